@@ -1,0 +1,1 @@
+"""Attacks: one file each; the file's name is the registered name."""

@@ -1,0 +1,1 @@
+"""The shared solvers of optimisation attacks and their exchangeable parts."""

@@ -1,0 +1,1 @@
+"""Experiments: trials, sweeps, executors, the store, flags and the report."""

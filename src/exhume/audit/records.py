@@ -1,0 +1,131 @@
+"""Plain data of an audit: what is asked of a trial, and what came out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["Flag", "Options", "TrialResult", "TrialSpec"]
+
+#: a registered object as plain data: ``{"name": "gaussian-noise", "std": 0.01}``
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One cell of a sweep, as plain data: run one attack, or evaluate one bound.
+
+    Everything random is folded from ``seed`` and names, never from the order of
+    execution, and the data, weights and noise do not depend on the attack: trials that
+    differ in the attack alone face the same observation.
+
+    Attributes:
+        data: data source.
+        model: model source.
+        loss: name of the training loss.
+        mode: ``eval`` or ``train``.
+        dtype: ``float32`` or ``float64``.
+        batch_size: B.
+        seed: chooses examples, weights, noise and starts.
+        defenses: stack of defenses, in order; empty for none.
+        threat: name of a threat model.
+        prior: prior fitted to the public examples, or None.
+        attack: the attack of this trial, or None.
+        bound: the bound of this trial, or None; exactly one of the two is set.
+    """
+
+    data: Options
+    model: Options
+    loss: str = "cross-entropy"
+    mode: Literal["eval", "train"] = "eval"
+    dtype: Literal["float32", "float64"] = "float32"
+    batch_size: int = 1
+    seed: int = 0
+    defenses: tuple[Options, ...] = ()
+    threat: str = "labels-known"
+    prior: Options | None = None
+    attack: Options | None = None
+    bound: Options | None = None
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the canonical JSON: equal specs have equal ids everywhere."""
+        return content_hash(asdict(self))
+
+    @property
+    def setting(self) -> str:
+        """Hash of everything but the attack and the bound: the same observation."""
+        return content_hash({**asdict(self), "attack": None, "bound": None})
+
+
+def content_hash(value: Any) -> str:
+    """Return the SHA-256 of sorted, compact JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A warning about a result.
+
+    Attributes:
+        kind: short name, e.g. ``under-optimised``.
+        severity: ``alarm`` (a claim is broken), ``warning`` or ``note``.
+        sentence: what it means and what to do.
+    """
+
+    kind: str
+    severity: Literal["alarm", "warning", "note"]
+    sentence: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrialResult:
+    """What one trial gave, as plain data and float32 arrays.
+
+    Attributes:
+        spec: what was asked.
+        status: ``done``, ``not-applicable`` or ``failed``.
+        reason: one sentence if not done, else "".
+        outcome: name of the :class:`Outcome`, and its sentence.
+        objective: the attack's own objective at its answer.
+        objective_at_truth: the same function at the private batch.
+        adaptive: the attack used the declared law.
+        notes: sentences of the attack.
+        scores: metric → one value per example (matched); None where undefined.
+        not_applicable: metric → why it does not fit this data.
+        true_labels: labels of the private batch.
+        guessed_labels: labels of the matched estimates.
+        bound: fields of ``BoundValue`` (plus ``mse`` and ``mse_standard_error``).
+        facts: numbers about the setting: ``parameters``, ``gradient_norm``,
+            ``relative_noise``, ``labels_identify_order`` (1.0 or 0.0), …
+        released_in_clear: tensors that no defense touched.
+        cost: fields of ``Cost``.
+        trace: rows (restart, iteration, cpu_seconds, objective).
+        versions: of exhume, torch, numpy and Python.
+        arrays: ``truth`` and ``guess``, shape [B, *event], float32.
+    """
+
+    spec: TrialSpec
+    status: Literal["done", "not-applicable", "failed"]
+    reason: str = ""
+    outcome: tuple[str, str] | None = None
+    objective: float | None = None
+    objective_at_truth: float | None = None
+    adaptive: bool = False
+    notes: tuple[str, ...] = ()
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+    not_applicable: dict[str, str] = field(default_factory=dict)
+    true_labels: list[Any] = field(default_factory=list)
+    guessed_labels: list[Any] = field(default_factory=list)
+    bound: dict[str, Any] | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+    released_in_clear: tuple[str, ...] = ()
+    cost: dict[str, float] = field(default_factory=dict)
+    trace: tuple[tuple[int, int, float, float], ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)

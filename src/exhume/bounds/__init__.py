@@ -1,0 +1,1 @@
+"""Bounds: one file each; the file's name is the registered name."""

@@ -1,0 +1,1 @@
+"""Defenses: one file each; the file's name is the registered name."""

@@ -1,0 +1,43 @@
+"""What goes wrong, said in one sentence: what came, what was expected, what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ExhumeError",
+    "Inconsistent",
+    "InvalidInput",
+    "MissingKnowledge",
+    "UnknownName",
+]
+
+
+class ExhumeError(Exception):
+    """Base of every error that a user can mend; the command line exits with 2."""
+
+
+class InvalidInput(ExhumeError, ValueError):
+    """A value is out of its domain: wrong shape, range, type, or not finite."""
+
+
+class Inconsistent(InvalidInput):
+    """Two inputs contradict each other: an update and a model, say.
+
+    Attributes:
+        problems: every contradiction found, one sentence each.
+    """
+
+    def __init__(self, summary: str, problems: tuple[str, ...] = ()) -> None:
+        self.summary = summary
+        self.problems = problems
+        super().__init__("\n  - ".join((summary, *problems)))
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...]]]:
+        return type(self), (self.summary, self.problems)
+
+
+class UnknownName(ExhumeError, LookupError):
+    """A name is not in the registry; the message offers the nearest ones."""
+
+
+class MissingKnowledge(ExhumeError):
+    """The threat model does not give the attack a fact that it needs."""

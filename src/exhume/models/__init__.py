@@ -1,0 +1,1 @@
+"""Public architectures: one file each; the file's name is the registered name."""

@@ -1,0 +1,1 @@
+"""Observation models F: one file each."""

@@ -1,0 +1,1 @@
+"""The vocabulary of the inverse problem O = D(F(S)), as small frozen types."""

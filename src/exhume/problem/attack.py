@@ -1,0 +1,73 @@
+"""What an attack is: a function of the problem alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from exhume.problem.event import EventKind
+from exhume.problem.knowledge import Fact, Problem
+from exhume.problem.reconstruction import Reconstruction
+from exhume.problem.tree import check_finite
+
+__all__ = ["Attack"]
+
+
+class Attack(ABC):
+    """A reconstructor A(O, knowledge); leaves are frozen dataclasses of numbers.
+
+    An attack gets the facts it declares and no others, so it cannot touch what it did
+    not ask for. The truth is not reachable from a :class:`Problem`.
+
+    Attributes:
+        needs: facts without which it cannot run.
+        uses: facts that it uses where they are given.
+        kinds: kinds of events that it can reconstruct.
+        baseline: it ignores the observation (a chance level, not an attack).
+        bibtex: the entries to cite, or "".
+    """
+
+    needs: ClassVar[frozenset[Fact]]
+    uses: ClassVar[frozenset[Fact]] = frozenset()
+    kinds: ClassVar[frozenset[EventKind]] = frozenset({"image", "vector"})
+    baseline: ClassVar[bool] = False
+    bibtex: ClassVar[str] = ""
+
+    @final
+    def __call__(self, problem: Problem, key: int = 0) -> Reconstruction:
+        """Run the attack.
+
+        Args:
+            problem: what the attacker sees.
+            key: all randomness of the run; equal keys give equal bits.
+
+        Raises:
+            MissingKnowledge: the problem lacks a fact that the attack needs.
+            Inconsistent: the observation holds NaN or infinity.
+        """
+        for fact in sorted(self.needs, key=lambda f: f.name):
+            problem.require(fact)
+        check_finite(problem.observed, what="the observation")
+        return self.run(problem.restricted(self.needs | self.uses), key)
+
+    @abstractmethod
+    def run(self, problem: Problem, key: int) -> Reconstruction:
+        """Reconstruct; called with the declared facts only."""
+
+    def objective(
+        self, problem: Problem, inputs: Tensor, targets: Tensor
+    ) -> float | None:
+        """Return the attack's own objective at a candidate, or None if it has none.
+
+        The evaluator calls it at the truth, after the attack has ended, to tell an
+        under-optimised attack from an unidentifiable problem.
+
+        Args:
+            problem: what the attacker sees.
+            inputs: x, shape [B, *event].
+            targets: y, class indices or real targets.
+        """
+        del problem, inputs, targets
+        return None

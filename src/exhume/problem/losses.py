@@ -1,0 +1,37 @@
+"""Training losses by name; registered functions, because lambdas do not pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["LOSSES"]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy L = −(1/B) Σᵢ Σₖ yᵢₖ log softmax(fᵢ)ₖ.
+
+    Args:
+        outputs: logits f, shape [B, K].
+        targets: class indices [B] int64, or probabilities [B, K].
+    """
+    return F.cross_entropy(outputs, targets)
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error L = (1/B) Σᵢ ‖fᵢ − yᵢ‖² / dim(y).
+
+    Args:
+        outputs: predictions f, shape [B, ...] or [B, 1].
+        targets: float, as many values per example as the predictions.
+    """
+    return F.mse_loss(outputs.reshape(targets.shape), targets)
+
+
+#: name → loss(outputs, targets) averaged over the batch
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": cross_entropy,
+    "mse": mean_squared_error,
+}

@@ -1,0 +1,93 @@
+"""What an observation model is: F, its linearisation, and its residual."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from exhume.problem.tree import Tree, subtract
+
+if TYPE_CHECKING:
+    from exhume.problem.defense import Plan
+    from exhume.problem.task import Task
+
+__all__ = ["Candidate", "Observation", "ObservationModel"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A guess of the private batch, with nuisance variables if the model has any.
+
+    Attributes:
+        inputs: x, shape [B, *event].
+        targets: class indices [B], probabilities [B, K], or real targets.
+        nuisance: further unknowns of implicit models, by name (multipliers λ, say).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    nuisance: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What one run of a mechanism produced, on the evaluator's side.
+
+    Only :meth:`ThreatModel.reveal` decides which of it an attacker gets.
+
+    Attributes:
+        values: the released tensors O by name.
+        batch_statistics: BatchNorm layer → (mean, biased variance) of the client's
+            batch; empty without BatchNorm.
+        plans: the calibrated plan of every defense, in order.
+        key: the randomness that made it.
+    """
+
+    values: Tree
+    batch_statistics: Mapping[str, tuple[Tensor, Tensor]]
+    plans: tuple[Plan, ...]
+    key: int
+
+
+class ObservationModel(ABC):
+    """A forward model F; leaves are frozen dataclasses."""
+
+    @abstractmethod
+    def forward(self, task: Task, candidate: Candidate) -> Tree:
+        """Return F(S), differentiable in the candidate (autograd)."""
+
+    @abstractmethod
+    def forward_func(self, task: Task, candidate: Candidate) -> Tree:
+        """Return F(S), composable with ``torch.func`` transforms."""
+
+    def residual(self, task: Task, candidate: Candidate, observed: Tree) -> Tree:
+        """Return F(S) − O, zero at the truth of a noiseless observation."""
+        return subtract(self.forward(task, candidate), observed)
+
+    def jvp(self, task: Task, candidate: Candidate, tangent: Tensor) -> Tree:
+        """Return J t, the derivative of F along an input direction t [B, *event]."""
+        import torch
+
+        def at(inputs: Tensor) -> Tree:
+            return self.forward_func(
+                task, Candidate(inputs, candidate.targets, candidate.nuisance)
+            )
+
+        return torch.func.jvp(at, (candidate.inputs.detach(),), (tangent,))[1]
+
+    def vjp(self, task: Task, candidate: Candidate, cotangent: Tree) -> Tensor:
+        """Return Jᵀ u, the adjoint of :meth:`jvp`, shape [B, *event]."""
+        import torch
+
+        inputs = candidate.inputs.detach().requires_grad_()
+        values = self.forward(
+            task, Candidate(inputs, candidate.targets, candidate.nuisance)
+        )
+        names = list(values)
+        return torch.autograd.grad(
+            [values[n] for n in names], inputs, [cotangent[n] for n in names]
+        )[0]

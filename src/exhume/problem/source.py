@@ -1,0 +1,47 @@
+"""What a data source and a model source are: real examples, and networks for them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import nn
+
+from exhume.problem.batch import Batch
+from exhume.problem.event import EventSpec
+
+__all__ = ["DataSource", "ModelSource"]
+
+
+class DataSource(ABC):
+    """Loads real examples; leaves are frozen dataclasses of paths and sizes.
+
+    Attributes:
+        licence: of the data, for the report.
+    """
+
+    licence: ClassVar[str] = ""
+
+    @abstractmethod
+    def load(self) -> Batch:
+        """Return every example, in a fixed order, in natural units, float32."""
+
+
+class ModelSource(ABC):
+    """Builds a network; leaves are frozen dataclasses of sizes.
+
+    Attributes:
+        bibtex: the entry to cite, or "".
+    """
+
+    bibtex: ClassVar[str] = ""
+
+    @abstractmethod
+    def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
+        """Return a network with fresh weights.
+
+        Args:
+            spec: shape of an example.
+            classes: number K of outputs.
+            key: randomness of the weights; nothing seeds globally.
+        """

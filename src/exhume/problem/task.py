@@ -1,0 +1,243 @@
+"""What the client trains: model f, weights Θ, loss L, and the mode it runs in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from exhume.errors import InvalidInput
+from exhume.problem.losses import LOSSES
+from exhume.problem.tree import Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Normalisation", "Task"]
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+_Dropout = nn.modules.dropout._DropoutNd
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Fixed affine map (x − mean) / std applied to inputs before the model.
+
+    Attributes:
+        mean: one value per channel (images) or one for all.
+        std: likewise, positive.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or min(self.std, default=0.0) <= 0:
+            msg = (
+                f"normalisation needs as many means as positive stds, got mean "
+                f"{self.mean} and std {self.std}"
+            )
+            raise InvalidInput(msg)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (inputs.dim() - 2)
+        mean = inputs.new_tensor(self.mean).reshape(shape)
+        std = inputs.new_tensor(self.std).reshape(shape)
+        return (inputs - mean) / std
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model with its loss and mode, called statelessly; the user's model is copied.
+
+    Attributes:
+        model: the network f(·; Θ); a snapshot is taken, later changes do not matter.
+        loss: a name in ``LOSSES``; losses are means over the batch.
+        mode: ``eval`` or ``train``; in ``train`` BatchNorm uses the batch's own
+            statistics and never updates the running ones.
+        normalise: optional fixed map applied to inputs first.
+
+    Raises:
+        InvalidInput: unknown loss or mode, a model without trainable parameters, or
+            dropout in train mode (its hidden masks are a defense, not part of a task).
+    """
+
+    model: nn.Module
+    loss: str = "cross-entropy"
+    mode: Literal["eval", "train"] = "eval"
+    normalise: Normalisation | None = None
+    running_statistics: Mapping[str, tuple[Tensor, Tensor]] = field(
+        init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            msg = f"the loss {self.loss!r} is not known; known: {', '.join(LOSSES)}"
+            raise InvalidInput(msg)
+        if self.mode not in ("eval", "train"):
+            msg = f"the mode is {self.mode!r}; expected 'eval' or 'train'"
+            raise InvalidInput(msg)
+        running = {
+            name: (_value(module.running_mean), _value(module.running_var))
+            for name, module in self.model.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+        }
+        object.__setattr__(self, "running_statistics", running)
+        object.__setattr__(self, "model", _snapshot(self.model, self.mode))
+        if not self.parameters():
+            msg = "the model has no trainable parameters, so there is no gradient"
+            raise InvalidInput(msg)
+
+    def parameters(self) -> Tree:
+        """Return the trainable parameters Θ by name (the snapshot's own tensors)."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters."""
+        return next(iter(self.parameters().values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(iter(self.parameters().values())).device
+
+    def to(self, dtype: torch.dtype) -> Task:
+        """Return the same task in another precision (float64 for exact work)."""
+        model = copy.deepcopy(self.model).to(dtype)
+        task = Task(model, self.loss, self.mode, self.normalise)
+        running = {
+            name: (mean.to(dtype), var.to(dtype))
+            for name, (mean, var) in self.running_statistics.items()
+        }
+        object.__setattr__(task, "running_statistics", running)
+        return task
+
+    def predict(self, inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the outputs f(x; Θ), shape [B, K], differentiable in both.
+
+        Attention runs on its MATH kernel: the others have no second derivative.
+        """
+        x = inputs if self.normalise is None else self.normalise(inputs)
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(self.model, dict(parameters), (x,))
+
+    def loss_value(
+        self, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the scalar L(Θ; S), a mean over the batch.
+
+        Args:
+            inputs: x, shape [B, *event].
+            targets: class indices [B], or probabilities [B, K], or real targets.
+            parameters: Θ by name.
+        """
+        outputs = self.predict(inputs, parameters)
+        if self.loss == "mse":
+            targets = targets.to(outputs.dtype)
+        return LOSSES[self.loss](outputs, targets)
+
+    def gradient(self, inputs: Tensor, targets: Tensor) -> Tree:
+        """Return ∇_Θ L(Θ; S) by name, differentiable in inputs and targets.
+
+        The autograd route: fastest for one candidate. Inside ``torch.func`` transforms
+        use :meth:`gradient_func`.
+        """
+        parameters = {
+            name: p.detach().requires_grad_() for name, p in self.parameters().items()
+        }
+        with torch.enable_grad():
+            value = self.loss_value(inputs, targets, parameters)
+            differentiable = inputs.requires_grad or targets.requires_grad
+            grads = torch.autograd.grad(
+                value,
+                list(parameters.values()),
+                create_graph=differentiable,
+                materialize_grads=True,
+            )
+        return dict(zip(parameters, grads, strict=True))
+
+    def gradient_func(self, inputs: Tensor, targets: Tensor) -> Tree:
+        """Return ∇_Θ L(Θ; S) by name, composable with ``torch.func`` transforms."""
+        parameters = {name: p.detach() for name, p in self.parameters().items()}
+        return torch.func.grad(lambda theta: self.loss_value(inputs, targets, theta))(
+            parameters
+        )
+
+    def output_size(self, inputs: Tensor) -> int:
+        """Return the number K of outputs for inputs of this shape."""
+        with torch.no_grad():
+            return int(
+                self.predict(
+                    inputs[:1].repeat(2, *[1] * (inputs.dim() - 1)), self.parameters()
+                ).shape[-1]
+            )
+
+    def batch_statistics(self, inputs: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return mean and biased variance at the input of every BatchNorm layer.
+
+        Differentiable in ``inputs``; empty if the model has no BatchNorm.
+
+        Returns:
+            name of the layer → (mean [C], variance [C]).
+        """
+        with self._recorded_statistics() as statistics:
+            self.predict(inputs, {n: p.detach() for n, p in self.parameters().items()})
+        return statistics
+
+    @contextmanager
+    def _recorded_statistics(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        statistics: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def record(name: str) -> Any:
+            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                x = args[0]
+                axes = [axis for axis in range(x.dim()) if axis != 1]
+                variance, mean = torch.var_mean(x, axes, correction=0)
+                statistics[name] = (mean, variance)
+
+            return hook
+
+        handles = [
+            module.register_forward_pre_hook(record(name))
+            for name, module in self.model.named_modules()
+            if isinstance(module, _BatchNorm)
+        ]
+        try:
+            yield statistics
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _value(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.detach().clone()
+
+
+def _snapshot(model: nn.Module, mode: str) -> nn.Module:
+    """Copy a model so that calling it changes nothing, in the requested mode."""
+    net = copy.deepcopy(model).train(mode == "train")
+    for name, module in net.named_modules():
+        if mode == "eval":
+            continue
+        if isinstance(module, _Dropout) and module.p > 0:
+            msg = (
+                f"the model runs in train mode with dropout ({name!r}, p = {module.p}):"
+                f" its mask is hidden randomness; set p = 0 or use mode='eval'"
+            )
+            raise InvalidInput(msg)
+        if isinstance(module, _BatchNorm):
+            # Without running statistics there is nothing to update in place, which
+            # torch.func forbids; the batch's own statistics are used either way.
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+            module.num_batches_tracked = None
+    return net

@@ -1,0 +1,120 @@
+"""Named trees of tensors: an update is ``dict[str, Tensor]``, never a positional list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from exhume.errors import Inconsistent
+
+__all__ = [
+    "Tree",
+    "add",
+    "check_finite",
+    "check_same_layout",
+    "dot",
+    "flatten",
+    "norm",
+    "scale",
+    "size",
+    "subtract",
+    "unflatten",
+]
+
+Tree = dict[str, Tensor]
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    """Add two trees of the same layout, tensor by tensor."""
+    return {name: a[name] + b[name] for name in a}
+
+
+def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    """Subtract tree ``b`` from tree ``a``, tensor by tensor."""
+    return {name: a[name] - b[name] for name in a}
+
+
+def scale(factor: float | Tensor, tree: Mapping[str, Tensor]) -> Tree:
+    """Multiply every tensor of a tree by one number."""
+    return {name: factor * tensor for name, tensor in tree.items()}
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Return the inner product ⟨a, b⟩ over all tensors, as a scalar tensor."""
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def norm(tree: Mapping[str, Tensor]) -> Tensor:
+    """Return the Euclidean norm ‖tree‖₂ over all tensors, as a scalar tensor."""
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(t) for t in tree.values()])
+    )
+
+
+def size(tree: Mapping[str, Tensor]) -> int:
+    """Return the number of coordinates P."""
+    return sum(tensor.numel() for tensor in tree.values())
+
+
+def flatten(tree: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate all tensors into one vector, shape [P], in the tree's order."""
+    return torch.cat([tensor.reshape(-1) for tensor in tree.values()])
+
+
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Tree:
+    """Undo :func:`flatten`: cut a vector [P] into the layout of ``like``."""
+    parts = vector.split([tensor.numel() for tensor in like.values()])
+    return {
+        name: part.reshape(tensor.shape)
+        for part, (name, tensor) in zip(parts, like.items(), strict=True)
+    }
+
+
+def check_same_layout(
+    tree: Mapping[str, Tensor], like: Mapping[str, Tensor], *, what: str
+) -> None:
+    """Raise unless two trees have the same names and shapes.
+
+    Args:
+        tree: the tree that came.
+        like: the tree that was expected.
+        what: how to call ``tree`` in the message, e.g. "the update".
+
+    Raises:
+        Inconsistent: lists every missing, extra and reshaped tensor.
+    """
+    problems = list(_layout_problems(tree, like))
+    if problems:
+        summary = f"{what} does not fit the model: {len(problems)} problem(s)"
+        raise Inconsistent(summary, tuple(problems))
+
+
+def _layout_problems(
+    tree: Mapping[str, Tensor], like: Mapping[str, Tensor]
+) -> Iterable[str]:
+    for name, tensor in like.items():
+        if name not in tree:
+            yield f"tensor {name!r} is missing (expected shape {list(tensor.shape)})"
+        elif tree[name].shape != tensor.shape:
+            yield (
+                f"tensor {name!r} has shape {list(tree[name].shape)}, "
+                f"expected {list(tensor.shape)}"
+            )
+    for name in tree:
+        if name not in like:
+            yield f"tensor {name!r} is not a parameter of the model"
+
+
+def check_finite(tree: Mapping[str, Tensor], *, what: str) -> None:
+    """Raise if a tensor holds NaN or infinity, naming each such tensor."""
+    bad = [
+        f"tensor {name!r}: {int((~torch.isfinite(t)).sum())} of {t.numel()} "
+        f"values are NaN or infinite"
+        for name, t in tree.items()
+        if not bool(torch.isfinite(t).all())
+    ]
+    if bad:
+        msg = f"{what} is not finite"
+        raise Inconsistent(msg, tuple(bad))

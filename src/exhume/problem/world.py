@@ -1,0 +1,60 @@
+"""The evaluator's side: the truth lives here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from exhume.errors import InvalidInput
+from exhume.problem.batch import Batch
+from exhume.problem.mechanism import Mechanism
+from exhume.problem.observation import Observation
+from exhume.problem.prior import Density
+from exhume.problem.task import Task
+
+__all__ = ["World"]
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Task, private batch and mechanism, with what is public around them.
+
+    Attributes:
+        task: model, loss, mode.
+        batch: the private S.
+        mechanism: D∘F.
+        public: public examples, disjoint from the batch, or None.
+        prior: a density fitted to public data, or None.
+
+    Raises:
+        InvalidInput: a private example is among the public ones.
+    """
+
+    task: Task
+    batch: Batch
+    mechanism: Mechanism
+    public: Batch | None = None
+    prior: Density | None = None
+
+    def __post_init__(self) -> None:
+        if self.public is None:
+            return
+        if self.public.spec.shape != self.batch.spec.shape:
+            msg = (
+                f"public examples have shape {list(self.public.spec.shape)}, private "
+                f"ones {list(self.batch.spec.shape)}; use data of one shape"
+            )
+            raise InvalidInput(msg)
+        private = self.batch.inputs.reshape(len(self.batch), -1).double()
+        public = self.public.inputs.reshape(len(self.public), -1).double()
+        if bool((torch.cdist(private, public).amin(dim=1) == 0).any()):
+            msg = (
+                "a private example is also among the public ones, which would hand the "
+                "answer to the attacker; split the data first"
+            )
+            raise InvalidInput(msg)
+
+    def observe(self, key: int = 0) -> Observation:
+        """Run the mechanism once; equal keys give equal bits."""
+        return self.mechanism.sample(self.task, self.batch, key, self.public)

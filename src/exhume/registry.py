@@ -1,0 +1,151 @@
+"""Names of everything that can be chosen: a file's name is the registered name.
+
+``attacks/gauss_newton.py`` is the attack ``gauss-newton``. Names are read from the
+folders, so listing them imports nothing. A module holds exactly one public class of its
+kind; a name with a dot (``my_lab.my_attack``) is a module of the user's own.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from exhume.errors import UnknownName
+
+__all__ = ["KINDS", "Entry", "did_you_mean", "entries", "find", "names"]
+
+#: kind → (package, module and name of the base class its members derive from)
+KINDS: dict[str, tuple[str, str, str]] = {
+    "attack": ("exhume.attacks", "exhume.problem.attack", "Attack"),
+    "bound": ("exhume.bounds", "exhume.problem.bound", "Bound"),
+    "data": ("exhume.data", "exhume.problem.source", "DataSource"),
+    "defense": ("exhume.defenses", "exhume.problem.defense", "Defense"),
+    "metric": ("exhume.metrics", "exhume.problem.metric", "Metric"),
+    "model": ("exhume.models", "exhume.problem.source", "ModelSource"),
+    "observation": (
+        "exhume.observations",
+        "exhume.problem.observation",
+        "ObservationModel",
+    ),
+    "prior": ("exhume.priors", "exhume.problem.prior", "Prior"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: its kind, the file that defines it and one line about it."""
+
+    kind: str
+    name: str
+    path: Path
+    summary: str
+
+
+def _files(kind: str) -> dict[str, Path]:
+    # importlib.util.find_spec imports the parent package only, never the modules.
+    spec = importlib.util.find_spec(KINDS[kind][0])
+    if spec is None or spec.submodule_search_locations is None:  # pragma: no cover
+        msg = f"the package {KINDS[kind][0]} is missing from this installation"
+        raise UnknownName(msg)
+    found: dict[str, Path] = {}
+    for folder in spec.submodule_search_locations:
+        for path in sorted(Path(folder).glob("*.py")):
+            if path.stem.startswith("_") or not _defines_member(kind, path):
+                continue
+            found.setdefault(path.stem.replace("_", "-"), path)
+    return found
+
+
+@lru_cache(maxsize=512)
+def _defines_member(kind: str, path: Path) -> bool:
+    """Say whether a file has a class derived from the kind's base (read, not run)."""
+    base = KINDS[kind][2]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(
+        isinstance(node, ast.ClassDef)
+        and any(ast.unparse(b).split(".")[-1].split("[")[0] == base for b in node.bases)
+        for node in tree.body
+    )
+
+
+def _summary(path: Path) -> str:
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return doc.strip().split("\n", 1)[0]
+
+
+def names(kind: str) -> list[str]:
+    """List the registered names of a kind, sorted, without importing any of them."""
+    return sorted(_files(_known(kind)))
+
+
+def entries(kind: str) -> list[Entry]:
+    """List the registered names of a kind with the first line of their docstrings."""
+    return [
+        Entry(kind, name, path, _summary(path))
+        for name, path in sorted(_files(_known(kind)).items())
+    ]
+
+
+def find(kind: str, name: str) -> type[Any]:
+    """Import the class registered under a name.
+
+    Args:
+        kind: one of ``KINDS``.
+        name: a registered name, or ``package.module`` of the user's own.
+
+    Raises:
+        UnknownName: no such name; the message lists the nearest ones.
+    """
+    package, base_module, base_name = KINDS[_known(kind)]
+    if "." in name:
+        module_name = name
+    elif name in _files(kind):
+        module_name = f"{package}.{name.replace('-', '_')}"
+    else:
+        raise UnknownName(did_you_mean(kind, name, names(kind)))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if "." not in name or not module_name.startswith(error.name or "\0"):
+            raise
+        msg = (
+            f"the module {name!r} cannot be imported; an own {kind} is named by the "
+            f"dotted path of its module, which must be on the Python path"
+        )
+        raise UnknownName(msg) from error
+    base = getattr(importlib.import_module(base_module), base_name)
+    members = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, base)
+        and member.__module__ == module.__name__
+        and not member.__name__.startswith("_")
+        and not inspect.isabstract(member)
+    ]
+    if len(members) != 1:
+        msg = (
+            f"{module_name} defines {len(members)} public {base_name} classes; "
+            f"a module holds exactly one, so that its name is unique"
+        )
+        raise UnknownName(msg)
+    return members[0]
+
+
+def _known(kind: str) -> str:
+    if kind in KINDS:
+        return kind
+    raise UnknownName(did_you_mean("kind", kind, sorted(KINDS)))
+
+
+def did_you_mean(kind: str, name: str, known: list[str]) -> str:
+    """Say that a name is not known, offering the nearest ones and the whole list."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"no {kind} is called {name!r}; {hint}known: {', '.join(known)}"
