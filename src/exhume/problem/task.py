@@ -47,6 +47,7 @@ class Normalisation:
             raise InvalidInput(msg)
 
     def __call__(self, inputs: Tensor) -> Tensor:
+        """Return (x − mean) / std, channel by channel."""
         shape = (1, -1) + (1,) * (inputs.dim() - 2)
         mean = inputs.new_tensor(self.mean).reshape(shape)
         std = inputs.new_tensor(self.std).reshape(shape)

@@ -1,4 +1,4 @@
-"""Named trees of tensors: an update is ``dict[str, Tensor]``, never a positional list."""
+"""Named trees of tensors: an update is a ``dict[str, Tensor]``, never a list."""
 
 from __future__ import annotations
 
