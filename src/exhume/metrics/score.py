@@ -1,0 +1,155 @@
+"""Score a reconstruction: match first, then every metric, one value per example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from exhume.config import build
+from exhume.errors import InvalidInput, UnknownName
+from exhume.metrics.matching import UNMATCHED, match
+from exhume.problem.batch import Batch
+from exhume.problem.bound import NotApplicable
+from exhume.problem.event import EventSpec
+from exhume.problem.metric import Metric
+from exhume.problem.reconstruction import Reconstruction
+from exhume.registry import did_you_mean, names
+
+__all__ = ["Scores", "Values", "score"]
+
+#: one value per true example, in the batch's order; None where there is no estimate
+Values = tuple[float | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of a reconstruction, per example, in the order of the true batch.
+
+    Attributes:
+        assignment: for each truth the index of its estimate, or None without one.
+        inputs: matched estimates, shape [B, *event]; NaN where there is none.
+        targets: matched targets, shape [B, ...]; −1 (classes) or NaN where none.
+        values: metric → one value per example.
+        not_applicable: metric → why it does not fit this data.
+    """
+
+    assignment: tuple[int | None, ...]
+    inputs: Tensor
+    targets: Tensor
+    values: Mapping[str, Values]
+    not_applicable: Mapping[str, str]
+
+    def __getitem__(self, metric: str) -> Values:
+        """Return the values of a metric.
+
+        Raises:
+            InvalidInput: the metric does not fit this data; the message says why.
+            UnknownName: no metric has this name.
+        """
+        if metric in self.values:
+            return self.values[metric]
+        if metric in self.not_applicable:
+            msg = f"there are no values of {metric}: {self.not_applicable[metric]}"
+            raise InvalidInput(msg)
+        raise UnknownName(did_you_mean("metric", metric, sorted(self.values)))
+
+    @property
+    def mse(self) -> Values:
+        """Mean squared error of each example."""
+        return self["mse"]
+
+    @property
+    def psnr(self) -> Values:
+        """Peak signal-to-noise ratio of each example, in dB."""
+        return self["psnr"]
+
+    @property
+    def ssim(self) -> Values:
+        """Structural similarity of each image."""
+        return self["ssim"]
+
+    @property
+    def label_accuracy(self) -> Values:
+        """1.0 where the class of an example was recovered, else 0.0."""
+        return self["label-accuracy"]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Reduce each metric to its ``median``, ``min`` and ``max`` over the examples.
+
+        A metric without a single scored example is left out. There is no mean: one
+        outlier of a logarithmic metric would decide it.
+        """
+        present = {
+            metric: [v for v in values if v is not None]
+            for metric, values in self.values.items()
+        }
+        return {
+            metric: {"median": median(found), "min": min(found), "max": max(found)}
+            for metric, found in present.items()
+            if found
+        }
+
+
+def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
+    """Match estimates to the true examples and apply every registered metric.
+
+    Args:
+        reconstruction: an attack's answer: B̂ estimates, any order.
+        batch: the truth, B examples. If B̂ < B, truths without an estimate score None;
+            if B̂ > B, the surplus estimates are ignored.
+
+    Raises:
+        InvalidInput: the estimates have another shape, or are not finite.
+    """
+    index = match(reconstruction.inputs, batch.inputs)
+    rows = (index != UNMATCHED).nonzero().flatten()
+    found = {
+        "inputs": reconstruction.inputs.detach()[index[rows]],
+        "targets": reconstruction.targets.detach()[index[rows]],
+    }
+    truth = {"inputs": batch.inputs[rows], "targets": batch.targets[rows]}
+    values: dict[str, Values] = {}
+    not_applicable: dict[str, str] = {}
+    for name in names("metric"):
+        metric: Metric = build("metric", name)
+        what = metric.compares
+        given = _apply(metric, found[what], truth[what], batch.spec)
+        if isinstance(given, NotApplicable):
+            not_applicable[name] = given.reason
+        else:
+            values[name] = _spread(given, rows, len(batch))
+    return Scores(
+        assignment=tuple(None if i == UNMATCHED else i for i in index.tolist()),
+        inputs=_place(found["inputs"], rows, len(batch)),
+        targets=_place(found["targets"], rows, len(batch)),
+        values=values,
+        not_applicable=not_applicable,
+    )
+
+
+def _apply(
+    metric: Metric, guess: Tensor, truth: Tensor, spec: EventSpec
+) -> Tensor | NotApplicable:
+    if len(truth) == 0:
+        return NotApplicable("the attack returned no estimate")
+    return metric(guess, truth.to(guess.device), spec)
+
+
+def _spread(values: Tensor, rows: Tensor, count: int) -> Values:
+    """Put values at their rows of the batch; undefined ones become None."""
+    result: list[float | None] = [None] * count
+    for row, value in zip(rows.tolist(), values.tolist(), strict=True):
+        result[row] = value if math.isfinite(value) else None
+    return tuple(result)
+
+
+def _place(matched: Tensor, rows: Tensor, count: int) -> Tensor:
+    missing = torch.nan if matched.is_floating_point() else UNMATCHED
+    result = matched.new_full((count, *matched.shape[1:]), missing)
+    result[rows.to(matched.device)] = matched
+    return result
