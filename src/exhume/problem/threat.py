@@ -10,6 +10,7 @@ from torch import Tensor
 from exhume.errors import UnknownName
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import Observation
+from exhume.problem.presets import PRESETS
 from exhume.problem.world import World
 from exhume.registry import did_you_mean
 
@@ -43,10 +44,10 @@ class ThreatModel:
             return
         if self.name not in PRESETS:
             raise UnknownName(did_you_mean("threat model", self.name, sorted(PRESETS)))
-        facts, letter, description = PRESETS[self.name]
-        object.__setattr__(self, "facts", facts)
-        object.__setattr__(self, "letter", letter)
-        object.__setattr__(self, "description", description)
+        preset = PRESETS[self.name]
+        object.__setattr__(self, "facts", frozenset(Fact[f] for f in preset.facts))
+        object.__setattr__(self, "letter", preset.letter)
+        object.__setattr__(self, "description", preset.description)
 
     @property
     def known(self) -> frozenset[Fact]:
@@ -103,49 +104,3 @@ def _sorted_targets(targets: Tensor) -> Tensor:
     rows = targets.reshape(len(targets), -1).tolist()
     order = sorted(range(len(rows)), key=rows.__getitem__)
     return targets[torch.tensor(order)]
-
-
-_EAVESDROPPER = frozenset({Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE})
-_SERVER = _EAVESDROPPER | {Fact.DEFENSE}
-_DATA = _SERVER | {Fact.PRIOR, Fact.PUBLIC_DATA}
-
-#: name → (facts, letter of the SoK, in words)
-PRESETS: dict[str, tuple[frozenset[Fact], str, str]] = {
-    "eavesdropper": (
-        _EAVESDROPPER,
-        "A/B",
-        "Sees the update and the model; assumes one full-batch gradient and guesses "
-        "the batch size right. Knows nothing of labels, defenses or data beyond the "
-        "range of an example.",
-    ),
-    "parameter-aware": (
-        _SERVER,
-        "C",
-        "Also knows the training details: what the client computes, the batch size and "
-        "the defense with its strength.",
-    ),
-    "data-enhanced": (
-        _DATA,
-        "D",
-        "Also has public examples of the same kind and a prior fitted to them.",
-    ),
-    "statistics-known": (
-        _DATA | {Fact.LABELS, Fact.BATCH_NORM_STATISTICS},
-        "E",
-        "Also knows the labels and, if the model has BatchNorm, the statistics of the "
-        "client's batch at every such layer.",
-    ),
-    "labels-known": (
-        _DATA | {Fact.LABELS},
-        "D + labels",
-        "A well-informed passive server: model, schedule, batch size, defense with its "
-        "strength, public examples and the labels (which are easily inferred). The "
-        "default: a defense that holds here holds against less.",
-    ),
-    "defense-unknown": (
-        (_DATA | {Fact.LABELS}) - {Fact.DEFENSE},
-        "D + labels",
-        "As labels-known, but unaware of the defense: a non-adaptive attacker, shown "
-        "to see how much of a defense is obscurity.",
-    ),
-}
