@@ -1,0 +1,153 @@
+"""Locate linear layers by what they compute, never by their position in a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from exhume.problem.event import EventSpec
+from exhume.problem.law import Law
+from exhume.problem.task import Task
+
+__all__ = ["LinearLayer", "entry_weights", "features", "input_layer", "output_layer"]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A trainable ``nn.Linear``: its name in the model and those of its tensors."""
+
+    module: str
+    weight: str
+    bias: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    layer: LinearLayer
+    received: Tensor
+    returned: Tensor
+
+
+def input_layer(task: Task, spec: EventSpec) -> LinearLayer | None:
+    """Find the biased linear layer that reads the whole (normalised) input directly.
+
+    The test is on values: what the layer receives equals the flattened input. It need
+    not be the first layer, and what comes after it does not matter.
+
+    Returns:
+        the layer, or None if there is none.
+    """
+    inputs = _probes(task, spec)
+    seen = inputs if task.normalise is None else task.normalise(inputs)
+    calls, _ = _trace(task, inputs)
+    for call in calls:
+        received = call.received
+        if (
+            call.layer.bias is not None
+            and received.dim() == 2
+            and received.shape[1] == spec.dimension
+            and torch.equal(received, seen.flatten(1))
+        ):
+            return call.layer
+    return None
+
+
+def output_layer(task: Task, spec: EventSpec) -> LinearLayer | None:
+    """Find the linear layer whose outputs are the model's outputs.
+
+    For cross-entropy outputs count as equal if their softmax is, so a log-softmax at
+    the end of the model is no obstacle.
+
+    Returns:
+        the layer, or None if the outputs come from something else.
+    """
+    calls, outputs = _trace(task, _probes(task, spec))
+    for call in reversed(calls):
+        if call.returned.shape == outputs.shape and _same(task, call.returned, outputs):
+            return call.layer
+    return None
+
+
+def features(
+    task: Task, layer: LinearLayer, inputs: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Return what a layer receives, [N, …], and the model's outputs [N, K].
+
+    Args:
+        task: the model.
+        layer: one that :func:`output_layer` found.
+        inputs: x, shape [N, *event].
+        chunk: examples per forward pass; in train mode they share BatchNorm statistics.
+    """
+    received, outputs = [], []
+    for part in inputs.split(chunk):
+        calls, output = _trace(task, part)
+        received += [c.received for c in calls if c.layer == layer]
+        outputs.append(output)
+    return torch.cat(received), torch.cat(outputs)
+
+
+def entry_weights(law: Law | None, name: str, values: Tensor) -> Tensor:
+    """Weigh the entries of one tensor: 0 where void, inverse variance up to a factor.
+
+    Without a law (or without noise) every kept entry weighs 1.
+    """
+    weights = torch.ones_like(values)
+    if law is None:
+        return weights
+    if name in law.variance:
+        v = law.variance[name].to(values).expand_as(values)
+        # An exact entry beside noisy ones gets a large weight, not an infinite one.
+        v = v.clamp_min(max(1e-6 * float(v.max()), torch.finfo(v.dtype).tiny))
+        weights = v.min() / v
+    return law.keep({name: weights})[name]
+
+
+def _trace(task: Task, inputs: Tensor) -> tuple[list[_Call], Tensor]:
+    """Run the model and record its linear layers in order of execution."""
+    trainable = task.parameters()
+    name_of = {id(p): n for n, p in trainable.items()}
+    calls: list[_Call] = []
+    handles: list[RemovableHandle] = []
+    for name, module in task.model.named_modules():
+        if not isinstance(module, nn.Linear) or id(module.weight) not in name_of:
+            continue
+        bias = None if module.bias is None else name_of.get(id(module.bias))
+        layer = LinearLayer(name, name_of[id(module.weight)], bias)
+        handles.append(module.register_forward_hook(_recorder(layer, calls)))
+    try:
+        with torch.no_grad():
+            outputs = task.predict(inputs, trainable)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # The gradient of a weight that is used twice is a sum over its uses.
+    names = [call.layer.weight for call in calls]
+    return [c for c in calls if names.count(c.layer.weight) == 1], outputs
+
+
+def _recorder(
+    layer: LinearLayer, calls: list[_Call]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append(_Call(layer, args[0], output))
+
+    return hook
+
+
+def _probes(task: Task, spec: EventSpec) -> Tensor:
+    """Return two different examples without a repeated value, for comparisons."""
+    ramp = torch.linspace(0, 1, spec.dimension, dtype=task.dtype, device=task.device)
+    if spec.low is not None and spec.peak is not None:
+        ramp = spec.low + spec.peak * ramp
+    return torch.stack([ramp, ramp.flip(0)]).reshape(2, *spec.shape)
+
+
+def _same(task: Task, returned: Tensor, outputs: Tensor) -> bool:
+    if task.loss == "cross-entropy":
+        returned, outputs = returned.softmax(-1), outputs.softmax(-1)
+    return torch.allclose(returned, outputs, atol=1e-6)
