@@ -80,6 +80,19 @@ class Batch:
         index = torch.as_tensor(indices, dtype=torch.int64)
         return Batch(self.inputs[index], self.targets[index], self.spec)
 
+    def found_in(self, other: Batch) -> Tensor:
+        """Say which examples are also in another batch, value for value.
+
+        Returns:
+            shape [B], bool.
+        """
+        # Compared one by one: distances computed as ‖a‖² + ‖b‖² − 2ab miss copies.
+        mine, others = self.inputs.flatten(1).double(), other.inputs.double()
+        found = torch.zeros(len(self), dtype=torch.bool, device=mine.device)
+        for row in others.flatten(1).to(mine.device):
+            found |= (mine == row).all(dim=1)
+        return found
+
     def to(self, dtype: torch.dtype) -> Batch:
         """Return the batch with inputs (and float targets) in another precision."""
         targets = self.targets

@@ -18,13 +18,23 @@ class DataSource(ABC):
 
     Attributes:
         licence: of the data, for the report.
+        bibtex: the entry to cite, or "".
     """
 
     licence: ClassVar[str] = ""
+    bibtex: ClassVar[str] = ""
 
     @abstractmethod
     def load(self) -> Batch:
         """Return every example, in a fixed order, in natural units, float32."""
+
+    def private_pool(self, batch: Batch) -> list[int]:
+        """List the examples that may become private ones; all, unless overridden.
+
+        Args:
+            batch: what :meth:`load` returned.
+        """
+        return list(range(len(batch)))
 
 
 class ModelSource(ABC):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from exhume.errors import InvalidInput
 from exhume.problem.batch import Batch
 from exhume.problem.mechanism import Mechanism
@@ -46,9 +44,7 @@ class World:
                 f"ones {list(self.batch.spec.shape)}; use data of one shape"
             )
             raise InvalidInput(msg)
-        private = self.batch.inputs.reshape(len(self.batch), -1).double()
-        public = self.public.inputs.reshape(len(self.public), -1).double()
-        if bool((torch.cdist(private, public).amin(dim=1) == 0).any()):
+        if bool(self.public.found_in(self.batch).any()):
             msg = (
                 "a private example is also among the public ones, which would hand the "
                 "answer to the attacker; split the data first"
