@@ -25,7 +25,7 @@ class Attack(ABC):
         needs: facts without which it cannot run.
         uses: facts that it uses where they are given.
         kinds: kinds of events that it can reconstruct.
-        baseline: it ignores the observation (a chance level, not an attack).
+        baseline: a chance level that every table shows, not an attack.
         bibtex: the entries to cite, or "".
     """
 

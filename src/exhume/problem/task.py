@@ -48,10 +48,18 @@ class Normalisation:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return (x − mean) / std, channel by channel."""
-        shape = (1, -1) + (1,) * (inputs.dim() - 2)
-        mean = inputs.new_tensor(self.mean).reshape(shape)
-        std = inputs.new_tensor(self.std).reshape(shape)
+        mean, std = self._like(inputs)
         return (inputs - mean) / std
+
+    def undo(self, normalised: Tensor) -> Tensor:
+        """Return x = std · z + mean, channel by channel."""
+        mean, std = self._like(normalised)
+        return std * normalised + mean
+
+    def _like(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (1, -1) + (1,) * (inputs.dim() - 2)
+        mean, std = inputs.new_tensor(self.mean), inputs.new_tensor(self.std)
+        return mean.reshape(shape), std.reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
