@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -39,22 +40,35 @@ def validate(cls: type[Any], given: Mapping[str, Any], *, what: str) -> Any:
     known = [f.name for f in fields(cls) if f.init]
     unknown = [name for name in given if name not in known]
     if unknown:
-        options = ", ".join(known) or "none"
-        msg = f"{what} has no option {', '.join(map(repr, unknown))}; it has: {options}"
+        msg = f"{what} {_no_option(unknown, known)}"
         raise InvalidInput(msg)
     try:
         return TypeAdapter(cls).validate_python(dict(given))
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']}"
-            + ("" if e["type"] == "missing" else f" (got {e['input']!r})")
-            for e in error.errors()
-        )
-        msg = f"{what}: {problems}"
+        msg = f"{what}: {'; '.join(map(_problem, error.errors()))}"
         raise InvalidInput(msg) from error
     except ExhumeError as error:
         msg = f"{what}: {error}"
         raise type(error)(msg) from error
+
+
+def _no_option(unknown: list[str], known: list[str]) -> str:
+    near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
+    hints = [repr(match) for found in near for match in found]
+    hint = f"did you mean {' and '.join(hints)}? " if hints else ""
+    options = ", ".join(known) or "none"
+    return f"has no option {', '.join(map(repr, unknown))}; {hint}it has: {options}"
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    """Say in words what pydantic found."""
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":  # a sentence of ours, which says what it got
+        return (
+            f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
+        )
+    got = "" if error["type"] == "missing" else f" (got {error['input']!r})"
+    return f"{where or 'value'}: {error['msg']}{got}"
 
 
 def _registered_name(cls: type[Any]) -> str:

@@ -29,6 +29,8 @@ class TrialSpec:
         loss: name of the training loss.
         mode: ``eval`` or ``train``.
         dtype: ``float32`` or ``float64``.
+        classes: number K of outputs; 0 takes it from the labels (at least 2).
+        observation: what the client computes.
         batch_size: B.
         seed: chooses examples, weights, noise and starts.
         defenses: stack of defenses, in order; empty for none.
@@ -43,6 +45,8 @@ class TrialSpec:
     loss: str = "cross-entropy"
     mode: Literal["eval", "train"] = "eval"
     dtype: Literal["float32", "float64"] = "float32"
+    classes: int = 0
+    observation: Options = field(default_factory=lambda: {"name": "gradient"})
     batch_size: int = 1
     seed: int = 0
     defenses: tuple[Options, ...] = ()
@@ -60,6 +64,11 @@ class TrialSpec:
     def setting(self) -> str:
         """Hash of everything but the attack and the bound: the same observation."""
         return content_hash({**asdict(self), "attack": None, "bound": None})
+
+    @property
+    def cell(self) -> str:
+        """Hash of everything but the seed: trials that are averaged."""
+        return content_hash({**asdict(self), "seed": None})
 
 
 def content_hash(value: Any) -> str:
@@ -91,6 +100,7 @@ class TrialResult:
         spec: what was asked.
         status: ``done``, ``not-applicable`` or ``failed``.
         reason: one sentence if not done, else "".
+        baseline: the attack ignores the observation.
         outcome: name of the :class:`Outcome`, and its sentence.
         objective: the attack's own objective at its answer.
         objective_at_truth: the same function at the private batch.
@@ -102,10 +112,12 @@ class TrialResult:
         guessed_labels: labels of the matched estimates.
         bound: fields of ``BoundValue`` (plus ``mse`` and ``mse_standard_error``).
         facts: numbers about the setting: ``parameters``, ``gradient_norm``,
-            ``relative_noise``, ``labels_identify_order`` (1.0 or 0.0), …
-        released_in_clear: tensors that no defense touched.
+            ``relative_noise``, ``labels_identify_order`` (1.0 or 0.0), … (see
+            ``audit.trial``).
+        released_in_clear: tensors that no defense touched; empty without a defense.
         cost: fields of ``Cost``.
         trace: rows (restart, iteration, cpu_seconds, objective).
+        seconds: wall time of the whole trial, loading and scoring included.
         versions: of exhume, torch, numpy and Python.
         arrays: ``truth`` and ``guess``, shape [B, *event], float32.
     """
@@ -113,6 +125,7 @@ class TrialResult:
     spec: TrialSpec
     status: Literal["done", "not-applicable", "failed"]
     reason: str = ""
+    baseline: bool = False
     outcome: tuple[str, str] | None = None
     objective: float | None = None
     objective_at_truth: float | None = None
@@ -127,5 +140,6 @@ class TrialResult:
     released_in_clear: tuple[str, ...] = ()
     cost: dict[str, float] = field(default_factory=dict)
     trace: tuple[tuple[int, int, float, float], ...] = ()
+    seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)

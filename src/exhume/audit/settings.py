@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from exhume.audit.records import Options
+from exhume.errors import InvalidInput
 
 __all__ = ["AuditSettings"]
 
@@ -16,16 +17,20 @@ class AuditSettings:
 
     In a defense, a list of numbers stands for several strengths:
     ``{name = "gaussian-noise", std = [1e-4, 1e-3]}`` is two defenses of one family.
+    TOML has no null: the string ``"none"`` stands for it.
 
     Attributes:
         title: of the report.
         data: one data source, or several.
         model: the network.
         attacks: attacks to run; the baselines are always added.
-        defenses: stacks of defenses; a stack is a list, ``[]`` is no defense.
+        defenses: stacks of defenses; a stack is a list, ``[]`` is no defense, and a
+            defense that stands alone needs no list.
         bounds: bounds to evaluate for every defense.
         seeds: seeds of the sweep, or how many.
         batch_size: B.
+        classes: number K of outputs; 0 takes it from the labels (at least 2).
+        observation: what the client computes.
         loss: name of the training loss.
         mode: ``eval`` or ``train``.
         dtype: ``float32`` or ``float64``.
@@ -34,16 +39,23 @@ class AuditSettings:
         executor: ``serial`` or ``processes``.
         workers: number of processes; 0 takes one per core.
         out: folder of the run; "" makes ``runs/<title>``.
+
+    Raises:
+        InvalidInput: a size is out of range, or there is nothing to run.
     """
 
     title: str = "Audit"
     data: list[Options | str] | Options | str = "faces"
     model: Options | str = "lenet-zhu"
     attacks: list[Options | str] = field(default_factory=lambda: ["gauss-newton"])
-    defenses: list[list[Options]] = field(default_factory=lambda: [[]])
+    defenses: list[list[Options | str] | Options | str] = field(
+        default_factory=lambda: [[]]
+    )
     bounds: list[Options | str] = field(default_factory=list)
     seeds: list[int] | int = 1
     batch_size: int = 1
+    classes: int = 0
+    observation: Options | str = "gradient"
     loss: str = "cross-entropy"
     mode: Literal["eval", "train"] = "eval"
     dtype: Literal["float32", "float64"] = "float32"
@@ -52,6 +64,26 @@ class AuditSettings:
     executor: Literal["serial", "processes"] = "processes"
     workers: int = 0
     out: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("classes", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                msg = f"{name} is {getattr(self, name)}; it must be at least {least}"
+                raise InvalidInput(msg)
+        if not self.seed_list:
+            msg = f"seeds is {self.seeds!r}; give how many (at least 1), or a list"
+            raise InvalidInput(msg)
+        for name in ("data", "defenses"):
+            if getattr(self, name) == []:
+                msg = f"{name} is an empty list, so there is nothing to audit"
+                raise InvalidInput(msg)
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds, without repetition."""
+        if isinstance(self.seeds, int):
+            return list(range(self.seeds))
+        return list(dict.fromkeys(self.seeds))
 
 
 def as_options(value: Options | str) -> dict[str, Any]:
