@@ -65,7 +65,7 @@ __all__ = [
     "audit",
     "bound",
     "bounds",
-    "data",
+    "dataset",
     "defense",
     "defenses",
     "model",
@@ -104,8 +104,11 @@ def bound(name: str, **options: Any) -> Any:
     return _make("bound", name, options)
 
 
-def data(name: str, **options: Any) -> Any:
-    """Make a registered data source, e.g. ``data("faces").load()``."""
+def dataset(name: str, **options: Any) -> Any:
+    """Make a registered data source, e.g. ``dataset("faces").load()``.
+
+    It is not called ``data``: importing the package ``exhume.data`` would replace it.
+    """
     return _make("data", name, options)
 
 
