@@ -23,6 +23,7 @@ from exhume.problem.batch import Batch
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.law import Law
 from exhume.problem.task import Task
+from exhume.problem.tree import Tree
 
 __all__ = ["LabelStrategy", "label_note", "recover_labels"]
 
@@ -172,13 +173,13 @@ def _residual(
     """
     law, layer = evidence.law, evidence.layer
     scaled = law is not None and bool(law.maps)
-    blank = evidence.weight.new_zeros(len(evidence.weight))
-    keep = blank
+    keep = evidence.weight.new_zeros(len(evidence.weight))
     if evidence.bias is not None and layer.bias is not None:
-        keep = (entry_weights(law, layer.bias, evidence.bias) > 0).to(blank)
-        noise = blank if law is None else law.variance.get(layer.bias, blank)
-        if float(noise.max()) ** 0.5 * batch_size > _TOLERABLE_NOISE:
-            keep = blank
+        weights = entry_weights(law, {layer.bias: evidence.bias})
+        noise = None if law is None else law.variance.get(layer.bias)
+        std = 0.0 if noise is None else float(noise.max()) ** 0.5
+        if std * batch_size <= _TOLERABLE_NOISE:
+            keep = (weights[layer.bias] > 0).to(keep)
         if bool(keep.all()):
             return evidence.bias, keep, scaled
     projected, trust = _projected(problem, evidence, batch_size)
@@ -198,17 +199,20 @@ def _projected(
         evidence.task, layer, proxies, _chunk(evidence.task, batch_size)
     )
     typical = received.flatten(1).mean(dim=0)
-    gradient = evidence.weight
-    weights = entry_weights(law, layer.weight, gradient)
+    blocks = {layer.weight: evidence.weight}
     if evidence.bias is not None and layer.bias is not None:
-        gradient = torch.cat([gradient, evidence.bias[:, None]], dim=1)
-        own = entry_weights(law, layer.bias, evidence.bias)[:, None]
-        weights = torch.cat([weights, own], dim=1)
+        blocks[layer.bias] = evidence.bias
         typical = torch.cat([typical, typical.new_ones(1)])
+    gradient = _side_by_side(blocks)
+    weights = _side_by_side(entry_weights(law, blocks))
     power = (weights * typical.square()).sum(dim=1)
     floor = torch.finfo(power.dtype).tiny
     projected = (weights * gradient * typical).sum(dim=1) / power.clamp_min(floor)
     return projected, (power > 0).to(gradient)
+
+
+def _side_by_side(blocks: Tree) -> Tensor:
+    return torch.cat([t.reshape(len(t), -1) for t in blocks.values()], dim=1)
 
 
 def _conditional_softmax(

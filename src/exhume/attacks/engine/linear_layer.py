@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from exhume.problem.event import EventSpec
 from exhume.problem.law import Law
 from exhume.problem.task import Task
+from exhume.problem.tree import Tree
 
 __all__ = ["LinearLayer", "entry_weights", "features", "input_layer", "output_layer"]
 
@@ -91,20 +92,25 @@ def features(
     return torch.cat(received), torch.cat(outputs)
 
 
-def entry_weights(law: Law | None, name: str, values: Tensor) -> Tensor:
-    """Weigh the entries of one tensor: 0 where void, inverse variance up to a factor.
+def entry_weights(law: Law | None, values: Tree) -> Tree:
+    """Weigh the entries of some tensors: 0 where void, inverse variance up to a factor.
 
-    Without a law (or without noise) every kept entry weighs 1.
+    The factor is common to the given tensors, so that they can be weighed against each
+    other. Without a law (or without noise) every kept entry weighs 1.
     """
-    weights = torch.ones_like(values)
+    weights = {name: torch.ones_like(t) for name, t in values.items()}
     if law is None:
         return weights
-    if name in law.variance:
-        v = law.variance[name].to(values).expand_as(values)
+    variance = {
+        name: law.variance.get(name, t.new_zeros(())).to(t).expand_as(t)
+        for name, t in values.items()
+    }
+    largest = max(float(v.max()) for v in variance.values())
+    if largest > 0:
         # An exact entry beside noisy ones gets a large weight, not an infinite one.
-        v = v.clamp_min(max(1e-6 * float(v.max()), torch.finfo(v.dtype).tiny))
-        weights = v.min() / v
-    return law.keep({name: weights})[name]
+        least = max(min(float(v.min()) for v in variance.values()), 1e-6 * largest)
+        weights = {name: least / v.clamp_min(least) for name, v in variance.items()}
+    return law.keep(weights)
 
 
 def _trace(task: Task, inputs: Tensor) -> tuple[list[_Call], Tensor]:
