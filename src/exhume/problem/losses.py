@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from exhume.errors import InvalidInput
+
 __all__ = ["LOSSES"]
 
 
@@ -26,7 +28,16 @@ def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     Args:
         outputs: predictions f, shape [B, ...] or [B, 1].
         targets: float, as many values per example as the predictions.
+
+    Raises:
+        InvalidInput: there are more or fewer targets than predictions.
     """
+    if outputs.numel() != targets.numel():
+        msg = (
+            f"the model predicts shape {list(outputs.shape)}, but the targets have "
+            f"shape {list(targets.shape)}; the loss 'mse' compares value by value"
+        )
+        raise InvalidInput(msg)
     return F.mse_loss(outputs.reshape(targets.shape), targets)
 
 

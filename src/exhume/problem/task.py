@@ -57,6 +57,12 @@ class Normalisation:
         return std * normalised + mean
 
     def _like(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self.mean) not in (1, inputs.shape[1]):
+            msg = (
+                f"normalisation has {len(self.mean)} means, but the inputs have "
+                f"{inputs.shape[1]} channels; give one per channel, or one for all"
+            )
+            raise InvalidInput(msg)
         shape = (1, -1) + (1,) * (inputs.dim() - 2)
         mean, std = inputs.new_tensor(self.mean), inputs.new_tensor(self.std)
         return mean.reshape(shape), std.reshape(shape)
@@ -132,11 +138,28 @@ class Task:
     def predict(self, inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the outputs f(x; Θ), shape [B, K], differentiable in both.
 
-        Attention runs on its MATH kernel: the others have no second derivative.
+        Attention runs on its MATH kernel, and LSTMs outside of oneDNN: the others lack
+        a second or a forward derivative.
+
+        Raises:
+            InvalidInput: the model draws random numbers, so that f is no function.
         """
         x = inputs if self.normalise is None else self.normalise(inputs)
-        with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(self.model, dict(parameters), (x,))
+        state = dict(parameters)
+        if self.mode == "train":
+            # Some layers update buffers when called (a power iteration, say).
+            state |= {name: b.clone() for name, b in self.model.named_buffers()}
+        before = torch.get_rng_state()
+        with sdpa_kernel(SDPBackend.MATH), _without_onednn(self.model):
+            outputs = functional_call(self.model, state, (x,))
+        if not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+            msg = (
+                "the model draws random numbers when it is called (a functional "
+                "dropout without `training=self.training`?); make it deterministic"
+            )
+            raise InvalidInput(msg)
+        return outputs
 
     def loss_value(
         self, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor]
@@ -149,7 +172,7 @@ class Task:
             parameters: Θ by name.
         """
         outputs = self.predict(inputs, parameters)
-        if self.loss == "mse":
+        if self.loss == "mse" or targets.is_floating_point():
             targets = targets.to(outputs.dtype)
         return LOSSES[self.loss](outputs, targets)
 
@@ -231,16 +254,31 @@ def _value(tensor: Tensor | None) -> Tensor:
     return tensor.detach().clone()
 
 
+@contextmanager
+def _without_onednn(model: nn.Module) -> Iterator[None]:
+    """Switch oneDNN off for LSTMs, whose float32 kernel has no forward derivative."""
+    if not any(isinstance(module, nn.LSTM) for module in model.modules()):
+        yield
+        return
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
 def _snapshot(model: nn.Module, mode: str) -> nn.Module:
     """Copy a model so that calling it changes nothing, in the requested mode."""
     net = copy.deepcopy(model).train(mode == "train")
     for name, module in net.named_modules():
         if mode == "eval":
             continue
-        if isinstance(module, _Dropout) and module.p > 0:
+        randomness = _hidden_randomness(module)
+        if randomness:
             msg = (
-                f"the model runs in train mode with dropout ({name!r}, p = {module.p}):"
-                f" its mask is hidden randomness; set p = 0 or use mode='eval'"
+                f"the model runs in train mode with {randomness} ({name!r}): its mask "
+                f"is hidden randomness; switch it off or use mode='eval'"
             )
             raise InvalidInput(msg)
         if isinstance(module, _BatchNorm):
@@ -250,3 +288,14 @@ def _snapshot(model: nn.Module, mode: str) -> nn.Module:
             module.running_mean = module.running_var = None
             module.num_batches_tracked = None
     return net
+
+
+def _hidden_randomness(module: nn.Module) -> str | None:
+    """Name what makes a module random in train mode, or return None."""
+    if isinstance(module, _Dropout) and module.p > 0:
+        return f"dropout, p = {module.p}"
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0:
+        return f"dropout, p = {module.dropout}"
+    if isinstance(module, nn.RReLU) and module.lower < module.upper:
+        return "randomised slopes"
+    return None
