@@ -25,10 +25,13 @@ class Density(ABC):
     Attributes:
         name: registered name of the prior that made it.
         supports: subset of {"mean", "sample", "information", "curvature"}.
+        fit_check: mean squared standardised distance of held-out public examples, about
+            1 if they look like draws of the density; None where it is not known.
     """
 
     name: ClassVar[str]
     supports: ClassVar[frozenset[str]] = frozenset()
+    fit_check: float | None = None
 
     @abstractmethod
     def energy(self, inputs: Tensor) -> Tensor:
