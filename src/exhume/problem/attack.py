@@ -8,9 +8,9 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from exhume.problem.event import EventKind
-from exhume.problem.knowledge import Fact, Problem
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.reconstruction import Reconstruction
-from exhume.problem.tree import check_finite
+from exhume.problem.tree import check_finite, check_same_layout
 
 __all__ = ["Attack"]
 
@@ -45,11 +45,15 @@ class Attack(ABC):
 
         Raises:
             MissingKnowledge: the problem lacks a fact that the attack needs.
-            Inconsistent: the observation holds NaN or infinity.
+            Inconsistent: the observation holds NaN or infinity, or its tensors are not
+                those of the model.
         """
         for fact in sorted(self.needs, key=lambda f: f.name):
             problem.require(fact)
         check_finite(problem.observed, what="the observation")
+        if problem.task is not UNKNOWN:
+            parameters = problem.task.parameters()
+            check_same_layout(problem.observed, parameters, what="the observation")
         return self.run(problem.restricted(self.needs | self.uses), key)
 
     @abstractmethod
