@@ -14,7 +14,7 @@ from exhume.problem.presets import PRESETS
 from exhume.problem.world import World
 from exhume.registry import did_you_mean
 
-__all__ = ["PRESETS", "ThreatModel"]
+__all__ = ["PRESETS", "ThreatModel", "sorted_targets"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ThreatModel:
         law = world.mechanism.law(observation.plans, observation.values)
         values = {
             Fact.WEIGHTS: world.task,
-            Fact.LABELS: _sorted_targets(world.batch.targets),
+            Fact.LABELS: sorted_targets(world.batch.targets),
             Fact.BATCH_SIZE: len(world.batch),
             Fact.BATCH_NORM_STATISTICS: observation.batch_statistics or UNKNOWN,
             Fact.LOCAL_SCHEDULE: world.mechanism.observation,
@@ -97,7 +97,7 @@ class ThreatModel:
         ).restricted(self.known)
 
 
-def _sorted_targets(targets: Tensor) -> Tensor:
+def sorted_targets(targets: Tensor) -> Tensor:
     """Sort labels, so that their order says nothing about the order of the batch."""
     if targets.dim() == 1:
         return targets.sort().values

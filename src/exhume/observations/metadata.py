@@ -1,0 +1,102 @@
+"""The JSON record inside an observation file: what was computed, and what is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from exhume.config import validate
+from exhume.errors import InvalidInput
+
+__all__ = ["ENTRY", "FORMAT", "EventRecord", "Metadata", "TaskRecord", "parse"]
+
+#: name of the one metadata entry of the safetensors file
+ENTRY = "exhume"
+#: number of this format; a file with another number is refused
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecord:
+    """Kind, shape and range of one example; ``range`` is null if unbounded."""
+
+    kind: Literal["image", "vector"]
+    shape: list[int]
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """What the client trained: loss, mode, event, and the map applied to inputs."""
+
+    loss: str
+    mode: Literal["eval", "train"]
+    event: EventRecord
+    reduction: Literal["mean"] = "mean"
+    normalise: dict[str, list[float]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """The whole record; it never holds private data.
+
+    Attributes:
+        format: number of the format.
+        kind: observation model; the tensors are named ``<kind>/<parameter>``.
+        sign: ``gradient``: the tensors are +∇L, not a step of an optimiser.
+        task: what was trained.
+        reference_sha256: hash of the weights at which it was computed, or null.
+        batch_size: B, or null if withheld.
+        clients: how many clients were averaged.
+        defense: name, options and plan of every defense in order; null if withheld.
+        facts: what the file gives beside the tensors, for a reader.
+        unknown: what it withholds.
+        released_in_clear: tensors that no defense touched.
+        made_by: versions of the software that wrote it.
+    """
+
+    format: int
+    kind: Literal["gradient"]
+    sign: Literal["gradient"]
+    task: TaskRecord
+    reference_sha256: str | None = None
+    batch_size: int | None = None
+    clients: Literal[1] = 1
+    defense: list[dict[str, Any]] | None = None
+    facts: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    released_in_clear: list[str] = field(default_factory=list)
+    made_by: dict[str, str] = field(default_factory=dict)
+
+    def dump(self) -> dict[str, str]:
+        """Return the metadata of the safetensors file: one entry, a JSON string."""
+        return {ENTRY: json.dumps(asdict(self), sort_keys=True, allow_nan=False)}
+
+
+def parse(metadata: Mapping[str, str], *, what: str) -> Metadata | None:
+    """Read the record; None if the file has none (plain tensors).
+
+    Args:
+        metadata: string metadata of the safetensors file.
+        what: how to call the file in messages.
+
+    Raises:
+        InvalidInput: not JSON, of another format number, or not of this schema.
+    """
+    if ENTRY not in metadata:
+        return None
+    try:
+        raw = json.loads(metadata[ENTRY])
+    except ValueError as error:
+        msg = f"the metadata of {what} is not valid JSON; write the file again"
+        raise InvalidInput(msg) from error
+    number = raw.get("format") if isinstance(raw, dict) else None
+    if number != FORMAT:
+        msg = (
+            f"{what} has observation format {number!r}, this version reads format "
+            f"{FORMAT}; use the version of exhume that wrote it"
+        )
+        raise InvalidInput(msg)
+    return validate(Metadata, raw, what=f"the metadata of {what}")
