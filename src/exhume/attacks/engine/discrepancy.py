@@ -1,0 +1,204 @@
+"""How far the update of a candidate is from the observation: one formula each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from exhume.formula import formula
+from exhume.problem.law import Law
+from exhume.problem.tree import Tree, flatten, subtract
+
+__all__ = [
+    "Discrepancy",
+    "DiscrepancyName",
+    "absolute_deviation",
+    "cosine_distance",
+    "gaussian_likelihood",
+    "layerwise_euclidean",
+    "likelihood_precision",
+    "make_discrepancy",
+    "squared_euclidean",
+]
+
+DiscrepancyName = Literal["euclidean", "layerwise-euclidean", "absolute", "cosine"]
+
+# In a release that is noisy in part, an exact coordinate counts as known up to this
+# fraction of the release's root mean square; its true precision would be infinite.
+_EXACT = 1e-3
+
+
+@formula(
+    r"\lVert F(x) - O \rVert_2^2", reference="Zhu et al., NeurIPS 2019, eq. (1)–(2)"
+)
+def squared_euclidean(update: Tree, observed: Tree) -> Tensor:
+    """Return the squared Euclidean distance over all tensors together, ≥ 0.
+
+    Args:
+        update: F(x) by name.
+        observed: O, same layout.
+    """
+    return flatten(subtract(update, observed)).square().sum()
+
+
+@formula(
+    r"\sum_l \lVert F(x)_l - O_l \rVert_2",
+    reference="Yin et al., CVPR 2021 (GradInversion), L_grad",
+)
+def layerwise_euclidean(update: Tree, observed: Tree) -> Tensor:
+    """Return the sum over tensors of their Euclidean distances, ≥ 0.
+
+    Args:
+        update: F(x) by name.
+        observed: O, same layout.
+    """
+    difference = subtract(update, observed)
+    return torch.stack([torch.linalg.vector_norm(t) for t in difference.values()]).sum()
+
+
+@formula(r"\lVert F(x) - O \rVert_1", reference="Deng et al., EMNLP 2021 (TAG)")
+def absolute_deviation(update: Tree, observed: Tree) -> Tensor:
+    """Return the sum of absolute differences over all tensors, ≥ 0.
+
+    Args:
+        update: F(x) by name.
+        observed: O, same layout.
+    """
+    return flatten(subtract(update, observed)).abs().sum()
+
+
+@formula(
+    r"1 - \frac{\langle F(x), O \rangle}{\lVert F(x) \rVert_2 \lVert O \rVert_2}",
+    reference="Geiping et al., NeurIPS 2020, eq. (4)",
+)
+def cosine_distance(update: Tree, observed: Tree) -> Tensor:
+    """Return one minus the cosine of the angle over all tensors together, in [0, 2].
+
+    A zero vector has no direction; its distance is 1.
+
+    Args:
+        update: F(x) by name.
+        observed: O, same layout.
+    """
+    a, b = flatten(update), flatten(observed)
+    length = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
+    return 1 - a.dot(b) / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+
+@formula(
+    r"\tfrac12 \lVert \Sigma^{-1/2} (O - h(F(x))) \rVert_2^2",
+    reference="Balunović et al., ICLR 2022, Gaussian defenses",
+)
+def gaussian_likelihood(update: Tree, observed: Tree, precision: Tree) -> Tensor:
+    """Return −log p(O | x) of Gaussian noise, up to a constant, ≥ 0.
+
+    Args:
+        update: h(F(x)), the mean of the release, by name.
+        observed: O, same layout.
+        precision: the diagonal of Σ⁻¹, same layout; 0 where a coordinate is void.
+    """
+    difference = flatten(subtract(update, observed))
+    return 0.5 * (flatten(precision) * difference.square()).sum()
+
+
+def likelihood_precision(observed: Tree, law: Law) -> Tree:
+    """Return the diagonal of Σ⁻¹ for a release that is noisy, wholly or in part.
+
+    Args:
+        observed: O by name, void coordinates at zero.
+        law: with noise.
+    """
+    if not law.exact_names(observed):
+        return law.precision(observed)
+    # Noise of size v and exact coordinates share one scale: see _EXACT.
+    floor = (_EXACT * flatten(observed).square().mean().sqrt()).square()
+    zeros = {name: torch.zeros_like(t) for name, t in observed.items()}
+    return law.keep(
+        {
+            name: 1 / (z + law.variance.get(name, z).to(z)).clamp_min(floor)
+            for name, z in zeros.items()
+        }
+    )
+
+
+_PLAIN: dict[str, Callable[[Tree, Tree], Tensor]] = {
+    "euclidean": squared_euclidean,
+    "layerwise-euclidean": layerwise_euclidean,
+    "absolute": absolute_deviation,
+    "cosine": cosine_distance,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Discrepancy:
+    """A distance between an update and one fixed observation, as the attacker knows it.
+
+    With a declared law the update first passes h (clipping, masks), void coordinates
+    count nowhere, and declared noise weighs every coordinate: distances become the
+    Gaussian likelihood, the cosine is taken between whitened vectors. Without a law
+    every coordinate of F(x) is compared with O as it is, zeros of an undeclared mask
+    included: that is what it means not to know the defense.
+
+    Attributes:
+        name: a name in ``DiscrepancyName``.
+        observed: O, void coordinates at zero.
+        law: the declared law, or the identity.
+        precision: the diagonal of Σ⁻¹ if the law is noisy, else None.
+    """
+
+    name: DiscrepancyName
+    observed: Tree
+    law: Law
+    precision: Tree | None
+
+    def __call__(self, update: Tree) -> Tensor:
+        """Return the distance of F(x) from O, a scalar."""
+        mean = self.law.mean(update)
+        if self.precision is None:
+            return _PLAIN[self.name](mean, self.observed)
+        if self.name == "cosine":
+            return cosine_distance(self._whitened(mean), self._whitened(self.observed))
+        return gaussian_likelihood(mean, self.observed, self.precision)
+
+    def _whitened(self, tree: Tree) -> Tree:
+        assert self.precision is not None
+        return {name: self.precision[name].sqrt() * t for name, t in tree.items()}
+
+    @property
+    def floor(self) -> float:
+        """What rounding alone makes of the distance at the exact answer."""
+        unit = 16 * torch.finfo(next(iter(self.observed.values())).dtype).eps
+        if self.precision is not None:
+            return 0.0
+        if self.name == "cosine":
+            return unit**2
+        scale = float(flatten(self.observed).abs().sum())
+        if self.name == "euclidean":
+            scale = float(flatten(self.observed).square().sum())
+            return unit**2 * scale
+        return unit * scale if self.name == "absolute" else unit * scale**0.5
+
+
+def make_discrepancy(
+    name: DiscrepancyName,
+    observed: Mapping[str, Tensor],
+    law: Law | None,
+    dtype: torch.dtype,
+) -> Discrepancy:
+    """Fit a discrepancy to an observation.
+
+    Args:
+        name: the published distance; a noisy law replaces it (see ``Discrepancy``).
+        observed: O by name.
+        law: p(O | S), or None if the attacker does not know it.
+        dtype: precision of the computation.
+    """
+    known = Law() if law is None else law
+    kept = known.keep({n: t.to(dtype) for n, t in observed.items()})
+    weighs = known.noisy and known.not_gaussian is None
+    precision = likelihood_precision(kept, known) if weighs else None
+    return Discrepancy(name, kept, known, precision)

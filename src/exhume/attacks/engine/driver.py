@@ -1,0 +1,267 @@
+"""The one loop of all optimisation attacks: restarts, budgets, groups, the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.engine.group import consensus, group_consistency
+from exhume.attacks.engine.objective import Objective
+from exhume.attacks.engine.parametrisation import Parametrisation, Units
+from exhume.attacks.engine.restart import Limits, Pull, Restart
+from exhume.attacks.engine.solver import Solver
+from exhume.attacks.engine.start import initial_with_note
+from exhume.attacks.engine.targets import (
+    InferredLabels,
+    resolve_targets,
+    target_variable,
+)
+from exhume.errors import InvalidInput
+from exhume.keys import generator
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
+
+__all__ = ["Design", "Group", "Limits", "check_options", "reconstruct"]
+
+# Spread that parts the examples of a deterministic start, as a share of the range.
+_JITTER = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """How restarts that run side by side are pulled to their mean.
+
+    Attributes:
+        weight: of the pull.
+        units: in which distances are measured.
+        align: estimate translations between the seeds.
+    """
+
+    weight: float
+    units: Units
+    align: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Design:
+    """An optimisation attack, part by part.
+
+    Attributes:
+        objective: what is minimised; any ``Density`` may be among its priors.
+        parametrisation: of the inputs.
+        solver: the step rule.
+        limits: budgets.
+        start: kind of start, see ``engine.start``.
+        labels: strategies for labels that are not known, in order.
+        group: None for independent restarts, one after the other.
+        notes: sentences for the report.
+    """
+
+    objective: Objective
+    parametrisation: Parametrisation
+    solver: Solver
+    limits: Limits
+    start: str
+    labels: tuple[InferredLabels, ...]
+    group: Group | None = None
+    notes: tuple[str, ...] = ()
+
+
+def reconstruct(
+    problem: Problem, design: Design, key: int, inputs: Tensor | None = None
+) -> Reconstruction:
+    """Minimise the objective from every start and return the best point.
+
+    Restarts are compared by the attack's own objective at the point that would be
+    returned: inside the range, with labels as classes.
+
+    Args:
+        problem: what the attacker sees.
+        design: the parts of the attack.
+        key: all randomness.
+        inputs: start of the first restart, shape [B, *event]; drawn if None.
+    """
+    watch = Stopwatch()
+    count: int = problem.require(Fact.BATCH_SIZE)
+    fixed, label_notes = resolve_targets(problem, design.labels, count)
+    _check_start(problem, count, inputs)
+    notes = list(design.notes + label_notes)
+    restarts: list[Restart] = []
+    waiting = list(range(design.limits.restarts))
+    while waiting:
+        # A group shares its iterations; independent restarts go one after the other.
+        together = waiting if design.group else waiting[:1]
+        if restarts and _left(design, watch) <= 0:
+            break
+        batch = []
+        for index in together:
+            given = inputs if index == 0 else None
+            restart, note = _begin(problem, design, key, index, fixed, given, watch)
+            batch.append(restart)
+            notes += [note] if note and note not in notes else []
+        waiting = waiting[len(together) :]
+        _race(batch, design, watch.cpu_seconds + _share(design, watch, waiting), watch)
+        restarts += batch
+    return _answer(problem, design, restarts, notes, watch)
+
+
+def _left(design: Design, watch: Stopwatch) -> float:
+    seconds = design.limits.seconds
+    return math.inf if seconds is None else seconds - watch.cpu_seconds
+
+
+def _share(design: Design, watch: Stopwatch, waiting: list[int]) -> float:
+    """Return the CPU seconds of the next restart, if the others are to get as many."""
+    return _left(design, watch) / (1 + len(waiting))
+
+
+def _begin(
+    problem: Problem,
+    design: Design,
+    key: int,
+    index: int,
+    fixed: Tensor | None,
+    given: Tensor | None,
+    watch: Stopwatch,
+) -> tuple[Restart, str]:
+    random = generator(key, "restart", index)
+    task = design.objective.task
+    count: int = problem.require(Fact.BATCH_SIZE)
+    note = ""
+    if given is None:
+        given, note = _draw(problem, design.start, count, index, random)
+    start = given.to(device=task.device, dtype=task.dtype)
+    targets = target_variable(task, fixed, start, random)
+    restart = Restart(
+        index,
+        design.objective,
+        design.parametrisation,
+        targets,
+        start,
+        design.solver,
+        design.limits,
+        watch,
+        random,
+    )
+    return restart, note
+
+
+def _draw(
+    problem: Problem, kind: str, count: int, index: int, random: torch.Generator
+) -> tuple[Tensor, str]:
+    """Draw a start; the kinds without randomness serve the first restart only."""
+    if kind not in ("prior-mean", "analytic"):
+        return initial_with_note(problem, kind, count, random)
+    if index > 0:
+        return initial_with_note(problem, "normal", count, random)
+    start, note = initial_with_note(problem, kind, count, random)
+    if count > 1:
+        # Equal examples with equal labels would stay equal for ever.
+        width = _JITTER * (problem.spec.peak or 1.0)
+        draw = torch.randn(start.shape, generator=random, dtype=torch.float64)
+        start = problem.spec.clamp(start + width * draw.to(start))
+    return start, note
+
+
+def _race(
+    restarts: list[Restart], design: Design, deadline: float, watch: Stopwatch
+) -> None:
+    """Advance all restarts in turn until each has ended or the time is over."""
+    while any(r.outcome is None for r in restarts):
+        pulls = _pulls(restarts, design.group)
+        for restart, pull in zip(restarts, pulls, strict=True):
+            restart.advance(pull)
+        if watch.cpu_seconds >= deadline:
+            break
+    for restart in restarts:
+        restart.finish(Outcome.TIME_LIMIT)
+
+
+def _pulls(restarts: list[Restart], group: Group | None) -> list[Pull | None]:
+    if group is None or len(restarts) == 1:
+        return [None] * len(restarts)
+    # Diverged seeds would spoil the mean of the others.
+    sound = [r for r in restarts if r.outcome is not Outcome.DIVERGED]
+    if len(sound) < 2:
+        return [None] * len(restarts)
+    leader = min(range(len(sound)), key=lambda i: sound[i].best_value)
+    means = consensus([r.inputs() for r in sound], leader, align=group.align)
+    own = dict(zip(map(id, sound), means, strict=True))
+    return [_pull(group, own[id(r)]) if id(r) in own else None for r in restarts]
+
+
+def _pull(group: Group, mean: Tensor) -> Pull:
+    target = group.units.from_data(mean)
+    return lambda x: group.weight * group_consistency(group.units.from_data(x), target)
+
+
+def _answer(
+    problem: Problem,
+    design: Design,
+    restarts: list[Restart],
+    notes: list[str],
+    watch: Stopwatch,
+) -> Reconstruction:
+    best: tuple[float, Tensor, Tensor, Outcome] | None = None
+    for restart in restarts:
+        inputs, targets = restart.answer()
+        inputs = problem.spec.clamp(inputs.detach())
+        value = design.objective.value(inputs, targets)
+        watch.count()
+        rank = value if math.isfinite(value) else math.inf
+        if best is None or rank < best[0]:
+            assert restart.outcome is not None  # every run has been finished
+            best = (rank, inputs, targets, restart.outcome)
+    assert best is not None  # restarts ≥ 1
+    value, inputs, targets, outcome = best
+    return Reconstruction(
+        inputs=inputs,
+        targets=targets,
+        objective=value if math.isfinite(value) else None,
+        outcome=outcome,
+        cost=watch.cost(),
+        trace=tuple(point for restart in restarts for point in restart.trace),
+        adaptive=problem.law is not UNKNOWN,
+        notes=tuple(notes),
+    )
+
+
+def _check_start(problem: Problem, count: int, inputs: Tensor | None) -> None:
+    shape = (count, *problem.spec.shape)
+    if inputs is None:
+        return
+    if tuple(inputs.shape) != shape or not bool(torch.isfinite(inputs).all()):
+        msg = (
+            f"the start has shape {list(inputs.shape)}; expected finite values of "
+            f"shape {list(shape)}"
+        )
+        raise InvalidInput(msg)
+
+
+def check_options(
+    *,
+    at_least_one: Mapping[str, int],
+    positive: Mapping[str, float | None],
+    not_negative: Mapping[str, float] | None = None,
+) -> None:
+    """Raise unless every option is in its range (None stands for no limit).
+
+    Raises:
+        InvalidInput: names the option, its value and what was expected.
+    """
+    for name, count in at_least_one.items():
+        if count < 1:
+            msg = f"{name} is {count}; it must be at least 1"
+            raise InvalidInput(msg)
+    for name, number in positive.items():
+        if number is not None and not 0 < number < math.inf:
+            msg = f"{name} is {number}; it must be a positive number"
+            raise InvalidInput(msg)
+    for name, number in (not_negative or {}).items():
+        if not 0 <= number < math.inf:
+            msg = f"{name} is {number}; it must be zero or a positive number"
+            raise InvalidInput(msg)
