@@ -235,7 +235,8 @@ def scale_invariance(weight: Tensor, gradient: Tensor) -> float:
     Returns:
         ρ in [0, 1]; 0 for a zero gradient.
     """
-    w, g = weight.flatten(1).double(), gradient.flatten(1).double()
+    w = weight.detach().flatten(1).double()
+    g = gradient.detach().flatten(1).double()
     inner = (w * g).sum(dim=1)
     scale = w.norm(dim=1) * g.norm(dim=1)
     tiny = torch.finfo(torch.float64).tiny
