@@ -1,0 +1,281 @@
+"""The house stands: arrows, sizes, import time, registry, keys and formulas."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import exhume
+from exhume import registry
+from exhume.errors import InvalidInput, UnknownName
+from exhume.formula import collect, page
+from exhume.keys import fold, generator
+
+SOURCE = Path(exhume.__file__).parent
+TESTS = Path(__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+#: modules without torch that every room may use, and which use no room
+FOUNDATION = {"errors", "keys", "formula", "registry", "config", "files"}
+_SIGNAL = {"problem", "observations", "defenses", "priors", "models", "data"}
+#: room → rooms that it may import (its own is always allowed)
+ARROWS = {
+    "problem": set(),
+    "observations": {"problem"},
+    "defenses": {"problem"},
+    "priors": {"problem"},
+    "models": {"problem"},
+    "data": {"problem"},
+    "attacks": _SIGNAL - {"data"},
+    "bounds": _SIGNAL - {"data"},
+    "metrics": {"problem"},
+    "audit": _SIGNAL | {"attacks", "bounds", "metrics"},
+    "cli": _SIGNAL | {"attacks", "bounds", "metrics", "audit"},
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> list[tuple[int, str]]:
+    """List every ``exhume.x`` that a file imports, inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            if node.module == "exhume":
+                found += [(node.lineno, f"exhume.{a.name}") for a in node.names]
+            else:
+                found.append((node.lineno, node.module or ""))
+    return [(line, name) for line, name in found if name.startswith("exhume.")]
+
+
+def test_every_room_is_in_the_table_of_arrows():
+    rooms = {room(p) for p in FILES} - {"__init__", "__main__"} - FOUNDATION
+    assert rooms <= set(ARROWS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_follow_the_arrows(path):
+    here = room(path)
+    if here in {"__init__", "__main__"}:
+        return
+    allowed = FOUNDATION | ARROWS.get(here, set()) | {here}
+    wrong = [
+        f"line {line} imports {name}"
+        for line, name in imported_modules(path)
+        if name.split(".")[1] not in allowed
+    ]
+    assert wrong == []
+
+
+def test_files_and_functions_are_short():
+    lengths, offenders = [], []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(SOURCE)
+        if (count := len(text.splitlines())) > 500:
+            offenders.append(f"{name} has {count} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                lengths.append(length)
+                if length > 60:
+                    offenders.append(f"{name}:{node.lineno} {node.name}: {length}")
+    assert offenders == []
+    assert median(lengths) <= 12
+
+
+def fresh(code: str) -> str:
+    """Run code in a new interpreter and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_fast_and_free_of_torch():
+    code = (
+        "import time, sys; t = time.process_time(); import exhume; "
+        "print(time.process_time() - t); assert 'torch' not in sys.modules"
+    )
+    assert min(float(fresh(code)) for _ in range(3)) < 0.2
+
+
+def test_listing_names_imports_neither_torch_nor_any_member():
+    code = (
+        "import sys, exhume.registry as r\n"
+        "import exhume.audit.records, exhume.audit.settings\n"
+        "for kind in r.KINDS: r.names(kind); r.entries(kind)\n"
+        "heavy = {'torch', 'scipy', 'skimage', 'sklearn', 'matplotlib', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert fresh(code).strip() == "[]"
+
+
+def test_the_public_names_resolve():
+    for name in exhume.__all__:
+        assert getattr(exhume, name) is not None
+    assert set(exhume.__all__) <= set(dir(exhume))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        exhume.nothing  # noqa: B018
+
+
+# --- registry ------------------------------------------------------------------------
+
+MEMBERS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), MEMBERS, ids=[f"{k} {n}" for k, n in MEMBERS]
+)
+def test_members_are_frozen_documented_dataclasses(kind, name):
+    cls = registry.find(kind, name)
+    assert dataclasses.is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert cls.__doc__
+    assert cls.__module__.endswith(name.replace("-", "_"))
+    (entry,) = [e for e in registry.entries(kind) if e.name == name]
+    assert entry.summary.endswith(".")
+    assert len(entry.summary) <= 88
+    bibtex = getattr(cls, "bibtex", "")
+    assert bibtex.count("{") == bibtex.count("}")
+    assert bibtex == "" or bibtex.strip().startswith("@")
+
+
+def test_unknown_names_get_the_nearest_ones_and_the_list():
+    with pytest.raises(UnknownName, match=r"did you mean 'prior-mean'.*nearest-public"):
+        registry.find("attack", "prior-maen")
+    with pytest.raises(UnknownName, match="no kind is called 'atack'; did you mean"):
+        registry.names("atack")
+    with pytest.raises(UnknownName, match="no attack is called 'zzz'; known: "):
+        exhume.attack("zzz")
+
+
+OWN = '''"""{summary}"""
+from dataclasses import dataclass
+from exhume.problem.attack import Attack
+
+@dataclass(frozen=True, kw_only=True)
+class {cls}(Attack):
+    """{summary}"""
+    scale: float = 1.0
+    needs = frozenset()
+
+    def run(self, problem, key):
+        raise NotImplementedError
+'''
+
+
+def test_one_new_file_is_enough(tmp_path):
+    import exhume.attacks
+
+    (tmp_path / "brand_new.py").write_text(OWN.format(summary="Mine.", cls="BrandNew"))
+    (tmp_path / "prior_mean.py").write_text(OWN.format(summary="Fake.", cls="Fake"))
+    (tmp_path / "helper.py").write_text('"""No attack."""\n')
+    exhume.attacks.__path__.append(str(tmp_path))
+    try:
+        assert "brand-new" in registry.names("attack")
+        assert "helper" not in registry.names("attack")
+        assert exhume.attack("brand-new", scale=2).scale == 2.0
+        # A second file of the same name cannot replace the first.
+        summaries = {e.name: e.summary for e in registry.entries("attack")}
+        assert summaries["prior-mean"] != "Fake."
+        assert summaries["brand-new"] == "Mine."
+    finally:
+        exhume.attacks.__path__.remove(str(tmp_path))
+        sys.modules.pop("exhume.attacks.brand_new", None)
+    assert "brand-new" not in registry.names("attack")
+
+
+def test_own_modules_are_named_by_dotted_path(tmp_path, monkeypatch):
+    package = tmp_path / "my_lab"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text(OWN.format(summary="Mine.", cls="Mine"))
+    (package / "two.py").write_text(
+        OWN.format(summary="One.", cls="One") + OWN.format(summary="Two.", cls="Two")
+    )
+    (package / "broken.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert type(exhume.attack("my_lab.mine")).__name__ == "Mine"
+    with pytest.raises(UnknownName, match="defines 2 public Attack classes"):
+        registry.find("attack", "my_lab.two")
+    with pytest.raises(UnknownName, match="dotted path of its module"):
+        registry.find("attack", "my_lab.absent")
+    # The user's own missing dependency is not blamed on the name.
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        registry.find("attack", "my_lab.broken")
+
+
+def test_options_are_checked_all_at_once():
+    with pytest.raises(InvalidInput, match=r"no option 'lables'.*labels"):
+        exhume.attack("analytic-linear", lables="idlg")
+    with pytest.raises(InvalidInput, match=r"gradients.*got 'many'"):
+        exhume.attack("nearest-public", gradients="many")
+    with pytest.raises(InvalidInput, match="gradients is 0"):
+        exhume.attack("nearest-public", gradients=0)
+
+
+# --- keys ----------------------------------------------------------------------------
+
+
+def test_keys_are_the_same_on_every_machine():
+    assert fold(0, "attack", 1) == 301221917959323947  # first 63 bits of SHA-256
+    assert fold(7) == fold(7)
+
+
+def test_keys_differ_by_every_part():
+    keys = {
+        fold(seed, *names)
+        for seed in range(20)
+        for names in [(), ("a",), ("b",), ("a", "b"), ("b", "a"), ("1",), (1,), (2,)]
+    }
+    assert len(keys) == 160
+    assert all(0 <= key < 2**63 for key in keys)
+
+
+def test_generators_are_local_and_reproducible():
+    import torch
+
+    before = torch.random.get_rng_state()
+    draws = [torch.rand(5, generator=generator(3, "x")) for _ in range(2)]
+    assert bool((draws[0] == draws[1]).all())
+    assert bool((draws[0] != torch.rand(5, generator=generator(3, "y"))).all())
+    assert bool((torch.random.get_rng_state() == before).all())
+
+
+# --- formulas ------------------------------------------------------------------------
+
+
+def test_every_formula_is_named_in_a_test():
+    text = "\n".join(p.read_text(encoding="utf-8") for p in TESTS.glob("test_*.py"))
+    words = set(re.findall(r"\w+", text))
+    untested = [f.function for f in collect() if f.function.split(".")[-1] not in words]
+    assert untested == []
+
+
+def test_every_formula_is_documented():
+    for entry in collect():
+        assert entry.summary.endswith("."), entry
+        assert entry.equation, entry
+        assert entry.reference, entry
+        assert "$" not in entry.equation, entry
+
+
+def test_the_page_of_formulas_is_up_to_date():
+    path = SOURCE.parent.parent / "docs" / "formulas.md"
+    if not path.exists():
+        pytest.skip("docs/formulas.md is not part of this checkout")
+    assert path.read_text(encoding="utf-8") == page(collect()), "run `make docs`"
