@@ -1,0 +1,138 @@
+"""Numbers about a setting, on the evaluator's side: sizes, norms, noise, fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from exhume.formula import formula
+from exhume.problem.observation import Candidate, Observation
+from exhume.problem.reconstruction import Reconstruction
+from exhume.problem.tree import Tree
+from exhume.problem.world import World
+
+__all__ = [
+    "collect_facts",
+    "cosine",
+    "labels_identify_order",
+    "ordered_error",
+    "relative_noise",
+    "released_in_clear",
+]
+
+
+@formula(r"\sqrt{\textstyle\sum_j v_j} / \lVert g \rVert_2", reference="definition")
+def relative_noise(variance: Mapping[str, Tensor], update: Tree) -> float:
+    """Return the root-mean-square norm of the noise over the norm of the exact update.
+
+    √(Σⱼ vⱼ) / ‖g‖, which is σ√P / ‖g‖ for isotropic noise.
+
+    Args:
+        variance: v by name, scalars or tensors of the parameter's shape.
+        update: the exact update g by name.
+
+    Returns:
+        a ratio ≥ 0; infinite if the update is zero and there is noise.
+    """
+    power = sum(
+        float(torch.broadcast_to(v, update[name].shape).double().sum())
+        for name, v in variance.items()
+    )
+    if power == 0:
+        return 0.0
+    norm = _norm(update)
+    return math.sqrt(power) / norm if norm > 0 else math.inf
+
+
+@formula(
+    r"\langle a, b \rangle / (\lVert a \rVert_2 \lVert b \rVert_2)",
+    reference="definition",
+)
+def cosine(first: Tree, second: Tree) -> float:
+    """Return the cosine of the angle between two trees, 0 if either vanishes."""
+    product = sum(float((first[n].double() * second[n].double()).sum()) for n in first)
+    norms = _norm(first) * _norm(second)
+    return product / norms if norms > 0 else 0.0
+
+
+def _norm(tree: Tree) -> float:
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tree.values()))
+
+
+def labels_identify_order(targets: Tensor) -> bool:
+    """Say whether the labels tell the examples apart (always so for one example)."""
+    rows = targets.reshape(len(targets), -1)
+    return len(torch.unique(rows, dim=0)) == len(rows)
+
+
+def collect_facts(world: World, observation: Observation) -> dict[str, float]:
+    """Measure a setting; nothing here depends on an attack.
+
+    Returns:
+        ``parameters`` (P), ``dimension`` (d), ``unknowns`` (B·d), ``public_examples``,
+        ``gradient_norm`` (of the exact update), ``released_norm``,
+        ``cosine_to_exact`` (of the release), ``relative_noise``,
+        ``labels_identify_order`` (1.0 or 0.0), and ``prior_fit`` where the prior was
+        checked on held-out examples (about 1 if it fits).
+    """
+    exact = world.mechanism.observation.forward(
+        world.task,
+        Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets),
+    )
+    exact = {name: tensor.detach() for name, tensor in exact.items()}
+    law = world.mechanism.law(observation.plans, observation.values)
+    facts = {
+        "parameters": float(sum(t.numel() for t in world.task.parameters().values())),
+        "dimension": float(world.batch.spec.dimension),
+        "unknowns": float(len(world.batch) * world.batch.spec.dimension),
+        "public_examples": float(0 if world.public is None else len(world.public)),
+        "gradient_norm": _norm(exact),
+        "released_norm": _norm(observation.values),
+        "cosine_to_exact": cosine(observation.values, exact),
+        "relative_noise": relative_noise(law.variance, exact),
+        "labels_identify_order": float(labels_identify_order(world.batch.targets)),
+    }
+    if world.prior is not None and world.prior.fit_check is not None:
+        facts["prior_fit"] = float(world.prior.fit_check)
+    return facts
+
+
+def released_in_clear(observation: Observation) -> tuple[str, ...]:
+    """List the tensors that no defense touched; none to list without a defense."""
+    if not observation.plans:
+        return ()
+    touched = {name for plan in observation.plans for name in plan.covers}
+    return tuple(name for name in observation.values if name not in touched)
+
+
+def ordered_error(
+    guess: Reconstruction, targets: Tensor, truth: Tensor
+) -> float | None:
+    """Return the mean squared error with examples paired by label, not by likeness.
+
+    Bounds hold for this error: the best assignment uses the truth, and can fall below
+    them.
+
+    Args:
+        guess: an attack's answer.
+        targets: true labels, shape [B].
+        truth: x, shape [B, *event].
+
+    Returns:
+        the error per coordinate, or None where labels do not pair the examples.
+    """
+    if guess.inputs.shape != truth.shape:
+        return None
+    estimate, wanted = guess.inputs.detach().double(), truth.double()
+    if len(truth) > 1:
+        if targets.dim() != 1 or guess.targets.shape != targets.shape:
+            return None
+        found, want = guess.targets.sort(), targets.sort()
+        same = torch.equal(found.values.to(want.values.dtype), want.values)
+        if not same or not labels_identify_order(targets):
+            return None
+        estimate, wanted = estimate[found.indices], wanted[want.indices]
+    return float((estimate - wanted).square().mean())

@@ -1,0 +1,213 @@
+"""From an audit's settings to its trials: every choice is checked before any runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from exhume.audit.records import Options, TrialSpec
+from exhume.audit.settings import AuditSettings, as_options
+from exhume.config import build, describe, validate
+from exhume.errors import ExhumeError, InvalidInput
+
+__all__ = ["BASELINES", "default_settings", "expand", "load_settings"]
+
+#: chance levels that every sweep runs beside its attacks
+BASELINES = ("prior-mean", "nearest-public")
+
+Stack = tuple[Options, ...]
+
+
+def load_settings(path: str | Path) -> AuditSettings:
+    """Read an audit from a TOML file; the keys are the fields of ``AuditSettings``.
+
+    Raises:
+        InvalidInput: the file is missing, is not TOML, or has a key or value that is
+            not known; the message names it and offers the nearest.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        msg = f"there is no file {path}; give the path of an audit's TOML file"
+        raise InvalidInput(msg) from error
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path} cannot be read as text ({error}); give a TOML file"
+        raise InvalidInput(msg) from error
+    return parse_settings(text, what=str(path))
+
+
+def parse_settings(text: str, *, what: str) -> AuditSettings:
+    """Read an audit from the text of a TOML file.
+
+    Args:
+        text: TOML.
+        what: how messages call it.
+    """
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{what} is not valid TOML: {error}"
+        raise InvalidInput(msg) from error
+    return validate(AuditSettings, _with_null(given), what=what)
+
+
+def default_settings() -> AuditSettings:
+    """Return the audit that ``exhume audit`` runs without arguments."""
+    text = (resources.files("exhume.audit") / "default.toml").read_text("utf-8")
+    return parse_settings(text, what="the embedded default")
+
+
+def _with_null(value: Any) -> Any:
+    """Replace the string "none" by None, which TOML cannot write."""
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_null(item) for item in value]
+    return None if value == "none" else value
+
+
+def expand(settings: AuditSettings) -> list[TrialSpec]:
+    """List the trials of an audit, without repetition.
+
+    Chance levels and bounds come first, because they are cheap and everything is drawn
+    against them; then all attacks of the first seed, so that a sweep that is stopped
+    early has complete pictures of fewer examples.
+
+    Every object is built once: options in the specs are complete, so that a changed
+    default changes the ids and no result is mistaken for another.
+
+    Raises:
+        InvalidInput: every name or option that is wrong, in one message.
+    """
+    checked = _Checked()
+    data = [checked.options("data", d) for d in _listed(settings.data)]
+    stacks = [s for given in settings.defenses for s in _stacks(given, checked)]
+    attacks = [checked.options("attack", a) for a in settings.attacks]
+    bounds = [checked.options("bound", b) for b in settings.bounds]
+    chance = [checked.options("attack", name) for name in BASELINES]
+    prior = settings.prior
+    common: dict[str, Any] = {
+        "model": checked.options("model", settings.model),
+        "prior": None if prior is None else checked.options("prior", prior),
+        "observation": checked.options("observation", settings.observation),
+        "loss": settings.loss,
+        "mode": settings.mode,
+        "dtype": settings.dtype,
+        "batch_size": settings.batch_size,
+        "classes": settings.classes,
+        "threat": settings.threat,
+    }
+    checked.run(lambda: _check_names(settings))
+    for stack in stacks:
+        checked.run(lambda stack=stack: _check_order(common["observation"], stack))
+    checked.report()
+
+    def specs(kind: str, chosen: Iterable[Options], seeds: list[int]) -> Any:
+        cells = itertools.product(seeds, data, chosen, stacks)
+        for seed, source, options, stack in cells:
+            what = {"seed": seed, "data": source, "defenses": stack, kind: options}
+            yield TrialSpec(**common, **what)
+
+    seeds = settings.seed_list
+    ordered = itertools.chain(
+        specs("attack", chance, seeds),
+        specs("bound", bounds, seeds),
+        specs("attack", attacks, seeds),
+    )
+    return list({spec.id: spec for spec in ordered}.values())
+
+
+def _listed(value: list[Options | str] | Options | str) -> list[Options | str]:
+    return value if isinstance(value, list) else [value]
+
+
+@dataclass
+class _Checked:
+    """Builds objects and gathers every problem, so that one run shows them all."""
+
+    problems: list[str] = field(default_factory=list)
+
+    def run(self, check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except ExhumeError as error:
+            self.problems.append(str(error))
+            return None
+
+    def options(self, kind: str, given: Options | str) -> Options:
+        """Return complete options in plain JSON types."""
+        options = as_options(given)
+        full = self.run(lambda: describe(build(kind, options)))
+        return _plain({**(full or {}), **{"name": options.get("name")}})
+
+    def report(self) -> None:
+        found = list(dict.fromkeys(self.problems))
+        if found:
+            raise InvalidInput("\n".join(found))
+
+
+def _plain(value: Any) -> Any:
+    """Write options in JSON types; an infinite number becomes its name."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_names(settings: AuditSettings) -> None:
+    from exhume.problem.losses import LOSSES
+    from exhume.problem.threat import ThreatModel
+    from exhume.registry import did_you_mean
+
+    ThreatModel(settings.threat)
+    if settings.loss not in LOSSES:
+        raise InvalidInput(did_you_mean("loss", settings.loss, sorted(LOSSES)))
+
+
+def _check_order(observation: Options, stack: Stack) -> None:
+    from exhume.problem.mechanism import Mechanism
+
+    try:
+        built = build("observation", observation)
+        defenses = tuple(build("defense", options) for options in stack)
+    except ExhumeError:
+        return  # already told, with its own sentence
+    Mechanism(built, defenses)
+
+
+def _stacks(
+    given: list[Options | str] | Options | str, checked: _Checked
+) -> list[Stack]:
+    """Expand one entry of ``defenses`` to the stacks that it stands for."""
+    families = [_strengths(as_options(d)) for d in _listed(given)]
+    return [
+        tuple(checked.options("defense", options) for options in stack)
+        for stack in itertools.product(*families)
+    ]
+
+
+def _strengths(options: Options) -> list[Options]:
+    """Expand options that are lists of numbers to every combination."""
+    lists = {name: v for name, v in options.items() if _is_numbers(v)}
+    return [
+        {**options, **dict(zip(lists, values, strict=True))}
+        for values in itertools.product(*lists.values())
+    ]
+
+
+def _is_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    )

@@ -1,0 +1,274 @@
+"""One trial: a pure function from plain data to plain data.
+
+Every random choice is folded from the seed and a name, so a trial has the same bits in
+one process, in many, and in any order.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+import traceback
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exhume.audit.facts import collect_facts, ordered_error, released_in_clear
+from exhume.audit.records import TrialResult, TrialSpec
+from exhume.config import build
+from exhume.data.split import split
+from exhume.errors import ExhumeError, InvalidInput, MissingKnowledge
+from exhume.keys import fold
+from exhume.metrics.score import score
+from exhume.problem.attack import Attack
+from exhume.problem.batch import Batch
+from exhume.problem.bound import Bound, NotApplicable
+from exhume.problem.mechanism import Mechanism
+from exhume.problem.observation import Observation
+from exhume.problem.prior import Density
+from exhume.problem.reconstruction import Outcome, Reconstruction
+from exhume.problem.source import DataSource
+from exhume.problem.task import Task
+from exhume.problem.threat import ThreatModel
+from exhume.problem.world import World
+
+__all__ = ["make_world", "prepare", "run_trial"]
+
+#: fields of a spec that the data, the model and the prior depend on
+_SHARED = (
+    "data",
+    "model",
+    "loss",
+    "mode",
+    "dtype",
+    "classes",
+    "batch_size",
+    "seed",
+    "prior",
+)
+
+
+def run_trial(spec: TrialSpec) -> TrialResult:
+    """Run one attack or evaluate one bound; never raises, whatever goes wrong inside.
+
+    An attack that lacks knowledge, or that does not fit the model, is
+    ``not-applicable``; any other error makes a ``failed`` row that says what happened.
+    """
+    started = time.perf_counter()
+    try:
+        result = _evaluate(spec)
+    except MissingKnowledge as error:
+        result = TrialResult(spec=spec, status="not-applicable", reason=str(error))
+    except ExhumeError as error:
+        result = TrialResult(spec=spec, status="failed", reason=str(error))
+    except Exception as error:
+        # The one broad catch: a defect in one attack must not end a sweep of hundreds
+        # of trials, and it is kept as a row with its type, message and place.
+        result = TrialResult(spec=spec, status="failed", reason=_told(error))
+    seconds = time.perf_counter() - started
+    return replace(result, seconds=seconds, versions=_versions())
+
+
+def _told(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split()) or "no message"
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {message} ({where})"
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("exhume", "torch", "numpy")}
+    return {**packages, "python": platform.python_version()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """What trials of one seed have in common, whatever the defense and the attack."""
+
+    private: Batch
+    public: Batch | None
+    task: Task
+    prior: Density | None
+
+
+def make_world(spec: TrialSpec) -> World:
+    """Build the evaluator's side of a trial, the truth included."""
+    shared = _shared(_key(spec, *_SHARED))
+    return World(
+        shared.task, shared.private, _mechanism(spec), shared.public, shared.prior
+    )
+
+
+def prepare(spec: TrialSpec) -> None:
+    """Load the data and build everything short of the prior, to find errors early.
+
+    Raises:
+        ExhumeError: what would make every trial of this setting fail.
+    """
+    _, public, task = _data_and_task(spec)
+    if spec.prior is not None and public is None:
+        raise _no_public(spec)
+    _mechanism(spec).calibrate(task, public, fold(spec.seed, "observe"))
+
+
+def _key(spec: TrialSpec, *names: str) -> str:
+    return json.dumps({name: getattr(spec, name) for name in names}, sort_keys=True)
+
+
+def _mechanism(spec: TrialSpec) -> Mechanism:
+    defenses = tuple(build("defense", options) for options in spec.defenses)
+    return Mechanism(build("observation", spec.observation), defenses)
+
+
+# Small caches: one process runs the trials of a seed after each other. They are keyed
+# by plain data alone, so that a hit cannot change a result.
+@lru_cache(maxsize=4)
+def _loaded(options: str) -> tuple[DataSource, Batch]:
+    source: DataSource = build("data", json.loads(options))
+    return source, source.load()
+
+
+@lru_cache(maxsize=2)
+def _shared(key: str) -> _Shared:
+    spec = TrialSpec(**json.loads(key))
+    private, public, task = _data_and_task(spec)
+    if spec.prior is None:
+        return _Shared(private, public, task, None)
+    if public is None:
+        raise _no_public(spec)
+    return _Shared(private, public, task, build("prior", spec.prior).fit(public, task))
+
+
+def _no_public(spec: TrialSpec) -> InvalidInput:
+    return InvalidInput(
+        f"all {spec.batch_size} examples of the data are private, so none is left to "
+        f"fit the prior to; add data, or set prior = 'none'"
+    )
+
+
+def _data_and_task(spec: TrialSpec) -> tuple[Batch, Batch | None, Task]:
+    source, whole = _loaded(json.dumps(spec.data, sort_keys=True))
+    private, public = split(whole, source, spec.batch_size, fold(spec.seed, "split"))
+    classes = _classes(spec, whole.targets)
+    model = build("model", spec.model).build(
+        whole.spec, classes, fold(spec.seed, "weights")
+    )
+    dtype = getattr(torch, spec.dtype)
+    task = Task(model.to(dtype), spec.loss, spec.mode)
+    return private.to(dtype), None if public is None else public.to(dtype), task
+
+
+def _classes(spec: TrialSpec, targets: Tensor) -> int:
+    """Return the number K of outputs."""
+    if targets.is_floating_point():
+        return spec.classes or int(targets[0].numel())
+    found = int(targets.max()) + 1
+    if spec.classes and spec.classes < found:
+        msg = (
+            f"classes is {spec.classes}, but the data has labels up to {found - 1}; "
+            f"set classes to at least {found}, or 0 to take it from the data"
+        )
+        raise InvalidInput(msg)
+    return spec.classes or max(found, 2)
+
+
+def _evaluate(spec: TrialSpec) -> TrialResult:
+    if (spec.attack is None) == (spec.bound is None):
+        msg = "a trial needs exactly one of an attack and a bound"
+        raise InvalidInput(msg)
+    world = make_world(spec)
+    observation = world.observe(fold(spec.seed, "observe"))
+    setting = TrialResult(
+        spec=spec,
+        status="done",
+        facts=collect_facts(world, observation),
+        released_in_clear=released_in_clear(observation),
+        true_labels=world.batch.targets.tolist(),
+    )
+    if spec.bound is not None:
+        return _bounded(setting, world)
+    return _attacked(setting, world, observation)
+
+
+def _bounded(setting: TrialResult, world: World) -> TrialResult:
+    spec = setting.spec
+    assert spec.bound is not None
+    bound: Bound = build("bound", spec.bound)
+    value = bound(world, world.prior, fold(spec.seed, "bound"))
+    if isinstance(value, NotApplicable):
+        return replace(setting, status="not-applicable", reason=value.reason)
+    record = {
+        **asdict(value),
+        "assumptions": list(value.assumptions),
+        "details": {name: float(v) for name, v in value.details.items()},
+        "mse": value.mse,
+        "mse_standard_error": value.mse_standard_error,
+    }
+    return replace(setting, bound=record)
+
+
+def _attacked(
+    setting: TrialResult, world: World, observation: Observation
+) -> TrialResult:
+    spec = setting.spec
+    assert spec.attack is not None
+    attack: Attack = build("attack", spec.attack)
+    problem = ThreatModel(spec.threat).reveal(world, observation)
+    guess = attack(problem, key=fold(spec.seed, "attack"))
+    told = replace(
+        setting,
+        baseline=attack.baseline,
+        outcome=(guess.outcome.name, guess.outcome.value),
+        adaptive=guess.adaptive,
+        notes=guess.notes,
+        cost={name: float(v) for name, v in asdict(guess.cost).items()},
+    )
+    if guess.outcome is Outcome.NOT_APPLICABLE:
+        reason = guess.notes[0] if guess.notes else guess.outcome.value
+        return replace(told, status="not-applicable", reason=reason)
+    # Only now, after the attack has ended, is the truth looked at.
+    known = problem.restricted(attack.needs | attack.uses)
+    inputs = world.batch.inputs.to(world.task.dtype)
+    at_truth = attack.objective(known, inputs, world.batch.targets)
+    told = replace(
+        told,
+        objective=_number(guess.objective),
+        objective_at_truth=_number(at_truth),
+        trace=tuple(
+            (p.restart, p.iteration, float(p.cpu_seconds), float(p.objective))
+            for p in guess.trace
+        ),
+    )
+    return _scored(told, guess, world.batch)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _scored(result: TrialResult, guess: Reconstruction, batch: Batch) -> TrialResult:
+    scores = score(guess, batch)
+    facts = dict(result.facts)
+    ordered = ordered_error(guess, batch.targets, batch.inputs)
+    if ordered is not None:
+        facts["ordered_mse"] = ordered
+    return replace(
+        result,
+        scores={name: list(values) for name, values in scores.values.items()},
+        not_applicable=dict(scores.not_applicable),
+        guessed_labels=scores.targets.tolist(),
+        facts=facts,
+        arrays={"truth": _array(batch.inputs), "guess": _array(scores.inputs)},
+    )
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return tensor.detach().to("cpu", torch.float32).numpy().copy()
