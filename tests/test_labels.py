@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from exhume.models.mlp import Mlp
 from exhume.problem.event import EventSpec
 from exhume.problem.law import Law
 from exhume.problem.task import Task
+from exhume.problem.tree import scale
 from toys import (
     COLOUR,
     GRAY,
@@ -144,7 +146,7 @@ def test_labels_from_noise_and_masks_and_clipping():
             ),
             "clipping": (
                 {n: 0.03 * t for n, t in problem.observed.items()},
-                Law(maps=(lambda tree: tree,)),
+                Law(maps=(partial(scale, 0.03),)),
             ),
         }
         for name, (observed, law) in variants.items():

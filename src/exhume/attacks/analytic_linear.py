@@ -20,6 +20,7 @@ from exhume.attacks.engine.linear_layer import (
     entry_weights,
     input_layer,
     output_layer,
+    scale_is_unknown,
 )
 from exhume.attacks.engine.peeling import peel
 from exhume.errors import InvalidInput
@@ -220,8 +221,8 @@ def _several(
         inputs, found = _unverified(problem, weight, bias, len(targets))
         how = "appear in rows of their own (unverified: BatchNorm couples the batch)"
     else:
-        law = problem.law
-        scaled = law is not UNKNOWN and bool(law.maps)
+        law = None if problem.law is UNKNOWN else problem.law
+        scaled = scale_is_unknown(law, problem.observed)
         split = peel(task, problem.spec, layer, targets, weight, bias, scaled=scaled)
         watch.count(split.evaluations)
         inputs, found, how = split.inputs, split.found, "were isolated and verified"

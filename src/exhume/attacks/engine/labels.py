@@ -14,6 +14,7 @@ from exhume.attacks.engine.linear_layer import (
     entry_weights,
     features,
     output_layer,
+    scale_is_unknown,
 )
 from exhume.errors import InvalidInput
 from exhume.formula import formula
@@ -172,7 +173,7 @@ def _residual(
         the estimate [K], trust in each entry [K], and whether its scale is unknown.
     """
     law, layer = evidence.law, evidence.layer
-    scaled = law is not None and bool(law.maps)
+    scaled = scale_is_unknown(law, problem.observed)
     keep = evidence.weight.new_zeros(len(evidence.weight))
     if evidence.bias is not None and layer.bias is not None:
         weights = entry_weights(law, {layer.bias: evidence.bias})

@@ -12,9 +12,16 @@ from torch.utils.hooks import RemovableHandle
 from exhume.problem.event import EventSpec
 from exhume.problem.law import Law
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, scale
 
-__all__ = ["LinearLayer", "entry_weights", "features", "input_layer", "output_layer"]
+__all__ = [
+    "LinearLayer",
+    "entry_weights",
+    "features",
+    "input_layer",
+    "output_layer",
+    "scale_is_unknown",
+]
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,21 @@ def entry_weights(law: Law | None, values: Tree) -> Tree:
         least = max(min(float(v.min()) for v in variance.values()), 1e-6 * largest)
         weights = {name: least / v.clamp_min(least) for name, v in variance.items()}
     return law.keep(weights)
+
+
+def scale_is_unknown(law: Law | None, observed: Tree) -> bool:
+    """Say whether a map of the law may have scaled the gradient (clipping, say).
+
+    Where a slightly larger release would have passed unchanged, nothing was scaled.
+    """
+    if law is None or not law.maps:
+        return False
+    larger = scale(1 + 1e-3, observed)
+    passed = law.mean(larger)
+    return any(
+        not torch.allclose(passed[n], t, rtol=1e-5, atol=0.0)
+        for n, t in law.keep(larger).items()
+    )
 
 
 def _trace(task: Task, inputs: Tensor) -> tuple[list[_Call], Tensor]:
