@@ -1,0 +1,189 @@
+"""The maximum-a-posteriori objective of an observation, and its linearisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.formula import formula
+from exhume.problem.event import EventSpec
+from exhume.problem.law import Law
+from exhume.problem.observation import Candidate, ObservationModel
+from exhume.problem.prior import Density
+from exhume.problem.task import Task
+from exhume.problem.tree import Tree, flatten
+
+__all__ = ["Linearisation", "MapResidual", "map_objective", "rounding_weights"]
+
+# An exact release still carries the rounding of the arithmetic that made it; a sum over
+# a few hundred terms loses about this many units in the last place.
+_ROUNDING_UNITS = 16
+
+
+@formula(
+    r"\Phi(x) = \tfrac12 \lVert \Sigma^{-1/2}(h(F(x)) - O) \rVert^2 - \log p(x)",
+    reference="maximum a posteriori; Balunović et al., ICLR 2022, eq. (4)",
+)
+def map_objective(residual: Tensor, prior_energy: Tensor | float) -> Tensor:
+    """Return the negative log posterior of a candidate, up to a constant.
+
+    Args:
+        residual: whitened residual r = Σ^{-1/2}(h(F(x)) − O), shape [P].
+        prior_energy: −log p(x), a scalar.
+    """
+    return 0.5 * residual.dot(residual) + prior_energy
+
+
+def rounding_weights(observed: Tree, dtype: torch.dtype) -> Tree:
+    """Return Σ^{-1/2} of an exact release: rounding relative to each tensor's size.
+
+    Σ_t = (c·ε·‖O_t‖)² / n_t with ε the unit of the released precision: every tensor
+    counts the same whatever its scale, and a prior weighs next to nothing.
+
+    Args:
+        observed: O by name, in the precision in which it was released.
+        dtype: precision of the returned weights.
+    """
+    size = {n: t.to(dtype).square().mean().sqrt() for n, t in observed.items()}
+    # A tensor that is exactly zero has no scale of its own; give it the largest.
+    largest = max(size.values(), key=float).clamp_min(torch.finfo(dtype).tiny ** 0.5)
+    return {
+        name: 1
+        / (_ROUNDING_UNITS * torch.finfo(tensor.dtype).eps)
+        / torch.where(size[name] > 0, size[name], largest)
+        for name, tensor in observed.items()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class MapResidual:
+    """r(u) = Σ^{-1/2}(h(F(x)) − O) and −log p(x) as functions of one flat unknown u.
+
+    Attributes:
+        task: model in the precision of the computation.
+        model: observation model F.
+        law: h, masks and noise; the identity law for an exact release.
+        observed: O by name.
+        weights: Σ^{-1/2}, by name.
+        spec: of one example.
+        batch_size: B.
+        targets: known labels, or None to optimise label logits as well.
+        classes: K, used where labels are unknown.
+        prior: density of an example, or None.
+    """
+
+    task: Task
+    model: ObservationModel
+    law: Law
+    observed: Tree
+    weights: Tree
+    spec: EventSpec
+    batch_size: int
+    targets: Tensor | None
+    classes: int
+    prior: Density | None
+
+    def unpack(self, unknown: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut u into inputs [B, *event] and targets ([B], or probabilities [B, K])."""
+        count = self.batch_size * self.spec.dimension
+        inputs = unknown[:count].reshape(self.batch_size, *self.spec.shape)
+        if self.targets is not None:
+            return inputs, self.targets
+        logits = unknown[count:].reshape(self.batch_size, self.classes)
+        return inputs, logits.softmax(dim=-1)
+
+    def pack(self, inputs: Tensor, logits: Tensor | None) -> Tensor:
+        """Undo :meth:`unpack`."""
+        parts = [inputs.reshape(-1)]
+        if self.targets is None and logits is not None:
+            parts.append(logits.reshape(-1))
+        return torch.cat(parts).to(self.task.dtype)
+
+    def residual(self, unknown: Tensor) -> Tensor:
+        """Return r(u), shape [P], differentiable in u."""
+        return self.residual_at(*self.unpack(unknown))
+
+    def residual_at(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return r at explicit inputs and targets."""
+        mean = self.law.mean(self.model.forward(self.task, Candidate(inputs, targets)))
+        kept = self.law.keep(self.observed)
+        return flatten(
+            {n: self.weights[n] * (mean[n] - kept[n]) for n in self.observed}
+        )
+
+    def energy(self, inputs: Tensor) -> Tensor:
+        """Return −log p(x), zero without a prior."""
+        if self.prior is None:
+            return inputs.new_zeros(())
+        return self.prior.energy(inputs)
+
+    def objective(self, unknown: Tensor) -> float:
+        """Return Φ(u)."""
+        inputs, targets = self.unpack(unknown.detach())
+        return self.objective_at(inputs, targets)
+
+    def objective_at(self, inputs: Tensor, targets: Tensor) -> float:
+        """Return Φ at explicit inputs and targets."""
+        with torch.no_grad():
+            residual = self.residual_at(inputs, targets)
+            return float(map_objective(residual, self.energy(inputs)))
+
+    def linearise(self, unknown: Tensor) -> Linearisation:
+        """Return gradient and Gauss–Newton products of Φ at u.
+
+        One graph of F serves every product: Jᵀw is one pass back through it, and Jv is
+        the derivative of w ↦ Jᵀw, which is linear in w (the double-backward trick).
+        """
+        point = unknown.detach().requires_grad_()
+        residual = self.residual(point)
+        dummy = torch.zeros_like(residual, requires_grad=True)
+        (adjoint,) = torch.autograd.grad(residual, point, dummy, create_graph=True)
+        value = residual.detach()
+        (slope,) = torch.autograd.grad(residual, point, value, retain_graph=True)
+        inputs = self.unpack(point.detach())[0]
+        prior_slope = self._prior_slope(inputs)
+        gradient = slope + prior_slope
+
+        def product(direction: Tensor) -> Tensor:
+            (image,) = torch.autograd.grad(adjoint, dummy, direction, retain_graph=True)
+            (back,) = torch.autograd.grad(residual, point, image, retain_graph=True)
+            return back + self._prior_product(inputs, direction)
+
+        return Linearisation(gradient, product)
+
+    def _prior_slope(self, inputs: Tensor) -> Tensor:
+        slope = inputs.new_zeros(self.unknowns)
+        if self.prior is not None:
+            x = inputs.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.prior.energy(x), x)
+            slope[: g.numel()] = g.reshape(-1)
+        return slope
+
+    def _prior_product(self, inputs: Tensor, direction: Tensor) -> Tensor:
+        result = torch.zeros_like(direction)
+        if self.prior is not None:
+            part = direction[: inputs.numel()].reshape(inputs.shape)
+            result[: inputs.numel()] = self.prior.curvature(inputs, part).reshape(-1)
+        return result
+
+    @property
+    def unknowns(self) -> int:
+        """The number q of unknown reals, label logits included."""
+        logits = 0 if self.targets is not None else self.batch_size * self.classes
+        return self.batch_size * self.spec.dimension + logits
+
+
+@dataclass(frozen=True, eq=False)
+class Linearisation:
+    """First-order model of Φ at a point.
+
+    Attributes:
+        gradient: ∇Φ = Jᵀr − ∇log p, shape [q].
+        product: v ↦ (JᵀJ + H_prior) v; two model gradients each.
+    """
+
+    gradient: Tensor
+    product: Callable[[Tensor], Tensor]

@@ -1,0 +1,285 @@
+"""Nonlinear least squares: maximum a posteriori by Levenberg–Marquardt (default)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.engine.levenberg_marquardt import (
+    Descent,
+    Limits,
+    levenberg_marquardt,
+)
+from exhume.attacks.engine.map_residual import MapResidual, rounding_weights
+from exhume.errors import InvalidInput
+from exhume.keys import generator
+from exhume.problem.attack import Attack
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.law import Law
+from exhume.problem.reconstruction import (
+    Outcome,
+    Reconstruction,
+    Stopwatch,
+    TracePoint,
+)
+from exhume.problem.tree import Tree, size
+
+__all__ = ["GaussNewton"]
+
+# Examples that start equal stay equal; this fraction of the range parts them.
+_JITTER = 0.05
+# Φ per coordinate at which an exact release is fitted to its rounding.
+_EXACT = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussNewton(Attack):
+    """Reconstruct by nonlinear least squares with the declared law and a prior.
+
+    Minimises Φ(x) = ½‖Σ^{-1/2}(h(F(x)) − O)‖² − log p(x) over the range of an example
+    by matrix-free Levenberg–Marquardt: Jacobian-vector and vector-Jacobian products
+    inside conjugate gradients. h and Σ come from the defense; where the release is
+    exact, Σ is the rounding of each tensor, so that every tensor counts alike. Unknown
+    labels are inferred from the bias gradient, or optimised as logits together with x
+    and then fixed to their argmax.
+
+    Attributes:
+        iterations: Levenberg–Marquardt steps per restart.
+        inner_iterations: conjugate-gradient products per step.
+        restarts: starts; the first is ``start``, the others are drawn. The one with
+            the smallest Φ wins.
+        seconds: CPU seconds over all restarts; None for no limit.
+        start: ``prior-mean``, or any other kind of ``attacks.engine.start``.
+        labels: ``auto`` (known, else ``bias-corrected``, else ``joint``), or one of
+            these strategies for labels that are not known.
+        prior: use the prior of the problem if there is one.
+        precision: of the computation; float64 costs twice as much and recovers more.
+        stall: stop when a step lowers Φ by less than this fraction.
+
+    References:
+        Levenberg (1944); Marquardt (1963). For gradient inversion: ours.
+    """
+
+    iterations: int = 100
+    inner_iterations: int = 500
+    restarts: int = 1
+    seconds: float | None = 60.0
+    start: str = "prior-mean"
+    labels: Literal["auto", "idlg", "bias-corrected", "joint"] = "auto"
+    prior: bool = True
+    precision: Literal["float32", "float64"] = "float64"
+    stall: float = 1e-9
+
+    needs: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
+    )
+    uses: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.LABELS, Fact.DEFENSE, Fact.PRIOR, Fact.PUBLIC_DATA}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "inner_iterations", "restarts"):
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}; it must be at least 1"
+                raise InvalidInput(msg)
+        if self.seconds is not None and self.seconds <= 0:
+            msg = f"seconds is {self.seconds}; give a positive budget, or none"
+            raise InvalidInput(msg)
+
+    def run(self, problem: Problem, key: int) -> Reconstruction:
+        """Descend from every start and return the point with the smallest Φ."""
+        return self.run_from(problem, key, None)
+
+    def run_from(
+        self, problem: Problem, key: int, inputs: Tensor | None
+    ) -> Reconstruction:
+        """Run with an explicit first start x₀, shape [B, *event]."""
+        watch = Stopwatch()
+        residual, notes = self._residual(problem)
+        best: Descent | None = None
+        trace: list[TracePoint] = []
+        for restart in range(self.restarts):
+            left = math.inf if self.seconds is None else self.seconds
+            left -= watch.cpu_seconds
+            if best is not None and left <= 0:
+                break
+            x0 = self._start(problem, residual, key, restart, inputs)
+            descent = self._descend(residual, x0, left, watch)
+            trace += [TracePoint(restart, *row) for row in descent.trace]
+            if best is None or descent.objective < best.objective:
+                best = descent
+            if best.outcome is Outcome.TOLERANCE:
+                break
+        assert best is not None  # restarts ≥ 1
+        return self._answer(problem, residual, best, trace, watch, notes)
+
+    def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
+        """Return Φ at a candidate."""
+        residual, _ = self._residual(problem, targets=targets)
+        dtype = residual.task.dtype
+        labels = targets.to(dtype) if targets.is_floating_point() else targets
+        return residual.objective_at(inputs.to(dtype), labels)
+
+    def _descend(
+        self, residual: MapResidual, x0: Tensor, seconds: float, watch: Stopwatch
+    ) -> Descent:
+        released = size(residual.observed)
+        limits = Limits(
+            iterations=self.iterations,
+            seconds=seconds,
+            inner_iterations=self.inner_iterations,
+            # Below the rounding of an exact release there is nothing left to fit.
+            tolerance=-math.inf if residual.law.noisy else _EXACT * released,
+            stall=self.stall,
+        )
+        count = residual.batch_size * residual.spec.dimension
+
+        def project(unknown: Tensor) -> Tensor:
+            inside = residual.spec.clamp(unknown[:count])
+            return torch.cat([inside, unknown[count:]])
+
+        return levenberg_marquardt(residual, x0, limits, watch, project)
+
+    def _residual(
+        self, problem: Problem, targets: Tensor | None = None
+    ) -> tuple[MapResidual, tuple[str, ...]]:
+        """Assemble Φ from what the problem tells."""
+        dtype = getattr(torch, self.precision)
+        task = problem.require(Fact.WEIGHTS).to(dtype)
+        law = Law() if problem.law is UNKNOWN else problem.law
+        count = problem.require(Fact.BATCH_SIZE)
+        notes: tuple[str, ...] = ()
+        if targets is None:
+            targets, notes = self._labels(problem, count)
+        if targets is not None and targets.is_floating_point():
+            targets = targets.to(dtype)
+        zeros = torch.zeros(1, *problem.spec.shape, dtype=dtype, device=task.device)
+        return MapResidual(
+            task=task,
+            model=problem.require(Fact.LOCAL_SCHEDULE),
+            law=law,
+            observed={n: t.to(dtype) for n, t in problem.observed.items()},
+            weights=_weights(problem.observed, law, dtype),
+            spec=problem.spec,
+            batch_size=count,
+            targets=targets,
+            classes=0 if targets is not None else task.output_size(zeros),
+            prior=problem.prior
+            if self.prior and problem.prior is not UNKNOWN
+            else None,
+        ), notes
+
+    def _labels(
+        self, problem: Problem, count: int
+    ) -> tuple[Tensor | None, tuple[str, ...]]:
+        """Return labels and a note, or None to optimise them."""
+        if problem.targets is not UNKNOWN:
+            return problem.targets, ()
+        from exhume.attacks.engine.labels import recover_labels
+
+        if self.labels == "joint":
+            return None, ("The labels were optimised together with the inputs.",)
+        strategy = "bias-corrected" if self.labels == "auto" else self.labels
+        try:
+            labels = recover_labels(problem, strategy, count)
+        except InvalidInput as error:
+            if self.labels != "auto":
+                raise
+            return None, (f"The labels were optimised, because {error}.",)
+        return labels, (f"The labels were inferred ({strategy}).",)
+
+    def _start(
+        self,
+        problem: Problem,
+        residual: MapResidual,
+        key: int,
+        restart: int,
+        inputs: Tensor | None,
+    ) -> Tensor:
+        """Return u₀ of a restart: the chosen start first, random ones after it."""
+        from exhume.attacks.engine.start import initial
+
+        random = generator(key, "start", restart)
+        count, dtype = residual.batch_size, residual.task.dtype
+        if restart == 0 and inputs is not None:
+            x0 = inputs.to(dtype)
+        else:
+            kind = self.start if restart == 0 else "uniform"
+            x0 = initial(problem, kind, count, random).to(dtype)
+            if count > 1:
+                width = problem.spec.peak or 1.0
+                noise = torch.randn(x0.shape, generator=random, dtype=torch.float64)
+                x0 = x0 + _JITTER * width * noise.to(x0)
+        logits = None
+        if residual.targets is None:
+            shape = (count, residual.classes)
+            logits = torch.randn(shape, generator=random, dtype=torch.float64).to(x0)
+        return residual.pack(x0, logits)
+
+    def _answer(
+        self,
+        problem: Problem,
+        residual: MapResidual,
+        best: Descent,
+        trace: list[TracePoint],
+        watch: Stopwatch,
+        notes: tuple[str, ...],
+    ) -> Reconstruction:
+        inputs, targets = residual.unpack(best.point)
+        if residual.targets is None:
+            # The answer is a class, so Φ is refined and reported with classes.
+            return self._refined(problem, residual, best, trace, watch, notes)
+        dtype = problem.require(Fact.WEIGHTS).dtype
+        inputs = problem.spec.clamp(inputs.detach().to(dtype))
+        return Reconstruction(
+            inputs=inputs,
+            targets=targets.detach(),
+            objective=residual.objective_at(inputs.to(best.point.dtype), targets),
+            outcome=best.outcome,
+            cost=watch.cost(),
+            trace=tuple(trace),
+            adaptive=problem.law is not UNKNOWN,
+            notes=notes,
+        )
+
+    def _refined(
+        self,
+        problem: Problem,
+        residual: MapResidual,
+        best: Descent,
+        trace: list[TracePoint],
+        watch: Stopwatch,
+        notes: tuple[str, ...],
+    ) -> Reconstruction:
+        """Fix optimised labels to their argmax and descend once more."""
+        inputs, probabilities = residual.unpack(best.point)
+        fixed = _replace_targets(residual, probabilities.argmax(dim=-1))
+        left = math.inf if self.seconds is None else self.seconds - watch.cpu_seconds
+        again = self._descend(fixed, fixed.pack(inputs, None), max(left, 0.0), watch)
+        trace += [TracePoint(trace[-1].restart, *row) for row in again.trace[1:]]
+        return self._answer(problem, fixed, again, trace, watch, notes)
+
+
+def _replace_targets(residual: MapResidual, targets: Tensor) -> MapResidual:
+    from dataclasses import replace
+
+    return replace(residual, targets=targets, classes=0)
+
+
+def _weights(observed: Tree, law: Law, dtype: torch.dtype) -> Tree:
+    """Return Σ^{-1/2}: the declared noise where there is any, else the rounding."""
+    rounding = rounding_weights(observed, dtype)
+    weights: dict[str, Any] = {}
+    for name, tensor in observed.items():
+        variance = law.variance.get(name)
+        if variance is None:
+            weights[name] = rounding[name]
+            continue
+        v = torch.broadcast_to(variance.to(dtype), tensor.shape)
+        noisy = 1 / v.clamp_min(torch.finfo(dtype).tiny).sqrt()
+        weights[name] = torch.where(v > 0, noisy, rounding[name])
+    return weights
