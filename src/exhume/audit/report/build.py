@@ -1,0 +1,240 @@
+"""Assemble everything the page shows, and render it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from exhume.audit.records import Options, TrialResult
+from exhume.audit.report import summary
+from exhume.audit.report.citations import citations, methods
+from exhume.audit.report.convergence import convergence
+from exhume.audit.report.gallery import Gallery, Picture, gallery
+from exhume.audit.report.grouping import Scenario, metrics_of, scenarios
+from exhume.audit.report.hero import hero
+from exhume.audit.report.plots import Legend, Plot, error_plots, legend
+from exhume.audit.report.settings_toml import to_toml
+from exhume.audit.report.verdict import Flags, findings, verdict
+from exhume.audit.report.words import count, finite, median, number, several
+from exhume.audit.settings import AuditSettings
+from exhume.errors import ExhumeError, UnknownName
+from exhume.problem.presets import PRESETS
+from exhume.registry import find
+
+__all__ = ["MOST_PICTURES", "Section", "page"]
+
+#: More pictures than this make a file that browsers and mail refuse; the numbers of
+#: the others are in the tables and in the CSV.
+MOST_PICTURES = 1200
+_METRIC_NAMES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One scenario as the page shows it."""
+
+    name: str
+    verdict: str
+    hero: list[tuple[str, Picture]]
+    setting: tuple[tuple[str, str], ...]
+    gallery: Gallery
+    legend: list[Legend]
+    plots: list[Plot]
+    rows: list[summary.ResultRow]
+    bounds: list[summary.BoundRow]
+    course: tuple[str, list[Plot]]
+    facts: tuple[list[str], list[tuple[str, list[str]]]]
+
+
+def page(settings: AuditSettings, results: Sequence[TrialResult], flags: Flags) -> str:
+    """Render the report as one HTML page without any outside reference."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("exhume.audit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    view = _view(settings, results, flags)
+    return environment.get_template("report.html.j2").render(view)
+
+
+def _view(
+    settings: AuditSettings, results: Sequence[TrialResult], flags: Flags
+) -> dict[str, Any]:
+    listed = scenarios(settings, results)
+    metrics = metrics_of(results)
+    return {
+        "title": settings.title,
+        "unfinished": _unfinished(settings, results),
+        "sections": [
+            _section(scenario, flags, metrics, index, len(listed))
+            for index, scenario in enumerate(listed)
+        ],
+        "metrics": metrics,
+        "metric_names": {m: _METRIC_NAMES.get(m, m.replace("-", " ")) for m in metrics},
+        "tiles": _tiles(listed, flags),
+        "threat": _threat(settings),
+        "flags": summary.flag_groups(listed, flags),
+        "costs": summary.cost_rows(listed),
+        "failures": summary.failures(listed),
+        "in_clear": summary.in_clear(listed),
+        "versions": _versions(results),
+        "bibtex": citations(methods(results)),
+        "toml": to_toml(settings),
+    }
+
+
+def _unfinished(settings: AuditSettings, results: Sequence[TrialResult]) -> str:
+    """Say how much of the audit has ended, or "" if all of it (or nobody knows)."""
+    from exhume.audit.sweep import expand
+
+    try:
+        planned = {spec.id for spec in expand(settings)}
+    except ExhumeError:  # made elsewhere, from settings that do not build here
+        return ""
+    ended = {result.spec.id for result in results}
+    if not ended < planned:
+        return ""
+    return (
+        f"This audit is not finished: {len(ended)} of {len(planned)} trials have ended."
+    )
+
+
+def _section(
+    scenario: Scenario, flags: Flags, metrics: Sequence[str], index: int, sections: int
+) -> Section:
+    pictures = gallery(scenario, MOST_PICTURES // sections)
+    found = findings(scenario)
+    return Section(
+        name=scenario.name,
+        verdict=verdict(scenario, found, flags),
+        hero=hero(pictures, found),
+        setting=_setting(scenario),
+        gallery=pictures,
+        legend=legend(scenario),
+        plots=error_plots(scenario, f"error-{index}"),
+        rows=summary.result_rows(scenario, flags, metrics),
+        bounds=summary.bound_rows(scenario),
+        course=convergence(scenario, f"course-{index}"),
+        facts=summary.facts(scenario),
+    )
+
+
+def _setting(scenario: Scenario) -> tuple[tuple[str, str], ...]:
+    spec = scenario.spec
+    parameters = median(r.facts.get("parameters") for r in scenario.results)
+    network = _described("model", spec.model)
+    if parameters is not None:
+        network += f", {_thousands(parameters)} parameters"
+    shared = _described("observation", spec.observation)
+    mode = {"eval": "evaluation", "train": "training"}[spec.mode]
+    return (
+        ("Private data", _described("data", spec.data)),
+        ("Licence of the data", _licence(spec.data["name"])),
+        ("Network", network),
+        ("What is shared", f"{shared} of the {spec.loss} loss, {mode} mode"),
+        ("Batch size", str(spec.batch_size)),
+        ("Precision", spec.dtype),
+        ("Prior", "none" if spec.prior is None else _described("prior", spec.prior)),
+        ("Defenses", "; ".join(d.label for d in scenario.defenses)),
+        ("Attacks", several(scenario.contenders) or "none"),
+        (
+            "Chance levels",
+            several([a for a in scenario.attacks if a in scenario.baselines]) or "none",
+        ),
+        ("Seeds", _ranges(scenario.seeds)),
+    )
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def _described(kind: str, options: Options) -> str:
+    """Name an object with the options that are not its defaults."""
+    defaults = {"name": options["name"], **_defaults(kind, str(options["name"]))}
+    details = ", ".join(
+        f"{k} = {v}"
+        for k, v in options.items()
+        if k not in defaults or defaults[k] != v
+    )
+    return f"{options['name']} ({details})" if details else str(options["name"])
+
+
+def _defaults(kind: str, name: str) -> dict[str, Any]:
+    try:
+        options = fields(find(kind, name))
+    except UnknownName:
+        return {}
+    given = {f.name: f.default for f in options if f.default is not MISSING}
+    # Stored options are JSON: its lists stand for tuples.
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+
+
+def _licence(name: str) -> str:
+    try:
+        return find("data", name).licence or "not stated"
+    except UnknownName:
+        return "not known here"
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    if len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]} ({len(seeds)})"
+    return ", ".join(map(str, seeds))
+
+
+def _threat(settings: AuditSettings) -> dict[str, Any]:
+    """Put the threat model in words, and say of each fact whether it is known."""
+    from exhume.problem.knowledge import Fact
+
+    preset = PRESETS.get(settings.threat)
+    if preset is None:
+        return {"name": settings.threat, "letter": "", "description": "", "facts": []}
+    absent = {"PRIOR"} if settings.prior is None else set()
+    return {
+        "name": settings.threat,
+        "letter": preset.letter,
+        "description": preset.description,
+        "facts": [
+            (fact.value, fact.name in preset.facts and fact.name not in absent)
+            for fact in Fact
+        ],
+    }
+
+
+def _tiles(listed: Sequence[Scenario], flags: Flags) -> list[tuple[str, str, str]]:
+    """Sum up the audit in a few numbers: figure, what it counts, tone."""
+    results = [r for scenario in listed for r in scenario.results]
+    by_status = {
+        status: sum(r.status == status for r in results)
+        for status in ("done", "failed", "not-applicable")
+    }
+    raised = [f for r in results for f in flags.get(r.spec.id, ())]
+    alarms = sum(f.severity == "alarm" for f in raised)
+    seconds = sum(finite(r.cost.get("cpu_seconds") for r in results))
+    tiles = [
+        (str(by_status["done"]), _noun(by_status["done"], "trial") + " finished", ""),
+        (str(by_status["failed"]), "failed", "bad" if by_status["failed"] else ""),
+        (str(alarms), _noun(alarms, "alarm"), "bad" if alarms else ""),
+        (f"{number(seconds)} s", "CPU time of the attacks", ""),
+    ]
+    if by_status["not-applicable"]:
+        tiles.insert(2, (str(by_status["not-applicable"]), "not applicable", ""))
+    return tiles
+
+
+def _noun(n: int, noun: str) -> str:
+    return count(n, noun).split(" ", 1)[1]
+
+
+def _versions(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
+    found: dict[str, set[str]] = {}
+    for result in results:
+        for package, version in result.versions.items():
+            found.setdefault(package, set()).add(version)
+    return [(package, ", ".join(sorted(v))) for package, v in sorted(found.items())]

@@ -1,0 +1,152 @@
+"""The same results as JSON (one record per trial) and CSV (one row per example)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from exhume.audit.naming import defense_family, defense_label, defense_strength
+from exhume.audit.records import TrialResult
+from exhume.audit.report.grouping import metrics_of
+from exhume.audit.report.verdict import Flags
+from exhume.audit.settings import AuditSettings
+
+__all__ = ["to_csv", "to_json"]
+
+
+def to_json(
+    settings: AuditSettings, results: Sequence[TrialResult], flags: Flags
+) -> str:
+    """Write everything but the pictures; infinities become the text "Infinity".
+
+    Arrays stay in the run's store: the JSON holds their shapes.
+    """
+    record = {
+        "settings": asdict(settings),
+        "results": [_record(result, flags) for result in results],
+    }
+    return json.dumps(_plain(record), indent=1, allow_nan=False) + "\n"
+
+
+def _record(result: TrialResult, flags: Flags) -> dict[str, Any]:
+    values = {f.name: getattr(result, f.name) for f in fields(result)}
+    values["spec"] = asdict(result.spec)
+    values["arrays"] = {name: list(a.shape) for name, a in result.arrays.items()}
+    return {
+        "id": result.spec.id,
+        "setting": result.spec.setting,
+        "defense": _defense(result),
+        **values,
+        "flags": [asdict(flag) for flag in flags.get(result.spec.id, ())],
+    }
+
+
+def _defense(result: TrialResult) -> str:
+    stack = result.spec.defenses
+    return defense_label(stack) if stack else "no defense"
+
+
+def _plain(value: Any) -> Any:
+    """Make a value fit for strict JSON, which has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def to_csv(results: Sequence[TrialResult], flags: Flags) -> str:
+    """Write one row per example of an attack, and one per bound or failed trial."""
+    metrics = metrics_of(results)
+    rows = [row for result in results for row in _rows(result, metrics, flags)]
+    stream = io.StringIO()
+    names = list(rows[0]) if rows else ["id"]
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _rows(
+    result: TrialResult, metrics: Sequence[str], flags: Flags
+) -> list[dict[str, Any]]:
+    size = max(map(len, result.scores.values()), default=0)
+    shared = _shared(result)
+    tail = _tail(result, flags)
+    return [
+        {
+            **shared,
+            "example": index,
+            "true_label": _item(result.true_labels, index),
+            "guessed_label": _item(result.guessed_labels, index),
+            **{m: _item(result.scores.get(m, []), index) for m in metrics},
+            **tail,
+        }
+        for index in (range(size) if size else [None])
+    ]
+
+
+def _item(values: Sequence[Any], index: int | None) -> Any:
+    return values[index] if index is not None and index < len(values) else None
+
+
+def _shared(result: TrialResult) -> dict[str, Any]:
+    spec = result.spec
+    strength = defense_strength(spec.defenses) if spec.defenses else None
+    return {
+        "id": spec.id,
+        "setting": spec.setting,
+        "status": result.status,
+        "reason": result.reason,
+        "data": _options(spec.data),
+        "model": _options(spec.model),
+        "loss": spec.loss,
+        "mode": spec.mode,
+        "dtype": spec.dtype,
+        "classes": spec.classes,
+        "observation": _options(spec.observation),
+        "batch_size": spec.batch_size,
+        "seed": spec.seed,
+        "threat": spec.threat,
+        "prior": _options(spec.prior),
+        "defense": _defense(result),
+        "defense_family": defense_family(spec.defenses) if spec.defenses else "",
+        "strength_option": strength[0] if strength else None,
+        "strength": strength[1] if strength else None,
+        "attack": _options(spec.attack),
+        "bound": _options(spec.bound),
+    }
+
+
+def _tail(result: TrialResult, flags: Flags) -> dict[str, Any]:
+    bound = result.bound or {}
+    return {
+        "baseline": result.baseline,
+        "outcome": result.outcome[0] if result.outcome else None,
+        "objective": result.objective,
+        "objective_at_truth": result.objective_at_truth,
+        "adaptive": result.adaptive,
+        "cpu_seconds": result.cost.get("cpu_seconds"),
+        "wall_seconds": result.cost.get("wall_seconds"),
+        "evaluations": result.cost.get("evaluations"),
+        "trial_seconds": result.seconds,
+        "bound_mse": bound.get("mse"),
+        "bound_mse_standard_error": bound.get("mse_standard_error"),
+        "flags": " ".join(flag.kind for flag in flags.get(result.spec.id, ())),
+    }
+
+
+def _options(options: dict[str, Any] | None) -> str | None:
+    """Write a bare name where there are no options, else JSON."""
+    if options is None:
+        return None
+    if set(options) == {"name"}:
+        return options["name"]
+    return json.dumps(options, sort_keys=True)

@@ -1,0 +1,256 @@
+"""Originals beside reconstructions: rows are defenses, columns are attacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from exhume.audit.records import TrialResult
+from exhume.audit.report import pictures
+from exhume.audit.report.grouping import Defended, Scenario
+from exhume.audit.report.words import number, score
+
+__all__ = ["Gallery", "Panel", "Picture", "Row", "gallery"]
+
+#: examples of one batch that are shown at once; the others unfold
+_EXAMPLES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One example as the page shows it.
+
+    Attributes:
+        alt: what it is, for those who do not see it.
+        captions: scores, one line each; or why there is no picture.
+        png: data address of an image, or "".
+        lines: polylines of a vector, or empty.
+        original: it is the truth itself.
+        width: pixels of the original image.
+        best: the smallest error of its row, and better than every guess.
+    """
+
+    alt: str
+    captions: tuple[str, ...] = ()
+    png: str = ""
+    lines: dict[str, str] = field(default_factory=dict)
+    original: bool = False
+    width: int = 0
+    best: bool = False
+
+    def across(self, target: int) -> int:
+        """Return the width on the page: a whole multiple near ``target`` pixels."""
+        return self.width * max(1, round(target / self.width))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example under one defense: the truth, then a picture per attack.
+
+    Attributes:
+        defense: label, on the first of the defense's rows only.
+        span: number of rows of this defense in the same block.
+        example: number within the batch, or None if the batch holds one.
+        truth: the original.
+        guesses: one per attack, None where there was no trial.
+    """
+
+    defense: str
+    span: int
+    example: int | None
+    truth: Picture
+    guesses: tuple[Picture | None, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Everything of one seed; ``more`` is folded away."""
+
+    seed: int
+    rows: tuple[Row, ...]
+    more: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of one scenario.
+
+    Attributes:
+        attacks: column heads.
+        panels: one per seed that is shown.
+        pictures: how many there are.
+        seeds_left_out: seeds that did not fit.
+    """
+
+    attacks: tuple[str, ...]
+    panels: tuple[Panel, ...]
+    pictures: int
+    seeds_left_out: tuple[int, ...]
+
+    @property
+    def target(self) -> int:
+        """Width of a picture on the page that lets the columns fit side by side."""
+        return min(150, max(88, 960 // (len(self.attacks) + 2)))
+
+
+def gallery(scenario: Scenario, most: int) -> Gallery:
+    """Collect the pictures of a scenario, seed by seed, up to ``most`` of them."""
+    panels: list[Panel] = []
+    total = 0
+    for seed in scenario.seeds:
+        panel = _panel(scenario, seed)
+        size = sum(
+            1 + sum(g is not None and bool(g.png or g.lines) for g in row.guesses)
+            for row in (*panel.rows, *panel.more)
+        )
+        if panels and total + size > most:
+            break
+        if size:
+            panels.append(panel)
+            total += size
+    shown = {panel.seed for panel in panels}
+    left_out = tuple(s for s in scenario.seeds if s not in shown) if panels else ()
+    return Gallery(scenario.attacks, tuple(panels), total, left_out)
+
+
+def _panel(scenario: Scenario, seed: int) -> Panel:
+    rows: list[Row] = []
+    more: list[Row] = []
+    for defense in scenario.defenses:
+        trials = {
+            attack: next(
+                (
+                    r
+                    for r in scenario.trials.get((defense.label, attack), [])
+                    if r.spec.seed == seed
+                ),
+                None,
+            )
+            for attack in scenario.attacks
+        }
+        made = _rows(scenario, defense, trials)
+        rows += _spanned(made[:_EXAMPLES_SHOWN])
+        more += _spanned(made[_EXAMPLES_SHOWN:])
+    return Panel(seed, tuple(rows), tuple(more))
+
+
+def _spanned(rows: Sequence[Row]) -> list[Row]:
+    return [
+        Row(
+            row.defense,
+            len(rows) if index == 0 else 0,
+            row.example,
+            row.truth,
+            row.guesses,
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def _rows(
+    scenario: Scenario, defense: Defended, trials: dict[str, TrialResult | None]
+) -> list[Row]:
+    truths = [r.arrays["truth"] for r in trials.values() if r and "truth" in r.arrays]
+    if not truths:
+        return []
+    truth = truths[0]
+    return [
+        _row(scenario, defense, trials, truth[index], index if len(truth) > 1 else None)
+        for index in range(len(truth))
+    ]
+
+
+def _row(
+    scenario: Scenario,
+    defense: Defended,
+    trials: dict[str, TrialResult | None],
+    truth: np.ndarray,
+    example: int | None,
+) -> Row:
+    index = example or 0
+    errors = {a: _score(r, "mse", index) for a, r in trials.items()}
+    best = _best(scenario, errors)
+    which = "" if example is None else f", example {example + 1}"
+    guesses = tuple(
+        None
+        if result is None
+        else _picture(
+            result,
+            truth,
+            index,
+            f"{attack}, {defense.label}{which}",
+            best=attack == best,
+        )
+        for attack, result in trials.items()
+    )
+    label = next((_label(r.true_labels, index) for r in trials.values() if r), "")
+    caption = (f"label {label}",) if label else ()
+    original = _drawn(truth, truth, f"original{which}", caption, best=False)
+    return Row(defense.label, 1, example, original, guesses)
+
+
+def _best(scenario: Scenario, errors: dict[str, float | None]) -> str:
+    """Name the attack with the least error if it beats every baseline, else ""."""
+    known = {a: e for a, e in errors.items() if e is not None}
+    attack = min(known, key=lambda a: known[a], default="")
+    return "" if attack in scenario.baselines else attack
+
+
+def _score(result: TrialResult | None, metric: str, index: int) -> float | None:
+    if result is None:
+        return None
+    scores = result.scores.get(metric, [])
+    value = scores[index] if index < len(scores) else None
+    return None if value is None or math.isnan(value) else value
+
+
+def _picture(
+    result: TrialResult, truth: np.ndarray, index: int, what: str, *, best: bool
+) -> Picture:
+    guess = result.arrays.get("guess")
+    if guess is None or index >= len(guess) or np.isnan(guess[index]).all():
+        why = "no estimate" if result.status == "done" else result.status
+        return Picture(f"no picture: {what}", (why.replace("-", " "),))
+    captions = _captions(result, index)
+    true, guessed = (
+        _label(result.true_labels, index),
+        _label(result.guessed_labels, index),
+    )
+    if true and guessed and true != guessed:
+        captions = (*captions, f"label {guessed} ≠ {true}")
+    alt = f"reconstruction: {what}: {', '.join(captions)}"
+    return _drawn(guess[index], truth, alt, captions, best=best)
+
+
+def _label(labels: Sequence[object], index: int) -> str:
+    """Write a class label; targets that are no class are too long for a caption."""
+    label = labels[index] if index < len(labels) else None
+    return str(label) if isinstance(label, int) else ""
+
+
+def _captions(result: TrialResult, index: int) -> tuple[str, ...]:
+    psnr, ssim = (_score(result, metric, index) for metric in ("psnr", "ssim"))
+    if psnr is None:
+        return (f"MSE {number(_score(result, 'mse', index))}",)
+    lines = [score("psnr", psnr, "dB")]
+    if ssim is not None:
+        lines.append(f"SSIM {score('ssim', ssim)}")
+    return tuple(lines)
+
+
+def _drawn(
+    example: np.ndarray,
+    truth: np.ndarray,
+    alt: str,
+    captions: tuple[str, ...],
+    *,
+    best: bool,
+) -> Picture:
+    if not pictures.is_image(example):
+        lines = pictures.vector(example, truth)
+        return Picture(alt, captions, lines=lines, original=example is truth, best=best)
+    address = pictures.png(example, *pictures.limits(truth))
+    return Picture(alt, captions, address, width=example.shape[-1], best=best)

@@ -1,0 +1,263 @@
+"""Error against the strength of a defense, with the bound and the chance level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exhume.audit.records import TrialResult
+from exhume.audit.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
+from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.audit.report.words import also, median, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["BOUND_LABEL", "Legend", "Plot", "bound_mse", "error_plots", "legend"]
+
+BOUND_LABEL = "no attack can do better on average (Gaussian prior)"
+
+#: the drawn spread of an error: the middle 80 % of all examples and seeds
+_SPREAD = (0.1, 0.9)
+#: a fraction beyond which what it leaves matters more than what it takes
+_MOSTLY = 0.9
+#: an exact reconstruction is drawn this far below the smallest error that is not zero
+_EXACT = 10.0
+
+
+#: markers of the attacks as SVG paths, for the legend
+_SHAPES = {
+    "o": "M17 3a4 4 0 1 0 .01 0z",
+    "s": "M13 3h8v8h-8z",
+    "D": "M17 2l5 5-5 5-5-5z",
+    "^": "M17 2l5 9h-10z",
+    "v": "M17 12l5-9h-10z",
+    "P": "M15 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
+    "X": "M13 2l4 3 4-3 1 2-3 3 3 3-1 2-4-3-4 3-1-2 3-3-3-3z",
+    "*": "M17 2l1.5 3.5 4 .3-3 2.5 1 3.7-3.500-2-3.500 2 1-3.700-3-2.500 4-.3z",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure: title, SVG text, and what it shows in words."""
+
+    title: str
+    svg: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Legend:
+    """One line of a legend: ``kind`` is series, chance, other or bound."""
+
+    kind: str
+    index: int
+    marker: str
+    label: str
+
+    @property
+    def shape(self) -> str:
+        """The marker as an SVG path around (17, 7)."""
+        return _SHAPES[self.marker]
+
+
+def legend(scenario: Scenario) -> list[Legend]:
+    """List what the lines of the error plots mean."""
+    items = [
+        Legend("series", i % len(SERIES), SERIES[i % len(SERIES)][1], attack)
+        for i, attack in enumerate(scenario.contenders)
+    ]
+    for i, baseline in enumerate(_baselines(scenario)):
+        kind, what = ("other", "guess") if i else ("chance", "chance level")
+        items.append(Legend(kind, 0, "", f"{baseline} ({what})"))
+    if any(_bounds(scenario, d) for d in scenario.defenses):
+        items.append(Legend("bound", 0, "", BOUND_LABEL))
+    return items
+
+
+def error_plots(scenario: Scenario, name: str) -> list[Plot]:
+    """Draw one plot per family of defenses, or one over attacks if none was tried.
+
+    Args:
+        scenario: the trials.
+        name: start of every id in the drawings, unique on the page.
+    """
+    if not any(values(scenario.results, "mse")):
+        return []
+    families = list(dict.fromkeys(d.family for d in scenario.defenses if d.family))
+    if not families:
+        return [_by_attack(scenario, f"{name}-attacks")]
+    return [
+        _by_strength(scenario, family, f"{name}-{index}")
+        for index, family in enumerate(families)
+    ]
+
+
+def _by_strength(scenario: Scenario, family: str, name: str) -> Plot:
+    members = [d for d in scenario.defenses if d.is_none or d.family == family]
+    places, ticks = _places(members)
+    floor = _floor(scenario)
+    with canvas(4.3, 3.2) as (figure, axes):
+        log_axis(axes)
+        _draw_chance(axes, scenario, members, places)
+        for index, attack in enumerate(scenario.contenders):
+            cells = [scenario.done(d, attack) for d in members]
+            _draw_series(axes, places, cells, index, floor)
+        _draw_bound(axes, scenario, members, places)
+        axes.set_xticks(places, ticks, rotation=30 if len(ticks) > 6 else 0)
+        axes.set_xlim(min(places) - 0.4, max(places) + 0.4)
+        strength = next((d.strength[0] for d in members if d.strength), family)
+        axes.set_xlabel(f"{strength.replace('_', ' ')}   (stronger →)")
+        axes.set_ylabel("mean squared error per example")
+        text = svg(figure, name)
+    alt = (
+        f"Squared error of {also(scenario.contenders)} against {family}: "
+        f"{'; '.join(_told(scenario, d) for d in members)}."
+    )
+    return Plot(family, text, alt)
+
+
+def _told(scenario: Scenario, defense: Defended) -> str:
+    errors = {
+        a: median(values(scenario.done(defense, a), "mse")) for a in scenario.contenders
+    }
+    told = also([f"{a} {number(e)}" for a, e in errors.items() if e is not None], 6)
+    return f"{defense.label}: {told or 'nothing finished'}"
+
+
+def _places(members: Sequence[Defended]) -> tuple[list[float], list[str]]:
+    """Put defenses on the x axis, weak to strong; no defense one step to the left.
+
+    Without distinct numbers they are evenly spaced, else by the logarithm of the
+    strength (of what a fraction leaves, where it takes nearly all).
+    """
+    defended = [d for d in members if not d.is_none]
+    ticks = ["none"] * (len(members) - len(defended))
+    ticks += [f"{d.strength[1]:g}" if d.strength else d.label for d in defended]
+    numbers = [d.strength[1] for d in defended if d.strength]
+    places = [1.0 + i for i in range(len(defended))]
+    if len(set(numbers)) == len(defended) > 1:
+        axis = _axis(numbers)
+        # Evenly wide whatever the unit: the mean gap is one step.
+        gap = abs(axis[-1] - axis[0]) / (len(axis) - 1)
+        places = [1 + abs(v - axis[0]) / gap for v in axis]
+    return [0.0] * (len(members) - len(defended)) + places, ticks
+
+
+def _axis(strengths: Sequence[float]) -> list[float]:
+    low, high = min(strengths), max(strengths)
+    if low > 0 and _MOSTLY <= high < 1 and high < 20 * low:
+        return [-math.log10(1 - v) for v in strengths]
+    return [math.log10(v) for v in strengths] if low > 0 else list(strengths)
+
+
+def _floor(scenario: Scenario) -> float:
+    positive = [v for v in values(scenario.results, "mse") if v > 0]
+    return min(positive, default=1.0) / _EXACT
+
+
+def _draw_series(
+    axes: Axes,
+    places: Sequence[float],
+    cells: Sequence[Sequence[TrialResult]],
+    index: int,
+    floor: float,
+) -> None:
+    colour, marker = SERIES[index % len(SERIES)]
+    errors = [[max(e, floor) for e in values(cell, "mse")] for cell in cells]
+    drawn = sorted((p, e) for p, e in zip(places, errors, strict=True) if e)
+    if not drawn:
+        return
+    x = [place for place, _ in drawn]
+    lows, highs = (
+        [float(np.quantile(e, q, method="nearest")) for _, e in drawn] for q in _SPREAD
+    )
+    axes.fill_between(x, lows, highs, color=colour, alpha=0.14, linewidth=0)
+    axes.vlines(x, lows, highs, color=colour, alpha=0.45, linewidth=1.2)
+    middle = [median(e) or floor for _, e in drawn]
+    axes.plot(
+        x, middle, color=colour, marker=marker, markersize=5.5, linewidth=1.8, zorder=3
+    )
+
+
+def _baselines(scenario: Scenario) -> list[str]:
+    """Return the chance levels, the prior mean first."""
+    return [a for a in scenario.attacks if a in scenario.baselines]
+
+
+def _draw_chance(
+    axes: Axes, scenario: Scenario, members: Sequence[Defended], places: Sequence[float]
+) -> None:
+    """Draw the prior mean as a band over the whole width, other guesses as lines."""
+    for index, baseline in enumerate(_baselines(scenario)):
+        cells = [scenario.done(d, baseline) for d in members]
+        errors = [e for cell in cells for e in values(cell, "mse")]
+        if not any(errors):
+            continue
+        if index == 0:
+            level = median(errors) or 0.0
+            low, high = (float(np.quantile(errors, q)) for q in _SPREAD)
+            axes.axhspan(low, high, color=MUTED, alpha=0.15, linewidth=0, zorder=0)
+            axes.axhline(level, color=MUTED, linewidth=1.3, zorder=1)
+        else:
+            middle = [median(values(cell, "mse")) for cell in cells]
+            x, y = _level([(p, m) for p, m in zip(places, middle, strict=True) if m])
+            axes.plot(x, y, color=MUTED, linestyle=":", linewidth=1.6, zorder=1)
+
+
+def _level(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Join points from weak to strong; a single one becomes a short level line."""
+    x, y = [p for p, _ in sorted(points)], [v for _, v in sorted(points)]
+    return ([x[0] - 0.3, x[0] + 0.3], [y[0], y[0]]) if len(x) == 1 else (x, y)
+
+
+def bound_mse(results: Sequence[TrialResult]) -> tuple[float, float] | None:
+    """Average a bound over the seeds: its value per coordinate and standard error."""
+    bounds = [r.bound for r in results if r.bound is not None]
+    if not bounds:
+        return None
+    value = sum(b["mse"] for b in bounds) / len(bounds)
+    squares = sum(b["mse_standard_error"] ** 2 for b in bounds)
+    return value, math.sqrt(squares) / len(bounds)
+
+
+def _bounds(scenario: Scenario, defense: Defended) -> list[float]:
+    found = [bound_mse(scenario.done(defense, b)) for b in scenario.bounds]
+    return [b[0] for b in found if b is not None and b[0] > 0]
+
+
+def _draw_bound(
+    axes: Axes, scenario: Scenario, members: Sequence[Defended], places: Sequence[float]
+) -> None:
+    """Draw the highest bound at every strength where one holds."""
+    found = {p: _bounds(scenario, d) for p, d in zip(places, members, strict=True)}
+    points = [(p, max(bounds)) for p, bounds in found.items() if bounds]
+    if not points:
+        return
+    x, y = _level(points)
+    axes.plot(x, y, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.7, zorder=4)
+    bottom = axes.get_ylim()[0]
+    axes.fill_between(x, y, bottom, color=INK, alpha=0.06, linewidth=0)
+    axes.set_ylim(bottom=bottom)
+
+
+def _by_attack(scenario: Scenario, name: str) -> Plot:
+    floor = _floor(scenario)
+    with canvas(6.4, 3.3) as (figure, axes):
+        log_axis(axes)
+        middle = (len(scenario.contenders) - 1) / 2
+        _draw_chance(axes, scenario, scenario.defenses, [middle])
+        for index, attack in enumerate(scenario.contenders):
+            cells = [scenario.done(d, attack) for d in scenario.defenses]
+            _draw_series(axes, [float(index)], cells, index, floor)
+        axes.set_xticks(range(len(scenario.contenders)), scenario.contenders)
+        axes.set_xlim(-0.5, len(scenario.contenders) - 0.5)
+        axes.set_ylabel("mean squared error per example")
+        text = svg(figure, name)
+    told = "; ".join(_told(scenario, d) for d in scenario.defenses)
+    return Plot("No defense", text, f"Squared error of each attack: {told}.")

@@ -1,0 +1,212 @@
+"""What leaked, in words: the strongest attack under each defense, against chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from exhume.audit.records import Flag, TrialResult
+from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.audit.report.words import also, count, median, number, score, several
+
+__all__ = ["Finding", "Flags", "findings", "verdict"]
+
+Flags = Mapping[str, tuple[Flag, ...]]
+Level = Literal["leak", "slight", "chance", "open"]
+
+#: An attack that keeps more than half of the baseline's squared error learned little;
+#: the boundary is a convention and only chooses the words.
+_SLIGHT = 0.5
+
+_SQUARED = "a squared error of "
+
+#: flags under which a failed attack says nothing about the defense
+_WEAK = ("under-optimised", "non-adaptive")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The strongest attack under one defense.
+
+    Attributes:
+        defense: the defense.
+        attack: label of the attack with the smallest median error, or "" if none ended.
+        mse: its median squared error over examples.
+        reached: the same in words, in dB where the data have a range.
+        baseline: the chance level with the least error on the same seeds, or "".
+        guessed: the baseline's median error in words, or "".
+        level: how the error compares with that guess.
+    """
+
+    defense: Defended
+    attack: str = ""
+    mse: float | None = None
+    reached: str = ""
+    baseline: str = ""
+    guessed: str = ""
+    level: Level = "open"
+
+
+def findings(scenario: Scenario) -> list[Finding]:
+    """Find the strongest attack under every defense that some attack was tried on."""
+    return [
+        _finding(scenario, defense)
+        for defense in scenario.defenses
+        if any((defense.label, a) in scenario.trials for a in scenario.contenders)
+    ]
+
+
+def _finding(scenario: Scenario, defense: Defended) -> Finding:
+    best = _least({a: scenario.done(defense, a) for a in scenario.contenders})
+    if best is None:
+        return Finding(defense)
+    error, attack, results = best
+    seeds = [r.spec.seed for r in results]
+    guess = _least(
+        {b: scenario.chance(b, defense, seeds) for b in sorted(scenario.baselines)}
+    )
+    if guess is None:
+        return Finding(defense, attack, error, _in_words(results), level="leak")
+    chance, baseline, guesses = guess
+    level: Level = "leak"
+    if error > _SLIGHT * chance:
+        level = "chance" if error >= chance else "slight"
+    return Finding(
+        defense, attack, error, _in_words(results), baseline, _in_words(guesses), level
+    )
+
+
+def _least(
+    candidates: Mapping[str, list[TrialResult]],
+) -> tuple[float, str, list[TrialResult]] | None:
+    ranked = [
+        (error, name, results)
+        for name, results in candidates.items()
+        if (error := median(values(results, "mse"))) is not None
+    ]
+    return min(ranked, key=lambda entry: entry[0], default=None)
+
+
+def _in_words(results: Sequence[TrialResult]) -> str:
+    psnr = median(values(results, "psnr"))
+    if psnr is not None:
+        return score("psnr", psnr, "dB")
+    return _SQUARED + number(median(values(results, "mse")))
+
+
+def verdict(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> str:
+    """Say in one paragraph what leaked, and how far the numbers can be trusted."""
+    if not found:
+        return "No attack was run, so nothing can be said about what leaks."
+    return " ".join(
+        [
+            *(_undefended(scenario, f) for f in found if f.defense.is_none),
+            *_defended([f for f in found if not f.defense.is_none]),
+            *_caveats(scenario, found, flags),
+        ]
+    )
+
+
+def _undefended(scenario: Scenario, finding: Finding) -> str:
+    name = scenario.spec.data["name"]
+    examples = f"the {name}" if name.endswith("s") else f"the {name} examples"
+    guess = f" (guessing, {finding.baseline}: {finding.guessed})"
+    match finding.level:
+        case "open":
+            return "Without a defense, no attack finished."
+        case "chance":
+            return f"Even without a defense, no attack is better than guessing{guess}."
+        case "slight":
+            how = f"gets little more of {examples} than a guess: {finding.reached}"
+        case "leak":
+            how = f"recovers {examples} at a median of {finding.reached}"
+    return (
+        f"Without a defense, {finding.attack} {how}{guess if finding.baseline else ''}."
+    )
+
+
+def _defended(found: Sequence[Finding]) -> list[str]:
+    leaking, slight, chance, unfinished = (
+        [f for f in found if f.level == level]
+        for level in ("leak", "slight", "chance", "open")
+    )
+    sentences = []
+    if leaking:
+        attacks = dict.fromkeys(f.attack for f in leaking)
+        parts = [
+            f"{attack} still reaches "
+            + several([_reach(group) for group in _families(leaking, attack)])
+            for attack in attacks
+        ]
+        sentences.append(f"With a defense, {'; '.join(parts)}.")
+    if slight:
+        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in _families(slight)]
+        sentences.append(f"Little more than a guess is left with {also(parts)}.")
+    if chance:
+        guesses = several(sorted({f.baseline for f in chance}), "or")
+        sentences.append(
+            f"With {also([_names(g) for g in _families(chance)])}, no attack is better "
+            f"than guessing ({guesses})."
+        )
+    if unfinished:
+        names = also([_names(g) for g in _families(unfinished)])
+        sentences.append(f"No attack finished with {names}.")
+    return sentences
+
+
+def _families(found: Sequence[Finding], attack: str = "") -> list[list[Finding]]:
+    """Put findings of one family together, weak to strong."""
+    families: dict[str, list[Finding]] = {}
+    for finding in found:
+        if not attack or finding.attack == attack:
+            families.setdefault(finding.defense.family, []).append(finding)
+    return list(families.values())
+
+
+def _reach(group: Sequence[Finding]) -> str:
+    return f"{_span(group)} with {_names(group)}"
+
+
+def _span(group: Sequence[Finding]) -> str:
+    first, last = group[0].reached, group[-1].reached
+    if first == last:
+        return first
+    return f"{first.removesuffix(' dB')} to {last.removeprefix(_SQUARED)}"
+
+
+def _names(group: Sequence[Finding]) -> str:
+    """Name one defense, or a family with its range of strengths."""
+    weak, strong = group[0].defense, group[-1].defense
+    if len(group) == 1 or weak.strength is None or strong.strength is None:
+        return also([f.defense.label for f in group])
+    option, least = weak.strength
+    most = strong.strength[1]
+    return f"{weak.family} ({option.replace('_', ' ')} {least:g} to {most:g})"
+
+
+def _caveats(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> list[str]:
+    sentences = []
+    held = [f.defense for f in found if f.level in {"chance", "slight"}]
+    runs = [r for d in held for a in scenario.contenders for r in scenario.done(d, a)]
+    weak = [r for r in runs if any(f.kind in _WEAK for f in flags.get(r.spec.id, ()))]
+    if weak:
+        sentences.append(
+            f"Where little was recovered, {len(weak)} of "
+            f"{count(len(runs), 'attack run')} stopped early or ignored the defense: "
+            f"that is no evidence of protection."
+        )
+    alarms = [
+        r
+        for r in scenario.results
+        if any(f.severity == "alarm" for f in flags.get(r.spec.id, ()))
+    ]
+    if alarms:
+        raised = "raises an alarm" if len(alarms) == 1 else "raise an alarm"
+        sentences.append(
+            f"{count(len(alarms), 'result').capitalize()} {raised}: read the flags "
+            f"before quoting a number."
+        )
+    if not any(f.baseline for f in found):
+        sentences.append("No baseline finished, so the chance level is not known.")
+    return sentences
