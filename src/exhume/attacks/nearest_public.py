@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,15 +22,17 @@ __all__ = ["NearestPublic"]
 
 # Coordinates of each tensor that are compared: enough for a ranking, little memory.
 _COORDINATES = 4096
+# Rounds in which each choice is made again, given the others.
+_SWEEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearestPublic(Attack):
     """Answer with public examples: what a gallery alone explains of the update.
 
-    A greedy choice makes the mean of the examples' own gradients, pushed through the
-    defense where it is known, nearest to the observation. An attack that does no better
-    has recovered what is typical, not what is private.
+    A greedy choice, revised a few times, makes the mean of the examples' own gradients
+    (pushed through the defense where it is known) nearest to the observation. An attack
+    that does no better has recovered what is typical, not what is private.
 
     Attributes:
         gradients: how many candidate gradients may be computed.
@@ -55,46 +56,46 @@ class NearestPublic(Attack):
         watch = Stopwatch()
         batch_size: int = problem.require(Fact.BATCH_SIZE)
         public: Batch = problem.require(Fact.PUBLIC_DATA)
-        pairs = list(self._pairs(problem, public))
+        pool, targets = self._pool(problem, public, batch_size)
         coordinates = _sampled(problem.observed, key)
         scale = _scales(problem)
         target = _sketch(problem.observed, coordinates, scale)
         rows = torch.stack(
             [
-                _sketch(_gradient(problem, public, i, y), coordinates, scale)
-                for i, y in pairs
+                _sketch(_gradient(problem, x, y), coordinates, scale)
+                for x, y in zip(public.inputs[pool.examples], targets, strict=True)
             ]
         )
-        watch.count(len(pairs))
-        chosen = _greedy(rows, target, pairs, problem, batch_size)
-        index = torch.tensor([pairs[c][0] for c in chosen])
-        like = next(t for t in problem.observed.values() if t.is_floating_point())
+        watch.count(len(rows))
+        chosen = _choose(rows, target, pool)
+        inputs = public.inputs[pool.examples[chosen]].to(target)
         return Reconstruction(
-            inputs=problem.spec.clamp(public.inputs[index].to(like)),
-            targets=torch.stack([pairs[c][1] for c in chosen]).to(like.device),
+            inputs=problem.spec.clamp(inputs),
+            targets=targets[chosen].to(target.device),
             objective=None,
             outcome=Outcome.CLOSED_FORM,
             cost=watch.cost(),
             adaptive=problem.law is not UNKNOWN,
-            notes=(f"Nearest of {len(pairs)} candidate gradients.",),
+            notes=(f"Nearest of {len(rows)} candidate gradients.",),
         )
 
-    def _pairs(self, problem: Problem, public: Batch) -> Iterator[tuple[int, Tensor]]:
+    def _pool(
+        self, problem: Problem, public: Batch, batch_size: int
+    ) -> tuple[_Pool, Tensor]:
         """Pair public examples with the labels that they could have had."""
         if problem.targets is UNKNOWN:
-            for i in range(min(len(public), self.gradients)):
-                yield i, public.targets[i]
-            return
-        labels = problem.targets.unique(dim=0)
-        count = max(1, self.gradients // len(labels))
-        for i in range(min(len(public), count)):
-            for label in labels:
-                yield i, label
+            examples = torch.arange(min(len(public), self.gradients))
+            return _Pool(examples, examples, None, batch_size), public.targets[examples]
+        labels, counts = problem.targets.cpu().unique(dim=0, return_counts=True)
+        tried = min(len(public), max(1, self.gradients // len(labels)))
+        pairs = torch.cartesian_prod(torch.arange(tried), torch.arange(len(labels)))
+        examples, members = pairs.unbind(dim=1)
+        return _Pool(examples, members, counts, batch_size), labels[members]
 
 
-def _gradient(problem: Problem, public: Batch, index: int, label: Tensor) -> Tree:
+def _gradient(problem: Problem, example: Tensor, label: Tensor) -> Tree:
     task: Task = problem.require(Fact.WEIGHTS)
-    x = public.inputs[index : index + 1].to(task.device, task.dtype)
+    x = example[None].to(task.device, task.dtype)
     y = label[None].to(task.device)
     if task.mode == "train" and task.running_statistics:
         # BatchNorm in train mode refuses a single example; a pair of twins will do.
@@ -105,9 +106,10 @@ def _gradient(problem: Problem, public: Batch, index: int, label: Tensor) -> Tre
 
 
 def _sampled(observed: Tree, key: int) -> dict[str, Tensor]:
-    local = generator(key, "nearest-public", "coordinates")
     return {
-        name: torch.randperm(t.numel(), generator=local)[:_COORDINATES].to(t.device)
+        name: torch.randperm(
+            t.numel(), generator=generator(key, "nearest-public", name)
+        )[:_COORDINATES].to(t.device)
         for name, t in observed.items()
     }
 
@@ -127,40 +129,65 @@ def _scales(problem: Problem) -> dict[str, Tensor]:
 def _sketch(
     tree: Tree, coordinates: dict[str, Tensor], scale: dict[str, Tensor]
 ) -> Tensor:
+    """Stack sampled coordinates so that squared distances keep their expectation."""
     # A void coordinate is 0 on both sides where the mask is known.
     return torch.cat(
-        [tree[n].flatten()[index] / scale[n] for n, index in coordinates.items()]
+        [
+            tree[n].flatten()[index] / scale[n] * (tree[n].numel() / len(index)) ** 0.5
+            for n, index in coordinates.items()
+        ]
     )
 
 
-def _greedy(
-    rows: Tensor,
-    target: Tensor,
-    pairs: list[tuple[int, Tensor]],
-    problem: Problem,
-    batch_size: int,
-) -> list[int]:
-    """Choose B rows whose mean is near the target, each label as often as it occurs."""
-    left = None if problem.targets is UNKNOWN else list(problem.targets)
+def _choose(rows: Tensor, target: Tensor, pool: _Pool) -> list[int]:
+    """Choose B rows whose mean is near the target: greedily, then one by one again."""
     chosen: list[int] = []
-    total = torch.zeros_like(target)
-    for step in range(1, batch_size + 1):
-        # Partial sums aim at their share, so that early picks do not overshoot.
-        error = (total + rows - target * step).square().sum(dim=1)
-        used = {pairs[c][0] for c in chosen}
-        fresh = len(used) < len({i for i, _ in pairs})
-        for c, (i, y) in enumerate(pairs):
-            taken = fresh and i in used
-            if taken or (left is not None and not any(_equal(y, v) for v in left)):
-                error[c] = torch.inf
-        best = int(error.argmin())
-        chosen.append(best)
-        total = total + rows[best]
-        if left is not None:
-            y = pairs[best][1]
-            left.pop(next(k for k, v in enumerate(left) if _equal(y, v)))
+    for _ in range(pool.batch_size):
+        chosen.append(_best(rows, target, pool, chosen))
+    for _ in range(_SWEEPS if pool.batch_size > 1 else 0):
+        before = list(chosen)
+        for position in range(len(chosen)):
+            others = chosen[:position] + chosen[position + 1 :]
+            chosen[position] = _best(rows, target, pool, others)
+        if chosen == before:
+            break
     return chosen
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return bool((a == b).all())
+def _best(rows: Tensor, target: Tensor, pool: _Pool, others: list[int]) -> int:
+    """Return the row that, together with others, is nearest to its share of the target.
+
+    The target is a mean over B rows; n of them should sum to n times as much.
+    """
+    sums = rows + rows[others].sum(dim=0)
+    error = (sums - target * (len(others) + 1)).square().sum(dim=1)
+    barred = ~pool.allowed(others).to(error.device)
+    return int(error.masked_fill(barred, torch.inf).argmin())
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Candidates: public examples, each with a label that it could have had.
+
+    Attributes:
+        examples: index of the public example of each candidate, shape [N].
+        labels: label of each candidate as an index into the distinct ones, shape [N].
+        counts: how often each distinct label occurs in the batch; None if unknown.
+        batch_size: B.
+    """
+
+    examples: Tensor
+    labels: Tensor
+    counts: Tensor | None
+    batch_size: int
+
+    def allowed(self, taken: list[int]) -> Tensor:
+        """Mark candidates that may join: fresh examples of labels that are left."""
+        used = torch.isin(self.examples, self.examples[taken])
+        fresh = ~used if not bool(used.all()) else used
+        if self.counts is None:
+            return fresh
+        left = self.counts - torch.bincount(
+            self.labels[taken], minlength=len(self.counts)
+        )
+        return fresh & (left > 0)[self.labels]
