@@ -195,9 +195,9 @@ def _dump_record(result: TrialResult) -> str:
 
 
 def _encode(value: Any) -> Any:
-    """Write what JSON lacks: ``{"float": "inf"}`` for numbers that are not finite."""
+    """Write what JSON lacks: ``{"$float": "inf"}`` for numbers that are not finite."""
     if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
+        return {"$float": str(value)}
     if isinstance(value, dict):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -206,7 +206,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: dict[str, Any]) -> Any:
-    return float(value["float"]) if value.keys() == {"float"} else value
+    return float(value["$float"]) if value.keys() == {"$float"} else value
 
 
 def _dump_arrays(arrays: dict[str, np.ndarray]) -> bytes:

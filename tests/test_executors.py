@@ -1,0 +1,221 @@
+"""Executors: equal bits, and nothing lost to a death, a defect or an interrupt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from exhume.audit import AuditSettings, TrialSpec, run_trial
+from exhume.audit.executors import map_trials, single_threaded
+from exhume.audit.store import Store
+from exhume.audit.sweep import expand
+from exhume.errors import InvalidInput
+
+TESTS = Path(__file__).parent
+DIGITS = TrialSpec(
+    data={"name": "digits"},
+    model={"name": "mlp", "hidden": [8], "activation": "tanh"},
+    attack={"name": "audit_lab.guesses"},
+)
+
+
+def with_attack(name, **changes):
+    return replace(DIGITS, attack={"name": f"audit_lab.{name}"}, **changes)
+
+
+def bits(result):
+    """Everything in a result but how long it took."""
+    return (
+        result.status,
+        result.reason,
+        result.outcome,
+        result.objective,
+        result.objective_at_truth,
+        tuple(row[:2] + row[3:] for row in result.trace),
+        result.scores,
+        result.guessed_labels,
+        result.facts,
+        result.bound,
+        {name: a.tobytes() for name, a in result.arrays.items()},
+    )
+
+
+def test_serial_and_processes_give_the_same_bits():
+    settings = AuditSettings(
+        data="digits",
+        model={"name": "mlp", "hidden": [8], "activation": "tanh"},
+        attacks=[{"name": "gauss-newton", "iterations": 4, "seconds": None}],
+        seeds=2,
+        batch_size=2,
+    )
+    specs = expand(settings)
+    serial = {r.spec.id: bits(r) for r in map_trials(specs, executor="serial")}
+    parallel = {
+        r.spec.id: bits(r) for r in map_trials(specs, executor="processes", workers=2)
+    }
+    assert serial.keys() == {spec.id for spec in specs}
+    assert all(value[0] == "done" for value in serial.values())
+    assert parallel == serial
+
+
+def test_trials_run_on_one_thread_and_the_number_is_restored():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with single_threaded():
+            assert torch.get_num_threads() == 1
+            assert os.environ["OMP_NUM_THREADS"] == "1"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_dying_worker_costs_one_failed_row():
+    specs = [
+        with_attack("sleeps", seed=0),
+        with_attack("dies", seed=1),
+        with_attack("guesses", seed=2),
+        with_attack("dies", seed=3),
+        with_attack("sleeps", seed=4),
+    ]
+    found = {r.spec.seed: r for r in map_trials(specs, executor="processes", workers=2)}
+    assert {seed: r.status for seed, r in found.items()} == {
+        0: "done",
+        1: "failed",
+        2: "done",
+        3: "failed",
+        4: "done",
+    }
+    assert "died twice" in found[1].reason
+
+
+def test_a_defect_becomes_a_row_with_its_type_message_and_place():
+    result = run_trial(with_attack("raises"))
+    assert result.status == "failed"
+    assert result.reason.startswith("ZeroDivisionError: integer division")
+    assert "raises.py, line" in result.reason
+
+
+def test_an_unknown_executor_is_refused():
+    with pytest.raises(InvalidInput, match=r"'dask'; known: serial, processes"):
+        map_trials([DIGITS], executor="dask")  # type: ignore[arg-type]
+
+
+SWEEP = """
+import sys
+from exhume.audit import AuditSettings, run
+def tell(done, total, result, seconds_left):
+    print(done, total, flush=True)
+if __name__ == "__main__":
+    run(
+        AuditSettings(
+            data="digits", model={"name": "mlp", "hidden": [8]}, prior=None,
+            attacks=[{"name": "audit_lab.sleeps", "seconds": 0.2}], seeds=12,
+            executor=sys.argv[1], workers=2,
+        ),
+        out=sys.argv[2], progress=tell,
+    )
+"""
+TRIALS = 36
+
+
+def start(folder, executor):
+    script = folder / "sweep.py"
+    script.write_text(SWEEP)
+    return subprocess.Popen(
+        [sys.executable, str(script), executor, str(folder / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        start_new_session=True,
+    )
+
+
+def read_until(process, done):
+    """Read the progress until so many trials ended."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line.split()[0]) >= done:
+            return
+    pytest.fail(f"the sweep ended early: {process.stderr.read()}")
+
+
+def group_is_gone(group, seconds=10.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_a_killed_sweep_resumes_without_losing_or_repeating(tmp_path, executor):
+    process = start(tmp_path, executor)
+    read_until(process, 27)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert group_is_gone(process.pid), "worker processes outlived their parent"
+    with Store(tmp_path / "run" / "results.sqlite") as store:
+        kept = {r.spec.id: r for r in store.results()}
+    assert 27 <= len(kept) < TRIALS
+
+    again = start(tmp_path, executor)
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    assert out.split("\n")[0] == f"{len(kept)} {TRIALS}"
+    with Store(tmp_path / "run" / "results.sqlite") as store:
+        assert list(store.runs().values()) == [1] * TRIALS
+        for spec_id, before in kept.items():
+            after = store.get(spec_id)
+            assert after is not None
+            assert (after.cost, after.seconds) == (before.cost, before.seconds)
+            assert np.array_equal(after.arrays["guess"], before.arrays["guess"])
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_ctrl_c_keeps_what_is_finished_and_writes_the_report(tmp_path, executor):
+    process = start(tmp_path, executor)
+    read_until(process, 27)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    assert group_is_gone(process.pid)
+    with Store(tmp_path / "run" / "results.sqlite") as store:
+        assert 27 <= len(store.finished()) < TRIALS
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_script_without_guard_gets_a_sentence(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from audit_lab_specs import SPECS\n"
+        "from exhume.audit.executors import map_trials\n"
+        "print(len(list(map_trials(SPECS, workers=2))))\n"
+    )
+    (tmp_path / "audit_lab_specs.py").write_text(
+        f"from exhume.audit import TrialSpec\nSPECS = [{DIGITS!r}]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{tmp_path}"},
+        check=False,
+    )
+    assert done.returncode != 0
+    assert '`if __name__ == "__main__":`' in done.stderr.splitlines()[-1]

@@ -1,0 +1,199 @@
+"""The store: what goes in comes out bit for bit, and a bad file gets a sentence."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sqlite3
+import string
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from exhume.audit import TrialResult, TrialSpec
+from exhume.audit.store import Store
+from exhume.errors import InvalidInput
+
+SPEC = TrialSpec(
+    data={"name": "digits"},
+    model={"name": "mlp", "hidden": [8]},
+    defenses=({"name": "gaussian-noise", "std": 1e-3}, {"name": "clipping"}),
+    attack={"name": "prior-mean"},
+)
+DONE = TrialResult(spec=SPEC, status="done", scores={"mse": [0.1, None]})
+
+number = st.floats(width=64)
+word = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+name = st.text(string.ascii_letters, min_size=1, max_size=6)
+results = st.builds(
+    TrialResult,
+    spec=st.builds(
+        TrialSpec,
+        data=st.just({"name": "digits"}),
+        model=st.dictionaries(name, st.none() | st.booleans() | st.integers() | word),
+        seed=st.integers(0, 2**62),
+        defenses=st.lists(st.dictionaries(name, word), max_size=2).map(tuple),
+    ),
+    status=st.sampled_from(["done", "not-applicable", "failed"]),
+    reason=word,
+    baseline=st.booleans(),
+    outcome=st.none() | st.tuples(word, word),
+    objective=st.none() | number,
+    objective_at_truth=st.none() | number,
+    notes=st.lists(word, max_size=2).map(tuple),
+    scores=st.dictionaries(name, st.lists(st.none() | number, max_size=3), max_size=2),
+    true_labels=st.lists(st.integers() | number, max_size=3),
+    bound=st.none() | st.dictionaries(name, number | word | st.lists(word)),
+    facts=st.dictionaries(name, number, max_size=3),
+    released_in_clear=st.lists(word, max_size=2).map(tuple),
+    seconds=number,
+    trace=st.lists(
+        st.tuples(st.integers(), st.integers(), number, number), max_size=3
+    ).map(tuple),
+    arrays=st.dictionaries(
+        st.sampled_from(["truth", "guess"]),
+        arrays(np.float32, (2, 1, 2), elements=st.floats(width=32)),
+    ),
+)
+
+
+def bits(value):
+    """Tell apart what == does not: −0.0 and 0.0, 1 and True, lists and tuples."""
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    return repr(value)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(result=results)
+def test_a_result_comes_back_bit_for_bit(tmp_path, result):
+    with Store(tmp_path / "r.sqlite") as store:
+        store.put(result)
+        found = store.get(result.spec.id)
+    assert found is not None
+    for f in fields(result):
+        assert bits(getattr(found, f.name)) == bits(getattr(result, f.name)), f.name
+    assert found.spec.id == result.spec.id
+
+
+def test_failed_rows_are_kept_but_not_finished(tmp_path):
+    bad = TrialResult(spec=replace(SPEC, seed=1), status="failed", reason="why")
+    absent = TrialResult(spec=replace(SPEC, seed=2), status="not-applicable")
+    with Store(tmp_path / "r.sqlite") as store:
+        for result in (DONE, bad, absent):
+            store.put(result)
+        assert store.ids() == {DONE.spec.id, bad.spec.id, absent.spec.id}
+        assert store.finished() == {DONE.spec.id, absent.spec.id}
+        store.put(replace(bad, status="done"))
+        assert bad.spec.id in store.finished()
+        assert store.runs()[bad.spec.id] == 2
+        assert [r.spec.seed for r in store.results()] == [0, 1, 2]
+        assert store.get("no such id") is None
+
+
+def test_a_put_survives_the_death_of_its_process(tmp_path):
+    path = tmp_path / "r.sqlite"
+    script = (
+        "import os, pickle, sys\nfrom exhume.audit.store import Store\n"
+        f"store = Store({str(path)!r})\n"
+        "store.put(pickle.loads(sys.stdin.buffer.read()))\nos.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(DONE), check=False
+    )
+    assert done.returncode == -9
+    with Store(path, create=False) as store:
+        assert store.ids() == {SPEC.id}
+
+
+def test_one_process_reads_while_another_writes(tmp_path):
+    path = tmp_path / "r.sqlite"
+    with Store(path) as writer, Store(path) as reader:
+        for seed in range(3):
+            writer.put(replace(DONE, spec=replace(SPEC, seed=seed)))
+            assert len(reader.results()) == seed + 1
+
+
+def foreign(path):
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE photographs (id INTEGER)")
+    db.close()
+
+
+def newer(path):
+    Store(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+def text(path):
+    path.write_text("These are not the results that you are looking for." * 50)
+
+
+def damaged(path):
+    with Store(path) as store:
+        store.put(DONE)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE results SET arrays = x'00ff'")
+    db.close()
+
+
+def pickled(path):
+    """A row whose array is a pickle must not be executed."""
+    with Store(path) as store:
+        store.put(DONE)
+    payload = np.array([Bomb(path.parent / "executed")], dtype=object)
+    np.savez(path.parent / "bomb.npz", truth=payload)
+    with sqlite3.connect(path) as db:
+        blob = (path.parent / "bomb.npz").read_bytes()
+        db.execute("UPDATE results SET arrays = ?", (blob,))
+    db.close()
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (foreign, "a database of another program"),
+        (newer, "has format 99, this version of exhume reads format 1"),
+        (text, "is not a store of results, or is damaged"),
+        (damaged, "is not a store of results, or is damaged"),
+        (pickled, "is not a store of results, or is damaged"),
+    ],
+)
+def test_a_bad_file_gets_one_sentence_and_is_left_alone(tmp_path, spoil, sentence):
+    path = tmp_path / "r.sqlite"
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(InvalidInput, match=sentence), Store(path) as store:
+        store.results()
+    assert path.read_bytes() == before
+    assert not (tmp_path / "executed").exists()
+
+
+def test_absent_results_and_folders_are_told(tmp_path):
+    with pytest.raises(InvalidInput, match="run an audit first"):
+        Store(tmp_path / "r.sqlite", create=False)
+    assert not (tmp_path / "r.sqlite").exists()
+    with pytest.raises(InvalidInput, match="cannot be used"):
+        Store(tmp_path / "no" / "folder" / "r.sqlite")
