@@ -95,14 +95,19 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
 
 
 def _read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
+    reason: object = "it is not in NumPy's format"
     try:
-        return archive[key]
+        found = archive[key]
+        # A member without NumPy's magic number comes back as raw bytes.
+        if isinstance(found, np.ndarray):
+            return found
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        msg = (
-            f"the array {key!r} of {path} cannot be read ({error}); save plain numeric "
-            f"arrays with numpy.savez, since pickled objects are never loaded"
-        )
-        raise InvalidInput(msg) from error
+        reason = error
+    msg = (
+        f"the array {key!r} of {path} cannot be read ({reason}); save plain numeric "
+        f"arrays with numpy.savez, since pickled objects are never loaded"
+    )
+    raise InvalidInput(msg)
 
 
 def checked_batch(

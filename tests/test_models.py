@@ -1,0 +1,272 @@
+"""Public architectures: published sizes, laws of the weights, second derivatives."""
+
+import copy
+import math
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from exhume import EventSpec, Task
+from exhume.config import build
+from exhume.errors import InvalidInput
+from exhume.keys import generator
+from exhume.models._activations import ACTIVATIONS, quadratic_cubic
+from exhume.models._init import default_bound, fresh
+from exhume.observations.gradient import Gradient
+from exhume.problem.observation import Candidate
+from exhume.registry import names
+
+COLOUR = EventSpec.image(3, 32, 32)
+GRAY = EventSpec.image(1, 25, 25)
+OBLONG = EventSpec.image(2, 11, 18)
+VECTOR = EventSpec.vector(12)
+IMAGE_ONLY = {"convnet", "lenet-zhu", "resnet18"}
+#: narrow versions, so that a second derivative takes milliseconds
+SMALL = {
+    "convnet": {"width": 4},
+    "mlp": {"hidden": [16, 8]},
+    "resnet18": {"width": 4},
+    "two-layer": {"width": 16},
+}
+
+
+@pytest.fixture(params=names("model"))
+def name(request):
+    return request.param
+
+
+def small(name, **options):
+    return build("model", {"name": name, **SMALL.get(name, {}), **options})
+
+
+def size(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def draw(spec, count=2, dtype=torch.float64):
+    g = generator(0, "test-models")
+    return torch.rand((count, *spec.shape), generator=g, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "parameters"),
+    [
+        ("lenet-zhu", COLOUR, 15_826),
+        ("lenet-zhu", GRAY, 13_426),
+        ("convnet", COLOUR, 2_904_970),
+        ("resnet18", COLOUR, 11_173_962),
+        ("mlp", VECTOR, 12 * 256 + 256 + 256 * 10 + 10),
+        ("two-layer", VECTOR, 12 * 256 + 256 * 10),
+        ({"name": "mlp", "hidden": [], "bias": False}, VECTOR, 120),
+        ({"name": "two-layer", "width": 5, "bias": True}, VECTOR, 12 * 5 + 5 + 50 + 10),
+    ],
+)
+def test_published_parameter_counts(model, spec, parameters):
+    assert size(build("model", model).build(spec, 10, key=0)) == parameters
+
+
+@pytest.mark.parametrize("spec", [COLOUR, GRAY, OBLONG], ids=str)
+@pytest.mark.parametrize("classes", [1, 10])
+def test_outputs_for_images_of_any_shape(name, spec, classes):
+    net = small(name).build(spec, classes, key=0)
+    assert net(draw(spec, dtype=torch.float32)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 8, 9, 28, 33])
+@pytest.mark.parametrize("net", ["lenet-zhu", "resnet18", "mlp", "two-layer"])
+def test_small_and_odd_images(net, side):
+    spec = EventSpec.image(1, side, side)
+    model = small(net).build(spec, 3, key=0).eval()
+    assert model(draw(spec, dtype=torch.float32)).shape == (2, 3)
+
+
+def test_vectors_fit_or_are_refused(name):
+    if name in IMAGE_ONLY:
+        with pytest.raises(InvalidInput, match=r"reads images.*'mlp'"):
+            small(name).build(VECTOR, 3, key=0)
+        return
+    net = small(name).build(VECTOR, 3, key=0)
+    assert net(draw(VECTOR, dtype=torch.float32)).shape == (2, 3)
+
+
+def test_an_image_that_is_too_small_is_refused():
+    with pytest.raises(InvalidInput, match="at least 9 x 9 pixels, got 8 x 12"):
+        small("convnet").build(EventSpec.image(1, 8, 12), 10, key=0)
+    assert small("convnet").build(EventSpec.image(1, 9, 9), 10, key=0)
+
+
+def test_no_outputs_are_refused(name):
+    with pytest.raises(InvalidInput, match="classes = 0"):
+        small(name).build(COLOUR, 0, key=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "convnet", "width": 0},
+        {"name": "resnet18", "width": 0},
+        {"name": "two-layer", "width": 0},
+        {"name": "two-layer", "hidden_std": 0.0},
+        {"name": "two-layer", "output_std": -1.0},
+        {"name": "lenet-zhu", "weight_range": 0.0},
+        {"name": "lenet-zhu", "weight_range": float("inf")},
+        {"name": "lenet-zhu", "activation": "step"},
+        {"name": "mlp", "hidden": [4, 0]},
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(InvalidInput):
+        build("model", options)
+
+
+def test_weights_are_a_function_of_the_key(name):
+    source = small(name)
+    first, again, other = (source.build(GRAY, 3, key) for key in (0, 0, 1))
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    weights = [k for k in first.state_dict() if k.endswith("weight") and "bn" not in k]
+    changed = [
+        not torch.equal(first.state_dict()[k], other.state_dict()[k]) for k in weights
+    ]
+    assert sum(changed) >= len(weights) / 2
+    assert changed[0]
+
+
+def test_no_global_state_is_touched(name):
+    before, python = torch.get_rng_state(), random.getstate()
+    numpy = np.random.get_state()[1].copy()  # noqa: NPY002
+    small(name).build(GRAY, 3, key=0)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy, np.random.get_state()[1])  # noqa: NPY002
+    assert python == random.getstate()
+
+
+def test_a_network_pickles_and_has_no_meta_tensor(name):
+    net = small(name).build(GRAY, 3, key=0)
+    copied = pickle.loads(pickle.dumps(net))
+    inputs = draw(GRAY, dtype=torch.float32)
+    assert torch.equal(net(inputs), copied(inputs))
+    for key, value in net.state_dict().items():
+        assert value.device.type == "cpu", key
+        assert bool(torch.isfinite(value.float()).all()), key
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("eval", 1), ("train", 3)])
+def test_the_gradient_can_be_differentiated(name, mode, channels):
+    spec = EventSpec.image(channels, 10, 11)
+    net = small(name).build(spec, 3, key=0).double()
+    task = Task(net, mode=mode)
+    inputs = draw(spec)
+    candidate, model = Candidate(inputs, torch.tensor([0, 2])), Gradient()
+    g = generator(1, "test-models")
+    tangent = torch.empty_like(inputs).normal_(generator=g)
+    forward = model.jvp(task, candidate, tangent)
+    cotangent = {
+        n: torch.empty_like(t).normal_(generator=g) for n, t in forward.items()
+    }
+    backward = model.vjp(task, candidate, cotangent)
+    left = sum(float((forward[n] * cotangent[n]).sum()) for n in forward)
+    right = float((backward * tangent).sum())
+    assert left == pytest.approx(right, rel=1e-9)
+    assert left != 0
+
+
+def test_resnet_in_train_mode_equals_the_plain_network():
+    net = small("resnet18").build(GRAY, 3, key=0).double()
+    plain = copy.deepcopy(net).train()
+    inputs, targets = draw(GRAY), torch.tensor([0, 2])
+    nn.functional.cross_entropy(plain(inputs), targets).backward()
+    found = Task(net, mode="train").gradient(inputs, targets)
+    for key, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[key], parameter.grad, rtol=1e-8, atol=1e-12)
+    assert not any(
+        m.running_mean.any() for m in net.modules() if hasattr(m, "momentum")
+    )
+
+
+# Laws of the weights, within 4 standard errors.
+
+
+def within_four_errors(sample, variance, fourth):
+    """Check the mean and variance of independent draws of a centred law."""
+    n = sample.numel()
+    mean, second = float(sample.mean()), float(sample.square().mean())
+    assert abs(mean) <= 4 * math.sqrt(variance / n)
+    assert abs(second - variance) <= 4 * math.sqrt((fourth - variance**2) / n)
+
+
+def uniform_law(sample, bound):
+    assert float(sample.abs().max()) <= bound
+    assert float(sample.abs().max()) > 0.9 * bound
+    within_four_errors(sample.double(), bound**2 / 3, bound**4 / 5)
+
+
+@pytest.mark.parametrize("weight_range", [0.5, 0.01])
+def test_lenet_weights_are_uniform(weight_range):
+    net = small("lenet-zhu", weight_range=weight_range).build(COLOUR, 10, key=0)
+    uniform_law(nn.utils.parameters_to_vector(net.parameters()).detach(), weight_range)
+
+
+@pytest.mark.parametrize("net", ["convnet", "resnet18", "mlp"])
+def test_the_other_nets_have_the_default_law_of_pytorch(net):
+    model = small(net, **{} if net == "mlp" else {"width": 8}).build(COLOUR, 10, key=0)
+    seen = 0
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            if module.weight.numel() > 500:
+                uniform_law(module.weight.detach(), bound)
+                seen += 1
+            if module.bias is not None:
+                assert float(module.bias.detach().abs().max()) <= bound
+        elif isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all() and (module.bias == 0).all())
+            assert bool((module.running_var == 1).all())
+            assert not module.running_mean.any()
+            assert module.num_batches_tracked == 0
+    assert seen
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(40, 50), nn.Conv2d(4, 50, 3)])
+def test_default_bound_is_that_of_pytorch(layer):
+    bound = default_bound(layer.weight[0].numel())
+    largest = max(float(p.detach().abs().max()) for p in layer.parameters())
+    assert 0.95 * bound < largest <= bound
+
+
+@pytest.mark.parametrize("stds", [(None, None), (1.0, 0.25)])
+def test_two_layer_weights_are_gaussian(stds):
+    options = dict(zip(("hidden_std", "output_std"), stds, strict=True))
+    net = small("two-layer", width=400, **options).build(VECTOR, 10, key=0)
+    expected = stds[0] or 12**-0.5, stds[1] or 400**-0.5
+    for layer, std in zip((net.hidden, net.output), expected, strict=True):
+        within_four_errors(layer.weight.detach().double(), std**2, 3 * std**4)
+
+
+def test_the_two_layer_net_is_the_formula():
+    net = small("two-layer", activation="quadratic-cubic").build(VECTOR, 3, key=0)
+    x = draw(VECTOR, dtype=torch.float32)
+    z = x @ net.hidden.weight.T
+    torch.testing.assert_close(net(x), (z**2 + z**3) @ net.output.weight.T)
+
+
+def test_quadratic_cubic_at_known_points():
+    z = torch.tensor([-1.0, 0.0, 0.5, 2.0])
+    assert quadratic_cubic(z).tolist() == [0.0, 0.0, 0.375, 12.0]
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_activation_can_be_chosen(activation):
+    for name in ("lenet-zhu", "mlp", "two-layer"):
+        net = small(name, activation=activation).build(GRAY, 3, key=0)
+        assert bool(torch.isfinite(net(draw(GRAY, dtype=torch.float32))).all())
+
+
+def test_a_layer_without_a_known_law_is_not_left_empty():
+    with pytest.raises(TypeError, match="PReLU"):
+        fresh(nn.PReLU, generator(0, "x"))
