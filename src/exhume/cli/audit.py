@@ -1,0 +1,171 @@
+"""``exhume audit``: a sweep of attacks × defenses with bounds, ending in a report."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from exhume.cli.console import say, warn
+
+if TYPE_CHECKING:
+    from exhume.audit.records import TrialResult
+    from exhume.audit.run import AuditRun
+    from exhume.audit.settings import AuditSettings
+
+__all__ = ["audit"]
+
+
+class Executor(StrEnum):
+    """Where trials run."""
+
+    SERIAL = "serial"
+    PROCESSES = "processes"
+
+
+def audit(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE.toml]",
+            help="What to audit; without it, an embedded example on real faces.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; runs/TITLE if omitted."),
+    ] = None,
+    executor: Annotated[
+        Executor | None, typer.Option(help="In this process, or in several.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of processes; 0 takes one per core."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds (private batches).")
+    ] = None,
+) -> None:
+    """Run attacks against defenses, and write a report beside the bounds.
+
+    What has finished is kept: stop with Ctrl-C, run the same command again to go on.
+    """
+    from exhume.audit.run import run
+
+    settings = _settings(file, executor, workers, seeds)
+    progress = _Progress()
+    try:
+        with progress:
+            done = run(settings, out=out, progress=progress)
+    except KeyboardInterrupt:
+        folder = _folder(settings, out)
+        warn(
+            f"{progress.done} of {progress.total} trials are kept in {folder}, and "
+            f"report.html there shows them; run the same command again to go on",
+            "stopped",
+        )
+        raise typer.Exit(130) from None
+    _show(settings, done)
+
+
+def _settings(
+    file: Path | None,
+    executor: Executor | None,
+    workers: int | None,
+    seeds: int | None,
+) -> AuditSettings:
+    from exhume.audit.sweep import default_settings, load_settings
+
+    settings = default_settings() if file is None else load_settings(file)
+    given: dict[str, Any] = {
+        "executor": executor and executor.value,
+        "workers": workers,
+        "seeds": seeds,
+    }
+    return replace(settings, **{k: v for k, v in given.items() if v is not None})
+
+
+def _folder(settings: AuditSettings, out: Path | None) -> Path:
+    from exhume.audit.run import slug
+
+    return Path(out or settings.out or Path("runs") / slug(settings.title))
+
+
+def _show(settings: AuditSettings, done: AuditRun) -> None:
+    from exhume.cli.tables import tables
+
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width: keep every row on one line.
+        console = Console(width=160)
+    for table in tables(settings, done.results):
+        console.print(table)
+        say()
+    failed = [r for r in done.results if r.status == "failed"]
+    for reason in dict.fromkeys(r.reason for r in failed):
+        warn(f"a trial failed: {reason}")
+    say(f"report: {done.report}")
+    if failed:
+        warn(f"{len(failed)} of {len(done.results)} trials failed", "error")
+        raise typer.Exit(1)
+
+
+class _Progress(AbstractContextManager["_Progress"]):
+    """A bar with the time left on a terminal, one plain line per trial elsewhere."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("preparing", total=None, left="")
+
+    def __enter__(self) -> _Progress:
+        self._live = self._bar if self._console.is_terminal else nullcontext()
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._live.__exit__(*details)
+
+    def __call__(
+        self,
+        done: int,
+        total: int,
+        result: TrialResult | None,
+        seconds_left: float | None,
+    ) -> None:
+        self.done, self.total = done, total
+        left = "" if seconds_left is None else f"{_clock(seconds_left)} left"
+        name = "starting" if result is None else _name(result)
+        self._bar.update(
+            self._task, description=name, completed=done, total=total, left=left
+        )
+        if not self._console.is_terminal:
+            line = ", ".join(filter(None, (f"{done}/{total} {name}", left)))
+            self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _name(result: TrialResult) -> str:
+    spec = result.spec
+    method = (spec.attack or spec.bound or {}).get("name", "")
+    defense = " → ".join(d["name"] for d in spec.defenses) or "no defense"
+    status = "" if result.status == "done" else f" ({result.status})"
+    return f"{method}, {defense}, seed {spec.seed}{status}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

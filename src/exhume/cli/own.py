@@ -1,0 +1,254 @@
+"""Bring your own: a model by name, an update from a file, data from a path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exhume.errors import InvalidInput, UnknownName
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from exhume.observations.shared import SharedObservation
+    from exhume.problem.batch import Batch
+    from exhume.problem.event import EventSpec
+
+__all__ = ["Said", "complete", "load_batch", "load_model", "options", "simulate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the user says about an observation on the command line, as text.
+
+    Attributes:
+        shape: of one example, ``3,32,32`` or ``100``.
+        range_: ``0,1``, or ``none`` for unbounded.
+        mode: ``eval`` or ``train``.
+        loss: name of the training loss.
+        mean: of the normalisation, one number per channel.
+        std: likewise.
+        labels: of the batch.
+        batch_size: B.
+        scale: the file holds this multiple of the mean gradient.
+    """
+
+    shape: str | None = None
+    range_: str | None = None
+    mode: str | None = None
+    loss: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    labels: str | None = None
+    batch_size: int | None = None
+    scale: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of a ``SharedObservation`` that are said."""
+        import torch
+
+        said: dict[str, Any] = {"mode": self.mode, "loss": self.loss}
+        said["normalise"] = self._normalise()
+        said["batch_size"] = self.batch_size
+        if self.labels is not None:
+            labels = [int(n) for n in _numbers("labels", self.labels, int)]
+            said["targets"] = torch.tensor(labels).sort().values
+            said["batch_size"] = self.batch_size or len(labels)
+        if self.shape is not None:
+            said["spec"] = self._spec()
+        return {name: value for name, value in said.items() if value is not None}
+
+    def _spec(self) -> EventSpec:
+        from exhume.problem.event import EventSpec
+
+        shape = tuple(int(n) for n in _numbers("shape", self.shape or "", int))
+        kind = "image" if len(shape) == 3 else "vector"
+        bounded = self.range_ or ("0,1" if kind == "image" else "none")
+        if bounded == "none":
+            return EventSpec(kind, shape)
+        ends = _numbers("range", bounded, float)
+        if len(ends) != 2:
+            msg = f"--range is {bounded!r}; expected two numbers, like 0,1, or none"
+            raise InvalidInput(msg)
+        return EventSpec(kind, shape, *ends)
+
+    def _normalise(self) -> Any:
+        from exhume.problem.task import Normalisation
+
+        if self.mean is None and self.std is None:
+            return None
+        if self.mean is None or self.std is None:
+            msg = "give both --mean and --std of the normalisation, or neither"
+            raise InvalidInput(msg)
+        mean, std = _numbers("mean", self.mean, float), _numbers("std", self.std, float)
+        return Normalisation(tuple(mean), tuple(std))
+
+
+def _numbers(what: str, text: str, kind: type[int] | type[float]) -> list[float]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        example = "3,5" if kind is int else "0.5,0.25"
+        msg = f"--{what} is {text!r}; expected numbers with commas, like {example}"
+        raise InvalidInput(msg) from error
+
+
+def complete(shared: SharedObservation, said: Said) -> SharedObservation:
+    """Add what the user says to what the file says.
+
+    Raises:
+        InvalidInput: the two contradict each other, or neither says the shape of an
+            example, the mode, or the batch size.
+    """
+    from exhume.problem.knowledge import UNKNOWN
+
+    facts, recorded = said.facts(), shared.spec is not None
+    if said.scale is not None:
+        if recorded:
+            msg = "the file says itself what it holds; --scale is for plain tensors"
+            raise InvalidInput(msg)
+        if said.scale == 0:
+            msg = (
+                "--scale is 0; expected the factor that the gradient was multiplied by"
+            )
+            raise InvalidInput(msg)
+        facts["values"] = {n: t / said.scale for n, t in shared.values.items()}
+    for name, value in facts.items() if recorded else ():
+        held = getattr(shared, name)
+        if held is UNKNOWN or name == "targets":
+            continue
+        if held != value:
+            msg = f"the file says {name} = {held}, you say {value}; drop the option"
+            raise InvalidInput(msg)
+    full = replace(shared, **facts)
+    for field, option in (("spec", "--shape"), ("mode", "--mode")):
+        if getattr(full, field) is None:
+            msg = f"the file does not say the {option[2:]}, so give {option}"
+            raise InvalidInput(msg)
+    if full.batch_size is UNKNOWN:
+        msg = (
+            "the file does not say how many examples the gradient was averaged over; "
+            "give --batch-size (or --labels)"
+        )
+        raise InvalidInput(msg)
+    return full
+
+
+def simulate(model: nn.Module, own: Batch, said: Said) -> SharedObservation:
+    """Compute the gradient that a client with this model and batch would share."""
+    from exhume.observations.gradient import Gradient
+    from exhume.observations.shared import share
+    from exhume.problem.mechanism import Mechanism
+    from exhume.problem.task import Task
+
+    facts = said.facts()
+    if "mode" not in facts:
+        msg = "the gradient depends on the mode of the model; give --mode eval or train"
+        raise InvalidInput(msg)
+    loss = facts.get("loss", "cross-entropy")
+    task = Task(model, loss, facts["mode"], facts.get("normalise"))
+    mechanism = Mechanism(Gradient())
+    observation = mechanism.sample(task, own, key=0)
+    return share(
+        observation.values,
+        task,
+        own.spec,
+        batch_size=len(own),
+        targets=own.targets,
+        batch_statistics=observation.batch_statistics,
+        mechanism=mechanism,
+    )
+
+
+def load_model(reference: str, weights: Path | None) -> nn.Module:
+    """Call ``package.module:function``, found from the working directory too.
+
+    Raises:
+        InvalidInput: no such function, it fails, or returns no ``nn.Module``.
+    """
+    from torch import nn
+
+    module_name, _, function_name = reference.partition(":")
+    if not module_name or not function_name:
+        msg = f"--model is {reference!r}; expected package.module:function"
+        raise InvalidInput(msg)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        model = function()
+    except Exception as error:  # the user's code may raise anything; we say what
+        kind = type(error).__name__
+        msg = f"--model {reference} failed with {kind}: {error} (--debug shows where)"
+        raise InvalidInput(msg) from error
+    if not isinstance(model, nn.Module):
+        msg = (
+            f"--model {reference} returned {type(model).__name__}; expected a "
+            f"torch.nn.Module"
+        )
+        raise InvalidInput(msg)
+    if weights is not None:
+        _load_weights(model, weights)
+    return model
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from exhume.observations.file import load_tensors
+    from exhume.problem.consistency import check_weights
+
+    tensors = load_tensors(path)
+    buffers = dict(model.named_buffers())
+    check_weights({n: t for n, t in tensors.items() if n not in buffers}, model)
+    model.load_state_dict(tensors, strict=False)
+
+
+def load_batch(where: str, like: Sequence[int] | None = None) -> Batch:
+    """Load examples from a registered source, a folder of images or an .npz file.
+
+    Args:
+        where: a name, or a path.
+        like: shape of one example, to which a folder of images is shrunk.
+    """
+    from exhume.config import build
+    from exhume.files import refuse_pickle
+    from exhume.registry import names
+
+    path = Path(where)
+    if where in names("data"):
+        given: dict[str, Any] = {"name": where}
+    elif path.is_dir():
+        given = {"name": "folder", "path": where}
+        if like is not None and len(like) == 3:
+            given |= {"size": like[-1], "gray": like[0] == 1}
+    elif path.exists():
+        refuse_pickle(path)
+        given = {"name": "npz", "path": where}
+    else:
+        known = ", ".join(names("data"))
+        msg = f"there is no data called {where!r}, nor a path; known names: {known}"
+        raise UnknownName(msg)
+    return build("data", given).load()
+
+
+def options(given: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` pairs; a value is TOML, or text where it is not.
+
+    >>> options(["iterations=50", "start=prior-mean", "seconds=none"])
+    {'iterations': 50, 'start': 'prior-mean', 'seconds': None}
+    """
+    pairs: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            msg = f"--option is {text!r}; expected key=value, like iterations=50"
+            raise InvalidInput(msg)
+        try:
+            pairs[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            pairs[key] = None if value == "none" else value
+    return pairs

@@ -1,0 +1,65 @@
+"""``exhume report``: write the report of a run again from its stored results."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exhume.cli.console import say
+from exhume.errors import InvalidInput
+
+__all__ = ["report"]
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, runs/TITLE.")],
+    open_: Annotated[
+        bool, typer.Option("--open", help="Open it in the web browser.")
+    ] = False,
+    screenshot: Annotated[
+        bool,
+        typer.Option(
+            "--screenshot", help="Write report.png beside it (needs Chromium)."
+        ),
+    ] = False,
+) -> None:
+    """Write report.html, results.json and results.csv again from a run's results.
+
+    Nothing is computed anew; an interrupted run gives a report of what had finished.
+    """
+    path = _rebuild(folder)
+    say(f"report: {path}")
+    if screenshot:
+        from exhume.audit.report.browser import screenshot as take
+
+        picture = path.with_suffix(".png")
+        take(path, picture)
+        say(f"screenshot: {picture}")
+    if open_:
+        webbrowser.open(path.resolve().as_uri())
+
+
+def _rebuild(folder: Path) -> Path:
+    from exhume.audit.report import write_report
+    from exhume.audit.run import RESULTS_FILE, SETTINGS_FILE
+    from exhume.audit.store import Store
+    from exhume.audit.sweep import expand, load_settings
+
+    missing = [n for n in (SETTINGS_FILE, RESULTS_FILE) if not (folder / n).is_file()]
+    if missing:
+        msg = (
+            f"{str(folder)!r} is not the folder of a run: it has no "
+            f"{' and no '.join(missing)}; exhume audit makes one, under runs/"
+        )
+        raise InvalidInput(msg)
+    settings = load_settings(folder / SETTINGS_FILE)
+    with Store(folder / RESULTS_FILE, create=False) as store:
+        wanted = {spec.id for spec in expand(settings)} & store.ids()
+        results = [r for r in store.results() if r.spec.id in wanted or not wanted]
+    if not results:
+        msg = f"no trial has finished in {str(folder)!r}; run the audit again"
+        raise InvalidInput(msg)
+    return write_report(settings, results, folder)

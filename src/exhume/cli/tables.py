@@ -1,0 +1,57 @@
+"""The results of an audit as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from exhume.audit.records import TrialResult
+    from exhume.audit.report.grouping import Scenario
+    from exhume.audit.settings import AuditSettings
+
+__all__ = ["tables"]
+
+_HEADINGS = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "label-accuracy": "labels"}
+
+
+def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Table]:
+    """Make one table per data source: medians over examples, beside the bound.
+
+    Rows of chance levels (attacks that ignore the observation) are marked: an attack
+    that is no better has read nothing.
+    """
+    from exhume.audit.report.grouping import metrics_of, scenarios
+
+    metrics = [m for m in metrics_of(results) if m in _HEADINGS]
+    return [_table(scenario, metrics) for scenario in scenarios(settings, results)]
+
+
+def _table(scenario: Scenario, metrics: list[str]) -> Table:
+    from exhume.audit.report.summary import bound_rows, result_rows
+
+    table = Table(
+        title=f"{scenario.name}: medians over examples", box=None, pad_edge=False
+    )
+    table.add_column("defense", overflow="fold")
+    table.add_column("attack", overflow="fold")
+    for metric in metrics:
+        table.add_column(_HEADINGS[metric], justify="right", no_wrap=True)
+    table.add_column("MSE bound", justify="right", no_wrap=True)
+    bounds = {row.defense: row.value for row in bound_rows(scenario)}
+    previous = None
+    for row in result_rows(scenario, {}, metrics):
+        first = row.defense != previous
+        if first and previous is not None:
+            table.add_section()
+        table.add_row(
+            row.defense if first else "",
+            f"{row.attack} (chance)" if row.baseline else row.attack,
+            *(number.text for number in row.scores),
+            bounds.get(row.defense, "–") if first else "",
+            style="dim" if row.baseline else None,
+        )
+        previous = row.defense
+    return table
