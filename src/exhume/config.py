@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from exhume.errors import ExhumeError, InvalidInput
-from exhume.registry import find
+from exhume.registry import find, registered_name
 
 __all__ = ["build", "describe"]
 
@@ -30,7 +30,7 @@ def build(kind: str, options: str | Mapping[str, Any]) -> Any:
         msg = f"a {kind} is given by its name and options, got {given!r}"
         raise InvalidInput(msg)
     cls = find(kind, given.pop("name"))
-    return validate(cls, given, what=f"{kind} {_registered_name(cls)!r}")
+    return validate(cls, given, what=f"{kind} {registered_name(cls)!r}")
 
 
 def validate(cls: type[Any], given: Mapping[str, Any], *, what: str) -> Any:
@@ -71,10 +71,6 @@ def _problem(error: Mapping[str, Any]) -> str:
     return f"{where or 'value'}: {error['msg']}{got}"
 
 
-def _registered_name(cls: type[Any]) -> str:
-    return cls.__module__.rsplit(".", 1)[-1].replace("_", "-")
-
-
 def describe(value: Any) -> dict[str, Any]:
     """Undo :func:`build`: the name and options of a registered object."""
-    return {"name": _registered_name(type(value)), **asdict(value)}
+    return {"name": registered_name(type(value)), **asdict(value)}

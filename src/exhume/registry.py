@@ -12,6 +12,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,16 @@ from typing import Any
 
 from exhume.errors import UnknownName
 
-__all__ = ["KINDS", "Entry", "did_you_mean", "entries", "find", "names"]
+__all__ = [
+    "KINDS",
+    "Entry",
+    "class_named",
+    "did_you_mean",
+    "entries",
+    "find",
+    "names",
+    "registered_name",
+]
 
 #: kind → (package, module and name of the base class its members derive from)
 KINDS: dict[str, tuple[str, str, str]] = {
@@ -136,6 +146,27 @@ def find(kind: str, name: str) -> type[Any]:
         )
         raise UnknownName(msg)
     return members[0]
+
+
+def class_named(kind: str, class_name: str) -> type[Any]:
+    """Import a registered class by its own name, for ``exhume.defenses.GaussianNoise``.
+
+    Raises:
+        AttributeError: no file is named after the class.
+    """
+    name = re.sub(r"(?<!^)(?=[A-Z])", "-", class_name).lower()
+    # Submodules are asked for through the same door; importing them is not our part.
+    if class_name[:1].isupper() and name in names(kind):
+        found = find(kind, name)
+        if found.__name__ == class_name:
+            return found
+    msg = f"module {KINDS[kind][0]!r} has no attribute {class_name!r}"
+    raise AttributeError(msg)
+
+
+def registered_name(cls: type[Any]) -> str:
+    """Return the name under which a class is found: its module's, with hyphens."""
+    return cls.__module__.rsplit(".", 1)[-1].replace("_", "-")
 
 
 def _known(kind: str) -> str:

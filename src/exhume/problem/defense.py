@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
-from exhume.errors import InvalidInput
+from exhume.errors import Inconsistent, InvalidInput
 from exhume.problem.law import Law
 from exhume.problem.tree import Tree, check_same_layout
+from exhume.registry import registered_name
 
 if TYPE_CHECKING:
     from exhume.problem.batch import Batch
@@ -40,7 +42,7 @@ class Plan:
         defense: registered name of the defense that made it.
         shapes: name → shape of every tensor that the plan was made for.
         covers: names that the defense touches; the rest is released in clear.
-        numbers: scalars, e.g. ``{"std": 0.01}``.
+        numbers: scalars, e.g. how many entries are removed.
         arrays: tensors by name, e.g. a mask per parameter.
     """
 
@@ -54,6 +56,23 @@ class Plan:
     def in_clear(self) -> tuple[str, ...]:
         """Names that the defense leaves untouched."""
         return tuple(name for name in self.shapes if name not in self.covers)
+
+    def beside(self, tensors: Mapping[str, Tensor]) -> Plan:
+        """Return the plan for updates that also carry other tensors, left in clear.
+
+        Args:
+            tensors: what comes along, e.g. the buffers of a model (BatchNorm
+                statistics, step counters). The defense never touches them.
+
+        Raises:
+            Inconsistent: the plan has a tensor of this name already.
+        """
+        known = [name for name in tensors if name in self.shapes]
+        if known:
+            msg = f"the plan of {self.defense!r} has {', '.join(known)} already"
+            raise Inconsistent(msg)
+        shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+        return replace(self, shapes={**self.shapes, **shapes})
 
 
 class Defense(ABC):
@@ -77,8 +96,11 @@ class Defense(ABC):
         """List the float tensors among ``parameters`` that the defense touches.
 
         Raises:
-            InvalidInput: a pattern in ``only`` matches nothing.
+            InvalidInput: ``only`` is empty, or a pattern in it matches nothing.
         """
+        if not self.only:
+            msg = "`only` is empty, so nothing is defended; ('*',) covers all tensors"
+            raise InvalidInput(msg)
         for pattern in self.only:
             if not any(fnmatchcase(name, pattern) for name in parameters):
                 msg = (
@@ -112,17 +134,19 @@ class Defense(ABC):
             key: randomness of this release; equal keys give equal bits.
 
         Raises:
-            Inconsistent: the plan was made for other names or shapes.
+            Inconsistent: the plan was made by another defense, for other names or
+                shapes, or a tensor that it covers holds integers.
         """
-        expected = (
-            {
-                n: next(iter(update.values())).new_empty(s)
-                for n, s in plan.shapes.items()
-            }
-            if update
-            else {}
-        )
+        own = registered_name(type(self))
+        if plan.defense != own:
+            msg = f"the plan was made by {plan.defense!r}; calibrate {own!r} itself"
+            raise Inconsistent(msg)
+        expected = {n: torch.empty(s, device="meta") for n, s in plan.shapes.items()}
         check_same_layout(update, expected, what="the update given to the plan")
+        whole = [n for n in plan.covers if not update[n].is_floating_point()]
+        if whole:
+            msg = f"integer tensors cannot be defended: {', '.join(whole)}"
+            raise Inconsistent(msg)
         released = self._release({n: update[n] for n in plan.covers}, plan, key)
         return {n: released.get(n, t).clone() for n, t in update.items()}
 
@@ -137,11 +161,33 @@ class Defense(ABC):
         Args:
             law: law of what enters.
             plan: the calibrated plan.
-            observed: the final release if no later defense adds noise to it (its zero
-                pattern is then visible to anyone), else None.
+            observed: the final release if every later defense preserves zeros (the
+                pattern this one left is then visible to anyone), else None.
         """
 
     @property
     def adds_noise(self) -> bool:
         """Whether the release is randomised by additive noise."""
         return False
+
+    @property
+    def preserves_zeros(self) -> bool:
+        """Whether what leaves is zero exactly where what entered was."""
+        return False
+
+    def _plan(
+        self,
+        task: Task,
+        *,
+        numbers: Mapping[str, float] | None = None,
+        arrays: Mapping[str, Tensor] | None = None,
+    ) -> Plan:
+        """Make the plan for a task's parameters."""
+        parameters = task.parameters()
+        return Plan(
+            defense=registered_name(type(self)),
+            shapes={name: tuple(p.shape) for name, p in parameters.items()},
+            covers=self.covered(parameters),
+            numbers=numbers or {},
+            arrays=arrays or {},
+        )

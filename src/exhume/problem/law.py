@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from exhume.errors import InvalidInput
 from exhume.problem.tree import Tree
 
-__all__ = ["Law"]
+__all__ = ["KeepWhere", "Law"]
 
 TreeMap = Callable[[Tree], Tree]
+
+
+@dataclass(frozen=True, eq=False)
+class KeepWhere:
+    """The linear map that sets coordinates to zero where a mask is False.
+
+    Attributes:
+        mask: name → bool tensor; a name that is absent is kept whole.
+    """
+
+    mask: Mapping[str, Tensor]
+
+    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return the masked tree, differentiable."""
+        return {
+            name: torch.where(self.mask[name].to(t.device), t, 0)
+            if name in self.mask
+            else t
+            for name, t in tree.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +41,8 @@ class Law:
     """O = h(F(S)) + n with n ~ N(0, diag v): deterministic maps, then Gaussian noise.
 
     A coordinate is in one of three states: *noisy* (v > 0), *exact* (v = 0, released
-    without noise), or *void* (masked: it is a constant and says nothing about S).
+    without noise), or *void* (masked: a constant or pure noise, nothing about S). Only
+    the mean and variance of coordinates that are not void are meant.
 
     Attributes:
         maps: h, applied in order to the exact F(S); each is a picklable callable from
@@ -54,31 +76,44 @@ class Law:
             update = transform(update)
         return self.keep(update)
 
-    def keep(self, tree: Tree) -> Tree:
+    def noisy_on(self, names: Iterable[str]) -> bool:
+        """Whether a coordinate of any of these tensors carries noise."""
+        return any(bool((self.variance[n] > 0).any()) for n in self._with_noise(names))
+
+    def noise_covers(self, names: Iterable[str]) -> bool:
+        """Whether every coordinate of all of these tensors carries noise."""
+        names = tuple(names)
+        noisy = self._with_noise(names)
+        return noisy == names and all(bool((self.variance[n] > 0).all()) for n in noisy)
+
+    def _with_noise(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in self.variance)
+
+    def keep(self, tree: Mapping[str, Tensor]) -> Tree:
         """Set void coordinates to zero; the identity where there is no mask."""
-        return {
-            name: t * self.mask[name].to(t.dtype) if name in self.mask else t
-            for name, t in tree.items()
-        }
+        return KeepWhere(self.mask)(tree)
 
     def exact_names(self, tree: Mapping[str, Tensor]) -> list[str]:
         """List the tensors that have a kept coordinate without noise."""
         return [name for name, t in tree.items() if self._has_exact(name, t)]
 
     def _has_exact(self, name: str, tensor: Tensor) -> bool:
-        exact = torch.broadcast_to(self._variance(name, tensor) == 0, tensor.shape)
+        exact = self._variance(name, tensor) == 0
         if name in self.mask:
-            exact = exact & self.mask[name]
+            exact = exact & self.mask[name].to(tensor.device)
         return bool(exact.any())
 
     def _variance(self, name: str, like: Tensor) -> Tensor:
-        return self.variance.get(name, like.new_zeros(())).to(like.dtype)
+        # In double precision: the square of a small std underflows in single.
+        v = self.variance.get(name, torch.zeros(()))
+        return v.to(like.device, torch.float64).expand(like.shape)
 
-    def precision(self, like: Tree) -> Tree:
+    def precision(self, like: Mapping[str, Tensor]) -> Tree:
         """Return 1/v on noisy coordinates and 0 on void ones, shaped like ``like``.
 
         Raises:
             ValueError: a kept coordinate has no noise, so its precision is infinite.
+            InvalidInput: 1/v is too large for the precision of ``like``.
         """
         exact = self.exact_names(like)
         if exact:
@@ -88,15 +123,27 @@ class Law:
         for name, tensor in like.items():
             v = self._variance(name, tensor)
             weight = torch.where(v > 0, 1 / v.clamp_min(torch.finfo(v.dtype).tiny), 0)
-            result[name] = torch.broadcast_to(weight, tensor.shape)
+            result[name] = weight.to(tensor.dtype)
+            if bool(torch.isinf(result[name]).any()):
+                msg = (
+                    f"the noise on {name!r} is too small to be told from none in "
+                    f"{tensor.dtype}; use float64 or a larger std"
+                )
+                raise InvalidInput(msg)
         return self.keep(result)
 
     def then(self, transform: TreeMap) -> Law:
-        """Append a deterministic map to a law that has no noise yet."""
-        return replace(self, maps=(*self.maps, transform))
+        """Append a deterministic map of the mean.
+
+        The map sees what earlier masks left, so they join the maps before it. It must
+        send void coordinates to constants, as scaling and pruning do. If it mixes or
+        bends noise that is already there, the caller sets ``not_gaussian``.
+        """
+        before = (*self.maps, KeepWhere(self.mask)) if self.mask else self.maps
+        return replace(self, maps=(*before, transform))
 
     def plus_noise(self, variance: Mapping[str, Tensor]) -> Law:
-        """Add independent Gaussian noise: variances add, noisy coordinates unmask.
+        """Add independent Gaussian noise: variances add.
 
         A void coordinate that receives noise is pure noise; it stays void.
         """
@@ -106,7 +153,10 @@ class Law:
         return replace(self, variance=total)
 
     def masked(self, mask: Mapping[str, Tensor]) -> Law:
-        """Keep only the coordinates where ``mask`` is True; the others become void."""
+        """Keep only the coordinates where ``mask`` is True; the others become void.
+
+        A mask is linear and diagonal, so it commutes with independent noise.
+        """
         both = dict(self.mask)
         for name, m in mask.items():
             both[name] = both[name] & m if name in both else m

@@ -88,11 +88,11 @@ class Mechanism:
 
         Args:
             plans: one plan per defense.
-            observed: the release, if there is one; its zero pattern shows a mask unless
-                a later defense adds noise.
+            observed: the release, if there is one; its zeros show what a defense
+                removed unless a later one adds noise or removes more.
         """
         law = Law()
         for i, (defense, plan) in enumerate(zip(self.defenses, plans, strict=True)):
-            hidden = any(later.adds_noise for later in self.defenses[i + 1 :])
-            law = defense.push(law, plan, None if hidden else observed)
+            seen = all(later.preserves_zeros for later in self.defenses[i + 1 :])
+            law = defense.push(law, plan, observed if seen else None)
         return law

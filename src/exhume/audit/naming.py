@@ -1,0 +1,98 @@
+"""What a stack of defenses is called in tables, legends and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exhume.audit.records import Options
+
+__all__ = ["defense_family", "defense_label", "defense_strength"]
+
+_NOBODY = "no defense"
+# Options that read as an adjective before the name, with the default of the class.
+_ADJECTIVES = {"pruning": ("kind", "magnitude")}
+# Words that English writes with a capital.
+_PROPER = {"gaussian": "Gaussian", "laplace": "Laplace"}
+# Options whose bare value says enough.
+_BARE = {"max_norm": "{value}", "ratio": "{percent} %"}
+_COVERS_ALL = ["*"]
+
+
+def defense_label(stack: Sequence[Options]) -> str:
+    """Name a stack with its strengths: ``clipping 1 + Gaussian noise, std 0.01``."""
+    return " + ".join(_label(options) for options in stack) or _NOBODY
+
+
+def defense_family(stack: Sequence[Options]) -> str:
+    """Name what the strength of :func:`defense_strength` is varied of.
+
+    Stacks that differ in the strength alone share a family, others never do: family
+    and strength together identify the stack. ``none`` for the empty stack.
+    """
+    if not stack:
+        return "none"
+    varied = _varied(stack)
+    return " + ".join(
+        _label(options, without=varied[1] if varied and varied[0] == i else "")
+        for i, options in enumerate(stack)
+    )
+
+
+def defense_strength(stack: Sequence[Options]) -> tuple[str, float] | None:
+    """Return name and value of the last numeric option of the stack, if it has one."""
+    varied = _varied(stack)
+    if varied is None:
+        return None
+    position, option = varied
+    return option, float(stack[position][option])
+
+
+def _varied(stack: Sequence[Options]) -> tuple[int, str] | None:
+    """Find the last defense with a number, and the name of its last number."""
+    for position in reversed(range(len(stack))):
+        numbers = _numbers(stack[position])
+        if numbers:
+            return position, numbers[-1]
+    return None
+
+
+def _numbers(options: Options) -> list[str]:
+    # Sorted: the order of keys does not survive storage as canonical JSON.
+    return sorted(
+        name
+        for name, value in options.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )
+
+
+def _label(options: Options, without: str = "") -> str:
+    name = str(options["name"])
+    words = [_PROPER.get(word, word) for word in name.split("-")]
+    adjective, default = _ADJECTIVES.get(name, ("", ""))
+    if adjective:
+        words.insert(0, str(options.get(adjective, default)))
+    covered = list(options.get("only", _COVERS_ALL))
+    if covered != _COVERS_ALL:
+        words += ["of", ", ".join(covered)]
+    values = [n for n in _numbers(options) if n != without]
+    words += [_bare(n, options[n]) for n in values if n in _BARE]
+    named = [f"{_spaced(n)} {_short(options[n])}" for n in values if n not in _BARE]
+    other = set(options) - {"name", "only", adjective, *_numbers(options)}
+    named += [f"{_spaced(n)} {options[n]}" for n in sorted(other)]
+    return ", ".join([" ".join(words), *named])
+
+
+def _bare(option: str, value: float) -> str:
+    return _BARE[option].format(value=_short(value), percent=_short(100 * value))
+
+
+def _spaced(option: str) -> str:
+    return option.replace("_", " ")
+
+
+def _short(value: float) -> str:
+    """Write a number as people do: ``0.001``, ``1e-5`` (not ``1e-05``)."""
+    mantissa, _, exponent = f"{value:.6g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa

@@ -1,0 +1,193 @@
+"""Pruning: release only part of the update, the largest entries or random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from exhume.errors import InvalidInput
+from exhume.formula import formula
+from exhume.keys import generator
+from exhume.problem.batch import Batch
+from exhume.problem.defense import Defense, Plan, Stage
+from exhume.problem.law import KeepWhere, Law
+from exhume.problem.task import Task
+from exhume.problem.tree import Tree, flatten, size, unflatten
+
+__all__ = ["KeepLargest", "Pruning", "magnitude_mask", "removed_count"]
+
+_JUMPS = (
+    "magnitude pruning chooses the released coordinates by the private gradient, so "
+    "p(O | S) jumps where that choice changes and has no Fisher information"
+)
+_SELECTS_NOISE = (
+    "magnitude pruning after noise keeps the coordinates whose noise is large, so the "
+    "released values are not Gaussian"
+)
+
+
+@formula(
+    r"k = \lfloor \rho P \rfloor",
+    reference="Aji and Heafield, EMNLP 2017, section 3",
+)
+def removed_count(ratio: float, count: int) -> int:
+    """Return how many of P entries are removed at a pruning ratio.
+
+    Args:
+        ratio: ρ in [0, 1).
+        count: P, the number of entries over all covered tensors.
+    """
+    return int(ratio * count)
+
+
+@formula(
+    r"m_j = \mathbf 1\bigl[\,\#\{i : (|g_i|, i) \le (|g_j|, j)\} > k\,\bigr]",
+    reference="Aji and Heafield, EMNLP 2017, section 3; Lin et al., ICLR 2018",
+)
+def magnitude_mask(values: Tensor, removed: int) -> Tensor:
+    """Mark all entries but the k smallest in magnitude; ties go by index.
+
+    Args:
+        values: g, shape [P].
+        removed: k, 0 ≤ k ≤ P; exactly k entries are False, also among ties.
+
+    Returns:
+        m, bool, shape [P].
+    """
+    magnitude = values.detach().abs()
+    if removed == 0:
+        return torch.ones_like(magnitude, dtype=torch.bool)
+    threshold = magnitude.kthvalue(removed).values
+    below, tied = magnitude < threshold, magnitude == threshold
+    among_ties = removed - below.sum()
+    return ~(below | (tied & (tied.cumsum(0) <= among_ties)))
+
+
+@dataclass(frozen=True)
+class KeepLargest:
+    """The map that zeroes the k smallest entries of several tensors together.
+
+    Attributes:
+        removed: k.
+        names: tensors that are ranked together; others pass.
+    """
+
+    removed: int
+    names: tuple[str, ...]
+
+    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return the pruned tree, differentiable where the choice does not change."""
+        covered = {name: tree[name] for name in self.names}
+        mask = magnitude_mask(flatten(covered), self.removed)
+        return {**tree, **KeepWhere(unflatten(mask, covered))(covered)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Defense):
+    """Set a fraction of the covered entries to zero, ranked over all tensors together.
+
+    ``magnitude`` removes the smallest entries. Where the zeros of the release are
+    visible, the law takes every zero for a removed entry. An entry that was kept and
+    happens to be exactly zero (ReLU networks have many) is then taken for void as well:
+    that gives up what this zero says, and is never wrong.
+
+    ``random`` removes entries drawn in ``calibrate`` from a seed that client and server
+    share, so the mask is public and independent of the data. Nothing is rescaled.
+
+    Attributes:
+        ratio: ρ in [0, 1); exactly ⌊ρP⌋ of the P covered entries are removed.
+        kind: which entries go.
+        only: glob patterns of the tensors that are pruned.
+
+    Raises:
+        InvalidInput: ``ratio`` or ``kind`` is out of range.
+    """
+
+    stage: ClassVar[Stage] = Stage.UPDATE
+    bibtex: ClassVar[str] = """\
+@inproceedings{aji2017sparse,
+  title = {Sparse Communication for Distributed Gradient Descent},
+  author = {Aji, Alham Fikri and Heafield, Kenneth},
+  booktitle = {Conference on Empirical Methods in Natural Language Processing},
+  pages = {440--445},
+  year = {2017},
+}
+@inproceedings{lin2018deep,
+  title = {Deep Gradient Compression: Reducing the Communication Bandwidth for
+           Distributed Training},
+  author = {Lin, Yujun and Han, Song and Mao, Huizi and Wang, Yu and Dally, William J.},
+  booktitle = {International Conference on Learning Representations},
+  year = {2018},
+}
+@article{konecny2016federated,
+  title = {Federated Learning: Strategies for Improving Communication Efficiency},
+  author = {Kone{\\v{c}}n{\\'y}, Jakub and McMahan, H. Brendan and Yu, Felix X. and
+            Richt{\\'a}rik, Peter and Suresh, Ananda Theertha and Bacon, Dave},
+  journal = {arXiv preprint arXiv:1610.05492},
+  year = {2016},
+}
+"""
+
+    ratio: float
+    kind: Literal["magnitude", "random"] = "magnitude"
+    only: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            msg = f"ratio is {self.ratio}; expected a fraction in [0, 1), e.g. 0.9"
+            raise InvalidInput(msg)
+        if self.kind not in ("magnitude", "random"):
+            msg = f"kind is {self.kind!r}; expected 'magnitude' or 'random'"
+            raise InvalidInput(msg)
+
+    def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
+        """Count the entries to remove, and draw the mask if it is random."""
+        del public
+        parameters = task.parameters()
+        covered = {name: parameters[name] for name in self.covered(parameters)}
+        removed = removed_count(self.ratio, size(covered))
+        arrays = {}
+        if self.kind == "random" and removed > 0:
+            arrays = _random_mask(covered, removed, generator(key, "mask"))
+        return self._plan(task, numbers={"removed": removed}, arrays=arrays)
+
+    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
+        del key
+        if self.kind == "random":
+            return KeepWhere(plan.arrays)(covered)
+        return KeepLargest(int(plan.numbers["removed"]), plan.covers)(covered)
+
+    def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
+        """Mask the law, or prune the candidate's own update if the zeros are hidden."""
+        if plan.numbers["removed"] == 0:
+            return law
+        if self.kind == "random":
+            return law.masked(plan.arrays)
+        if observed is None:
+            pruned = law.then(KeepLargest(int(plan.numbers["removed"]), plan.covers))
+        else:
+            pruned = law.masked({name: observed[name] != 0 for name in plan.covers})
+        # Noise on every coordinate blurs the choice: no jumps, but no Gaussian either.
+        if not law.noise_covers(plan.covers):
+            pruned = replace(pruned, irregular=_JUMPS)
+        if law.noisy_on(plan.covers):
+            pruned = replace(pruned, not_gaussian=_SELECTS_NOISE)
+        return pruned
+
+    @property
+    def preserves_zeros(self) -> bool:
+        """A ratio of 0 removes nothing."""
+        return self.ratio == 0
+
+
+def _random_mask(covered: Tree, removed: int, source: torch.Generator) -> Tree:
+    """Mark all entries but ``removed`` ones, drawn without replacement."""
+    total = size(covered)
+    mask = torch.ones(total, dtype=torch.bool)
+    mask[torch.randperm(total, generator=source)[:removed]] = False
+    cut = unflatten(mask, covered)
+    return {name: m.to(covered[name].device) for name, m in cut.items()}
