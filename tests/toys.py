@@ -111,3 +111,14 @@ def make_world(
 
 def reveal(world: World, threat: str = "labels-known", key: int = 0) -> Problem:
     return ThreatModel(threat).reveal(world, world.observe(key))
+
+
+class DeadPixels(nn.Module):
+    """Multiplies the input by a fixed mask: the dead pixels leave no trace at all."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.mask
