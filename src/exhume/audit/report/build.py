@@ -27,7 +27,12 @@ __all__ = ["MOST_PICTURES", "Section", "page"]
 #: More pictures than this make a file that browsers and mail refuse; the numbers of
 #: the others are in the tables and in the CSV.
 MOST_PICTURES = 1200
-_METRIC_NAMES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM"}
+_METRIC_NAMES = {
+    "mse": "MSE",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "label-accuracy": "Label right",
+}
 
 
 @dataclass(frozen=True)

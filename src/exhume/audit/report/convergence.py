@@ -53,13 +53,13 @@ def _course(attack: str, index: int, result: TrialResult, name: str) -> Plot:
     at_truth = result.objective_at_truth
     levels = [row[3] for row in result.trace if math.isfinite(row[3])]
     positive = min(levels) > 0
-    with canvas(3.4, 2.5) as (figure, axes):
+    drawable = at_truth is not None and (at_truth > 0 or not positive)
+    with canvas(3.2, 2.4) as (figure, axes):
         if positive:
-            log_axis(axes)
+            log_axis(axes, [*levels, at_truth] if drawable and at_truth else levels)
         for restart in sorted({row[0] for row in result.trace}):
             seconds, objective = _curve(result, restart)
             axes.plot(seconds, objective, color=colour, linewidth=1.6, alpha=0.85)
-        drawable = at_truth is not None and (at_truth > 0 or not positive)
         if at_truth is not None and drawable:
             axes.axhline(at_truth, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.2)
         axes.set_xlabel("CPU seconds")

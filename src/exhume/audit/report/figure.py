@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +62,12 @@ def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def log_axis(axes: Axes) -> None:
-    """Make the y axis logarithmic with labels such as 10⁻³."""
+def log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Make the y axis logarithmic around positive values, with labels such as 10⁻³."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
+    axes.set_ylim(min(values) / 3, max(values) * 3)
     axes.yaxis.set_major_locator(LogLocator(numticks=7))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))

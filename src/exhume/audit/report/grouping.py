@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from exhume.audit.naming import defense_family, defense_label, defense_strength
 from exhume.audit.records import Options, TrialResult, TrialSpec, content_hash
@@ -180,7 +181,7 @@ def _shared(spec: TrialSpec) -> str:
     return content_hash({**asdict(spec), **varied})
 
 
-def _index(known: Sequence[str], name: str) -> int:
+def _index(known: Sequence[Any], name: Any) -> int:
     return known.index(name) if name in known else len(known)
 
 
@@ -193,12 +194,13 @@ def _scenario(
 ) -> Scenario:
     trials: dict[tuple[str, str], list[TrialResult]] = {}
     baselines: set[str] = set()
-    defenses: dict[str, Defended] = {}
+    defenses: dict[str, tuple[Defended, list[str]]] = {}
     attacks: dict[str, str] = {}
     bounds: set[str] = set()
     for result in sorted(group, key=lambda r: (r.spec.seed, r.spec.id)):
         defense = _defended(result.spec.defenses)
-        defenses.setdefault(defense.label, defense)
+        stack = [options["name"] for options in result.spec.defenses]
+        defenses.setdefault(defense.label, (defense, stack))
         if result.spec.attack is not None:
             name = attack_names[_canonical(result.spec.attack)]
             attacks[name] = result.spec.attack["name"]
@@ -209,7 +211,13 @@ def _scenario(
             bounds.add(name)
         trials.setdefault((defense.label, name), []).append(result)
     listed = [as_options(attack)["name"] for attack in settings.attacks]
+    stacks = [_names(entry) for entry in settings.defenses]
     first = [*listed, "prior-mean"]
+
+    def in_order(entry: tuple[Defended, list[str]]) -> tuple[int, str, float, str]:
+        place = -1 if entry[0].is_none else _index(stacks, entry[1])
+        return (place, *_strength_order(entry[0]))
+
     return Scenario(
         name=names[_canonical(group[0].spec.data)],
         spec=group[0].spec,
@@ -221,7 +229,7 @@ def _scenario(
         ),
         baselines=frozenset(baselines),
         bounds=tuple(sorted(bounds)),
-        defenses=tuple(sorted(defenses.values(), key=_strength_order)),
+        defenses=tuple(d for d, _ in sorted(defenses.values(), key=in_order)),
         seeds=tuple(sorted({r.spec.seed for r in group})),
     )
 
@@ -234,11 +242,17 @@ def _defended(stack: tuple[Options, ...]) -> Defended:
     )
 
 
-def _strength_order(defense: Defended) -> tuple[bool, str, float, str]:
+def _names(entry: list[Options | str] | Options | str) -> list[str]:
+    """Return the names of one entry of ``AuditSettings.defenses``."""
+    stack = entry if isinstance(entry, list) else [entry]
+    return [as_options(defense)["name"] for defense in stack]
+
+
+def _strength_order(defense: Defended) -> tuple[str, float, str]:
     """Sort weak to strong: an upper limit is the stronger, the smaller it is."""
     option, strength = defense.strength or ("", 0.0)
     signed = -strength if is_upper_limit(option) else strength
-    return (not defense.is_none, defense.family, signed, defense.label)
+    return (defense.family, signed, defense.label)
 
 
 def is_upper_limit(option: str) -> bool:

@@ -87,7 +87,7 @@ def error_plots(scenario: Scenario, name: str) -> list[Plot]:
         scenario: the trials.
         name: start of every id in the drawings, unique on the page.
     """
-    if not any(values(scenario.results, "mse")):
+    if not values(scenario.results, "mse"):
         return []
     families = list(dict.fromkeys(d.family for d in scenario.defenses if d.family))
     if not families:
@@ -102,18 +102,19 @@ def _by_strength(scenario: Scenario, family: str, name: str) -> Plot:
     members = [d for d in scenario.defenses if d.is_none or d.family == family]
     places, ticks = _places(members)
     floor = _floor(scenario)
-    with canvas(4.3, 3.2) as (figure, axes):
-        log_axis(axes)
+    with canvas(3.8, 3.0) as (figure, axes):
+        log_axis(axes, _drawn(scenario, floor))
+        axes.set_xlim(min(places) - 0.4, max(places) + 0.4)
         _draw_chance(axes, scenario, members, places)
         for index, attack in enumerate(scenario.contenders):
             cells = [scenario.done(d, attack) for d in members]
             _draw_series(axes, places, cells, index, floor)
         _draw_bound(axes, scenario, members, places)
         axes.set_xticks(places, ticks, rotation=30 if len(ticks) > 6 else 0)
-        axes.set_xlim(min(places) - 0.4, max(places) + 0.4)
-        strength = next((d.strength[0] for d in members if d.strength), family)
-        axes.set_xlabel(f"{strength.replace('_', ' ')}   (stronger →)")
-        axes.set_ylabel("mean squared error per example")
+        option = next((d.strength[0] for d in members if d.strength), "")
+        if option:
+            axes.set_xlabel(f"{option.replace('_', ' ')} (stronger →)")
+        axes.set_ylabel("squared error of an example")
         text = svg(figure, name)
     alt = (
         f"Squared error of {also(scenario.contenders)} against {family}: "
@@ -158,7 +159,13 @@ def _axis(strengths: Sequence[float]) -> list[float]:
 
 def _floor(scenario: Scenario) -> float:
     positive = [v for v in values(scenario.results, "mse") if v > 0]
-    return min(positive, default=1.0) / _EXACT
+    return min(positive, default=1e-15) / _EXACT
+
+
+def _drawn(scenario: Scenario, floor: float) -> list[float]:
+    """Return every error and bound: the plots of a scenario share their y axis."""
+    bounds = [b for d in scenario.defenses for b in _bounds(scenario, d)]
+    return [max(v, floor) for v in values(scenario.results, "mse")] + bounds
 
 
 def _draw_series(
@@ -248,16 +255,16 @@ def _draw_bound(
 
 def _by_attack(scenario: Scenario, name: str) -> Plot:
     floor = _floor(scenario)
-    with canvas(6.4, 3.3) as (figure, axes):
-        log_axis(axes)
-        middle = (len(scenario.contenders) - 1) / 2
-        _draw_chance(axes, scenario, scenario.defenses, [middle])
+    with canvas(4.6, 3.0) as (figure, axes):
+        log_axis(axes, _drawn(scenario, floor))
+        ends = [-0.5, max(1, len(scenario.contenders)) - 0.5]
+        axes.set_xlim(*ends)
+        _draw_chance(axes, scenario, scenario.defenses[:1] * 2, ends)
         for index, attack in enumerate(scenario.contenders):
             cells = [scenario.done(d, attack) for d in scenario.defenses]
             _draw_series(axes, [float(index)], cells, index, floor)
         axes.set_xticks(range(len(scenario.contenders)), scenario.contenders)
-        axes.set_xlim(-0.5, len(scenario.contenders) - 0.5)
-        axes.set_ylabel("mean squared error per example")
+        axes.set_ylabel("squared error of an example")
         text = svg(figure, name)
     told = "; ".join(_told(scenario, d) for d in scenario.defenses)
     return Plot("No defense", text, f"Squared error of each attack: {told}.")

@@ -231,7 +231,7 @@ def _told(places: _Places) -> tuple[str, ...]:
     """Write where a flag was raised: attack: defense (×trials), defense."""
     return tuple(
         f"{name}: "
-        + ", ".join(d if n == 1 else f"{d} (×{n})" for d, n in counts.items())
+        + "; ".join(d if n == 1 else f"{d} (×{n})" for d, n in counts.items())
         for name, counts in places.items()
     )
 
@@ -255,6 +255,7 @@ def _bound_row(scenario: Scenario, defense: Defended, bound: str) -> BoundRow:
         key: median((r.bound or {}).get("details", {}).get(key) for r in done)
         for key in first.get("details", {})
     }
+    details["prior fit (1 fits)"] = median(r.facts.get("prior_fit") for r in done)
     reasons = Counter(r.reason for r in tried if r.status != "done")
     return BoundRow(
         defense=defense.label,
@@ -265,16 +266,26 @@ def _bound_row(scenario: Scenario, defense: Defended, bound: str) -> BoundRow:
         ratio=_ratio(scenario, defense, level[0] if level else None),
         assumptions=tuple(first.get("assumptions", ())),
         reference=str(first.get("reference", "")),
-        details=tuple((k.replace("_", " "), number(v)) for k, v in details.items()),
+        details=tuple(
+            (k.replace("_", " "), number(v))
+            for k, v in details.items()
+            if v is not None
+        ),
         reasons=tuple(sorted(reason for reason in reasons if reason)),
     )
 
 
 def _ratio(scenario: Scenario, defense: Defended, bound: float | None) -> str:
-    """Say how many times the bound the smallest average error of an attack is."""
+    """Say how many times the bound the smallest average error of an attack is.
+
+    A bound holds for examples in a known order, so errors are paired by label where
+    that is possible, and matched elsewhere.
+    """
     means = []
     for attack in scenario.contenders:
-        errors = values(scenario.done(defense, attack), "mse")
+        done = scenario.done(defense, attack)
+        in_order = finite(r.facts.get("ordered_mse") for r in done)
+        errors = in_order if len(in_order) == len(done) else values(done, "mse")
         if errors:
             means.append((sum(errors) / len(errors), attack))
     if not means or not bound:

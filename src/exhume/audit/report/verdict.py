@@ -120,7 +120,9 @@ def _undefended(scenario: Scenario, finding: Finding) -> str:
         case "slight":
             how = f"gets little more of {examples} than a guess: {finding.reached}"
         case "leak":
-            how = f"recovers {examples} at a median of {finding.reached}"
+            error = finding.reached.removeprefix("a ")
+            way = "with a median" if error != finding.reached else "at a median of"
+            how = f"recovers {examples} {way} {error}"
     return (
         f"Without a defense, {finding.attack} {how}{guess if finding.baseline else ''}."
     )
