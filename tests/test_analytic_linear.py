@@ -16,15 +16,19 @@ from exhume.attacks.engine.linear_inversion import (
     isolated_inputs,
     rank_one_input,
 )
+from exhume.attacks.engine.linear_layer import scale_is_unknown
+from exhume.defenses.clipping import Clipping
+from exhume.defenses.pruning import Pruning
 from exhume.errors import InvalidInput
 from exhume.observations.gradient import Gradient
 from exhume.problem.batch import Batch
+from exhume.problem.knowledge import UNKNOWN
 from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.reconstruction import Outcome
 from exhume.problem.task import Normalisation, Task
 from exhume.problem.threat import ThreatModel
-from exhume.problem.tree import scale
+from exhume.problem.tree import norm, scale
 from exhume.problem.world import World
 from toys import (
     COLOUR,
@@ -86,6 +90,35 @@ def test_half_pruned_gradient_still_gives_the_input(kind, known):
     assert guess.notes[1:] == ()
     assert float((guess.inputs - world.batch.inputs).abs().max()) < 1e-5
     assert float(errors(guess.inputs, world)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        (Pruning(ratio=0.5),),
+        (Pruning(ratio=0.5, kind="random"),),
+        (Clipping(max_norm=0.01),),
+        (Clipping(max_norm=0.01), Pruning(ratio=0.5)),
+    ],
+    ids=["magnitude", "random", "clipping", "clipping, then pruning"],
+)
+@pytest.mark.parametrize("threat", ["labels-known", "defense-unknown"])
+def test_deterministic_defenses_do_not_stop_a_closed_form(stack, threat):
+    world = make_world(VECTOR, key=3, defenses=stack)
+    guess = AnalyticLinear()(reveal(world, threat))
+    assert float(errors(guess.inputs, world)) < 1e-6
+
+
+def test_an_inactive_clip_leaves_the_scale_known():
+    world = make_world(VECTOR, labels=(0, 1))
+    observed = reveal(world).observed
+    for limit, unknown in ((1e3, False), (0.9 * float(norm(observed)), True)):
+        clipped = replace(
+            world, mechanism=Mechanism(Gradient(), (Clipping(max_norm=limit),))
+        )
+        problem = reveal(clipped)
+        assert problem.law is not UNKNOWN
+        assert scale_is_unknown(problem.law, problem.observed) == unknown
 
 
 def test_coordinates_without_an_entry_are_filled_and_counted():

@@ -246,6 +246,17 @@ def test_an_observation_that_is_not_finite_is_refused(name, bad):
 
 
 @every_attack
+@pytest.mark.parametrize("labels", [(3,), (3, 0)], ids=["one", "two"])
+def test_a_vanishing_gradient_gives_a_finite_answer(name, labels):
+    """A converged model leaks nothing, and that is no reason to crash (S20)."""
+    p = problem("gray", "labels-known", labels)
+    silent = replace(p, observed={n: 0 * t for n, t in p.observed.items()})
+    guess = quick(name)(silent, key=5)
+    assert bool(torch.isfinite(guess.inputs).all())
+    assert bool((guess.inputs == GRAY.clamp(guess.inputs)).all())
+
+
+@every_attack
 def test_a_misfit_of_tensors_is_named(name):
     """A missing, extra or reshaped tensor raises, never cuts a list short (S12)."""
     p = problem("gray")

@@ -163,6 +163,7 @@ def _single(problem: Problem, layer: LinearLayer) -> tuple[Tensor, tuple[str, ..
     z, determined = rank_one_input(weight, bias, weight_trust, bias_trust)
     # A data-dependent mask drops small entries: a column without any has z ≈ 0.
     dropped_small = law is None or law.irregular is not None
+    dropped_small &= bool(determined.any())
     x = _to_natural(problem, z.where(determined, z.new_zeros(())))
     if not dropped_small:
         known = determined.reshape(1, *problem.spec.shape)
@@ -267,5 +268,5 @@ def _gradients(problem: Problem, layer: LinearLayer) -> tuple[Tensor, Tensor]:
 def _to_natural(problem: Problem, normalised: Tensor) -> Tensor:
     """Undo the task's normalisation: [..., d] → [N, *event] in natural units."""
     task: Task = problem.require(Fact.WEIGHTS)
-    z = normalised.reshape(-1, *problem.spec.shape)
+    z = normalised.reshape(normalised.shape[:-1].numel(), *problem.spec.shape)
     return z if task.normalise is None else task.normalise.undo(z)
