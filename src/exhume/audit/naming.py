@@ -75,7 +75,7 @@ def _label(options: Options, without: str = "") -> str:
         words.insert(0, str(options.get(adjective, default)))
     covered = list(options.get("only", _COVERS_ALL))
     if covered != _COVERS_ALL:
-        words += ["of", ", ".join(covered)]
+        words += ["on", ", ".join(covered)]
     values = [n for n in _numbers(options) if n != without]
     words += [_bare(n, options[n]) for n in values if n in _BARE]
     named = [f"{_spaced(n)} {_short(options[n])}" for n in values if n not in _BARE]
