@@ -138,6 +138,11 @@ def read_header(path: Path | str) -> Header:
     """
     path = require_file(path)
     refuse_pickle(path)
+    kind = kind_of(path)
+    if kind != "safetensors":
+        text = {"text": "text", "unknown": "of an unknown format"}.get(kind, f"{kind}")
+        msg = f"{str(path)!r} is {text}, not a safetensors file; give one"
+        raise InvalidInput(msg)
     total = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -138,7 +138,7 @@ def attack(
     net = load_model(model, weights)
     shared, own = _observe(net, update, data, said)
     problem = _problem(shared, net, _known(shared, net, own, public, prior), threat)
-    findings = _check(problem, own, shared.reference_sha256)
+    findings = _check(problem, own if update else None, shared.reference_sha256)
     with Console(stderr=True).status(f"{name} is running (Ctrl-C stops it)"):
         answer = chosen(problem, key=seed)
     scores = _scores(answer, own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
@@ -107,6 +108,7 @@ def _show(settings: AuditSettings, done: AuditRun) -> None:
     for table in tables(settings, done.results):
         console.print(table)
         say()
+    _show_flags(done)
     failed = [r for r in done.results if r.status == "failed"]
     for reason in dict.fromkeys(r.reason for r in failed):
         warn(f"a trial failed: {reason}")
@@ -114,6 +116,18 @@ def _show(settings: AuditSettings, done: AuditRun) -> None:
     if failed:
         warn(f"{len(failed)} of {len(done.results)} trials failed", "error")
         raise typer.Exit(1)
+
+
+def _show_flags(done: AuditRun) -> None:
+    """Count what a reader should know before believing a number."""
+    from exhume.audit.flags import find_flags
+
+    found = find_flags(done.results)
+    counts = Counter((f.severity, f.kind) for flags in found.values() for f in flags)
+    for (severity, kind), count in sorted(counts.items()):
+        say(f"{severity}: {kind} in {count} of {len(done.results)} trials")
+    if counts:
+        say("The report says what each of these means.\n")
 
 
 class _Progress(AbstractContextManager["_Progress"]):
@@ -159,9 +173,11 @@ class _Progress(AbstractContextManager["_Progress"]):
 
 
 def _name(result: TrialResult) -> str:
+    from exhume.audit.naming import defense_label
+
     spec = result.spec
     method = (spec.attack or spec.bound or {}).get("name", "")
-    defense = " → ".join(d["name"] for d in spec.defenses) or "no defense"
+    defense = defense_label(spec.defenses) if spec.defenses else "no defense"
     status = "" if result.status == "done" else f" ({result.status})"
     return f"{method}, {defense}, seed {spec.seed}{status}"
 

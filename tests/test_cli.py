@@ -1,0 +1,314 @@
+"""The command line: what it prints, what it writes, and how it stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from exhume.cli import app
+from exhume.registry import KINDS, names
+
+AUDIT = """
+title = "Small"
+data = "digits"
+model = "mlp"
+attacks = [{ name = "analytic-linear" }]
+defenses = [[], { name = "gaussian-noise", std = [1e-3, 1e-1] }]
+prior = "none"
+executor = "serial"
+"""
+NET = """
+import torch
+from torch import nn
+
+def build():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Sigmoid(),
+                        nn.Linear(20, 10))
+    rng = torch.Generator().manual_seed(5)
+    for p in net.parameters():
+        p.data = torch.rand(p.shape, generator=rng) - 0.5
+    return net
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a model and the path restored afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "ownnet", raising=False)
+    (tmp_path / "ownnet.py").write_text(NET)
+    (tmp_path / "small.toml").write_text(AUDIT)
+    return tmp_path
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def python(code, **options):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        **options,
+    ).stdout
+
+
+@pytest.mark.parametrize("command", ["audit", "attack", "list", "report", "inspect"])
+def test_every_command_explains_itself(command):
+    assert f"Usage: exhume {command}" in run(command, "--help").output.replace(
+        "root", "exhume"
+    )
+    assert command in run("--help").output
+
+
+def test_listing_and_inspecting_import_no_torch(here):
+    save_file({"w": torch.ones(2)}, here / "plain.safetensors")
+    out = python(
+        """
+        import sys
+        from typer.testing import CliRunner
+        from exhume.cli import app
+        for arguments in (["--help"], ["list"], ["list", "attacks", "gauss-newton"],
+                          ["inspect", "plain.safetensors"],
+                          ["inspect", "small.toml"]):
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.output
+            print(arguments[0], "torch" in sys.modules)
+        """
+    )
+    assert (
+        out.split()
+        == ["--help", "False", *["list", "False"] * 2]
+        + [
+            "inspect",
+            "False",
+        ]
+        * 2
+    )
+
+
+def test_list_shows_every_registered_name_with_its_summary():
+    text = run("list").output
+    for kind in KINDS:
+        for name in names(kind):
+            assert f"  {name} " in text
+    assert "labels-known" in text
+
+
+def test_list_of_one_shows_its_options_and_defaults():
+    text = run("list", "attacks", "gauss-newton").output
+    assert "iterations" in text
+    assert "Levenberg" in text
+    assert "(required)" in run("list", "defense", "gaussian-noise").output
+    assert "Knows: weights" in run("list", "threat-models", "eavesdropper").output
+
+
+def test_an_audit_prints_a_table_and_the_report_and_resumes(here):
+    first = run("audit", "small.toml", "--out", "r", "--seeds", "2")
+    for words in ("MSE bound", "analytic-linear", "prior-mean (chance)", "no defense"):
+        assert words in first.output
+    assert "report: r/report.html" in first.stdout
+    assert "18/18" in first.stderr
+    assert (here / "r" / "report.html").stat().st_size > 10_000
+    again = run("audit", "small.toml", "--out", "r", "--seeds", "2")
+    # Nothing ran: the only line of progress is the start.
+    assert again.stderr.splitlines() == ["18/18 starting"]
+
+
+def test_a_report_is_rebuilt_from_the_store_alone(here):
+    run("audit", "small.toml", "--out", "r")
+    report = here / "r" / "report.html"
+    before = report.read_bytes()
+    report.unlink()
+    assert "report: r/report.html" in run("report", "r").stdout
+    assert report.read_bytes() == before
+    shown = run("inspect", "r").stdout
+    assert "9 trials (9 done)" in shown
+    assert "gaussian-noise" in shown
+
+
+def test_a_failed_trial_shows_in_the_exit_code(here, monkeypatch):
+    from exhume.attacks.analytic_linear import AnalyticLinear
+
+    def fail(self, problem, key):
+        msg = "the sky fell"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(AnalyticLinear, "run", fail)
+    result = run("audit", "small.toml", "--out", "r", code=1)
+    assert "the sky fell" in result.stderr
+    assert "3 of 9 trials failed" in result.stderr
+
+
+def test_ctrl_c_keeps_what_is_finished(here):
+    slow = AUDIT.replace(
+        "analytic-linear", 'dlg", iterations = 100000, restarts = 50, labels = "joint'
+    )
+    (here / "slow.toml").write_text(slow)
+    arguments = ("slow.toml", "--executor", "processes", "--workers", "1", "--out", "r")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exhume", "audit", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("6/9"):  # the chance levels have ended
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, (out, err)
+    assert "6 of 9 trials are kept in r" in err
+    assert "Traceback" not in err
+    assert (here / "r" / "report.html").exists()
+    assert "6 trials (6 done)" in run("inspect", "r").stdout
+
+
+# --- bring your own ----------------------------------------------------------------
+
+
+def write_data(here, count=1):
+    import numpy as np
+
+    rng = np.random.default_rng(3)
+    x = rng.random((count, 1, 8, 8), dtype=np.float32)
+    np.savez(here / "mine.npz", inputs=x, targets=np.arange(count) + 3)
+    return torch.from_numpy(x)
+
+
+def own_gradient(here, factor=1.0, count=1):
+    """Write the gradient of one's own batch as a plain file."""
+    x = write_data(here, count)
+    space = {}
+    exec(NET, space)
+    net = space["build"]()
+    loss = torch.nn.functional.cross_entropy(net(x), torch.arange(count) + 3)
+    loss.backward()
+    gradient = {n: factor * p.grad for n, p in net.named_parameters()}
+    save_file(gradient, here / "g.safetensors")
+    return x, net, gradient
+
+
+def test_an_update_of_one_s_own_gives_the_secret_back(here):
+    x, _, _ = own_gradient(here)
+    result = run(
+        *("attack", "analytic-linear", "--model", "ownnet:build"),
+        *("--update", "g.safetensors", "--mode", "eval", "--shape", "1,8,8"),
+        *("--labels", "3", "--out", "a"),
+    )
+    assert "outcome: A closed form gave the answer" in result.stdout
+    answer = load_file(here / "a" / "reconstruction.safetensors")
+    assert torch.allclose(answer["inputs"], x, atol=1e-5)
+    assert (here / "a" / "example-0.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((here / "a" / "attack.json").read_text())
+    assert record["attack"]["name"] == "analytic-linear"
+    assert record["scores"] == {}
+
+
+def test_a_step_is_explained_and_its_scale_mends_it(here):
+    own_gradient(here, factor=-0.1)
+    arguments = (
+        *("attack", "analytic-linear", "--model", "ownnet:build", "--out", "a"),
+        *("--update", "g.safetensors", "--mode", "eval", "--shape", "1,8,8"),
+        *("--batch-size", "1", "--data", "mine.npz"),
+    )
+    wrong = run(*arguments, code=2)
+    assert "-0.1 × the gradient: it looks like one step of SGD with" in wrong.stderr
+    assert not (here / "a").exists()
+    right = run(*arguments, "--scale", "-0.1")
+    assert "the recomputed gradient agrees" in right.stdout
+    assert "psnr" in right.stdout
+
+
+def test_an_observation_file_needs_no_further_words(here):
+    from exhume.observations.file import save
+    from exhume.observations.shared import share
+    from exhume.problem.event import EventSpec
+    from exhume.problem.task import Task
+
+    x, net, gradient = own_gradient(here)
+    task = Task(net)
+    shared = share(gradient, task, EventSpec.image(1, 8, 8), batch_size=1)
+    save(here / "o.safetensors", shared)
+    shown = run("inspect", "o.safetensors").stdout
+    assert "gradient of the mean cross-entropy loss, eval mode" in shown
+    assert "labels" in shown.split("missing")[1]
+    arguments = (
+        *("attack", "gauss-newton", "--model", "ownnet:build"),
+        *("--update", "o.safetensors", "--option", "iterations=20"),
+    )
+    run(*arguments, "--out", "a")
+    answer = load_file(here / "a" / "reconstruction.safetensors")
+    assert torch.allclose(answer["inputs"].float(), x, atol=1e-4)
+    clash = run(*arguments, "--mode", "train", code=2)
+    assert "the file says mode = eval, you say train" in clash.stderr
+
+
+def test_data_alone_is_simulated_and_scored(here):
+    write_data(here, 2)
+    result = run(
+        *("attack", "prior-mean", "--model", "ownnet:build", "--data", "mine.npz"),
+        *("--mode", "eval", "--batch-size", "2", "--out", "a"),
+    )
+    scores = json.loads((here / "a" / "attack.json").read_text())["scores"]
+    assert len(scores["mse"]) == 2
+    assert "labels: 3, 4" in result.stdout
+
+
+def test_a_threat_model_hides_facts(here):
+    write_data(here)
+    result = run(
+        *("attack", "gauss-newton", "--model", "ownnet:build", "--data", "mine.npz"),
+        *("--mode", "eval", "--threat", "eavesdropper", "--out", "a"),
+        *("--option", "iterations=5"),
+    )
+    assert "label" in result.stdout.split("outcome")[1]
+
+
+def test_weights_from_a_file_replace_the_model_s(here):
+    _, net, _ = own_gradient(here)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2)
+    save_file(net.state_dict(), here / "w.safetensors")
+    result = run(
+        *("attack", "prior-mean", "--model", "ownnet:build", "--data", "mine.npz"),
+        *("--update", "g.safetensors", "--mode", "eval", "--shape", "1,8,8"),
+        *("--batch-size", "1", "--weights", "w.safetensors"),
+    )
+    # An unknown defense could explain other weights, so it is a warning.
+    assert "the recomputed gradient differs" in result.stderr
+
+
+def test_answers_are_never_overwritten(here):
+    write_data(here)
+    arguments = (
+        *("attack", "prior-mean", "--model", "ownnet:build"),
+        *("--data", "mine.npz", "--mode", "eval"),
+    )
+    run(*arguments)
+    run(*arguments)
+    assert (here / "runs" / "attack-prior-mean-2").is_dir()
+    first = here / "runs" / "attack-prior-mean"
+    before = {p.name: p.read_bytes() for p in first.iterdir()}
+    assert "choose another --out" in run(*arguments, "--out", first, code=2).stderr
+    assert before == {p.name: p.read_bytes() for p in first.iterdir()}
