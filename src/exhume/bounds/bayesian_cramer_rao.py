@@ -1,0 +1,320 @@
+"""Bayesian Cramér-Rao (van Trees) bound: no attack has a smaller mean squared error."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from exhume.bounds.fisher import MeanMap, fisher_information, jump_share, mean_map
+from exhume.errors import InvalidInput
+from exhume.formula import formula
+from exhume.keys import fold
+from exhume.problem.bound import Bound, BoundValue, NotApplicable
+from exhume.problem.law import Law
+from exhume.problem.prior import Density
+from exhume.problem.tree import Tree
+from exhume.problem.world import World
+
+__all__ = [
+    "BayesianCramerRao",
+    "bayesian_cramer_rao_bound",
+    "jackknife",
+    "trace_bound",
+    "unbiased_cramer_rao_bound",
+]
+
+# Relative rounding error up to which an inverted information matrix is trusted.
+_TRUSTED = 1e-2
+# Part of the release's change that may be jumps (and quadrature error at kinks).
+_SMOOTH = 0.05
+
+
+@formula(
+    r"E \| \hat x - x \|^2 \ge \mathrm{tr}\, (E_x J_F + J_P)^{-1}",
+    reference="van Trees 1968; Gill and Levit 1995, Eq. 10",
+)
+def bayesian_cramer_rao_bound(fisher: Tensor, prior_information: Tensor) -> float:
+    """Bound the error of every attack, biased or not, averaged over the prior.
+
+    Args:
+        fisher: E_x J_F, shape [q, q], 1 / squared units of the data.
+        prior_information: J_P of the whole batch, shape [q, q].
+
+    Returns:
+        The bound, summed over the q unknowns, in squared units of the data.
+
+    Raises:
+        InvalidInput: the sum is singular in float64.
+    """
+    return _trace_of_inverse(fisher.double() + prior_information.double())
+
+
+@formula(
+    r"E \| \hat x - x \|^2 \ge \frac{q^2}{\mathrm{tr}\, E_x J_F + \mathrm{tr}\, J_P}",
+    reference="Chen, Gursoy and Lei 2024 (with the prior's information)",
+)
+def trace_bound(fisher_trace: float, prior_trace: float, unknowns: int) -> float:
+    """Weaken the Bayesian bound to one that needs traces only.
+
+    Args:
+        fisher_trace: tr E_x J_F.
+        prior_trace: tr J_P of the whole batch.
+        unknowns: q.
+    """
+    return unknowns**2 / (fisher_trace + prior_trace)
+
+
+@formula(
+    r"E \| \hat x - x \|^2 \ge \mathrm{tr}\, (E_x J_F)^{-1}",
+    reference="Cramér 1946; Rao 1945",
+)
+def unbiased_cramer_rao_bound(fisher: Tensor) -> float:
+    """Bound the error of unbiased attacks; one with a prior may fall below it.
+
+    Args:
+        fisher: E_x J_F, shape [q, q].
+
+    Raises:
+        InvalidInput: the information is singular: no unbiased attack exists.
+    """
+    return _trace_of_inverse(fisher.double())
+
+
+@formula(
+    r"\hat\theta = n \theta_n - (n - 1) \bar\theta_{-k},\quad "
+    r"\mathrm{se}^2 = \tfrac{n - 1}{n} \textstyle\sum_k "
+    r"(\theta_{-k} - \bar\theta_{-k})^2",
+    reference="Efron and Stein 1981; Quenouille 1956",
+)
+def jackknife(whole: float, without: Tensor) -> tuple[float, float]:
+    """Remove the first-order bias of a function of a mean, and find its error.
+
+    The inverse is convex, so an average over few draws overstates the bound.
+
+    Args:
+        whole: the function of the mean of n draws.
+        without: the same leaving out one draw at a time, shape [n], n ≥ 2.
+
+    Returns:
+        The corrected value and its standard error.
+    """
+    n = len(without)
+    shift = without - without.mean()
+    error = float(((n - 1) / n * shift.square().sum()).sqrt())
+    return n * whole - (n - 1) * float(without.mean()), error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesianCramerRao(Bound):
+    """Average the Fisher information over draws of the prior, and invert.
+
+    Attributes:
+        draws: number n ≥ 2 of batches drawn from the prior.
+
+    Raises:
+        InvalidInput: fewer than two draws.
+    """
+
+    bibtex: ClassVar[str] = """
+@book{vantrees1968detection,
+  title = {Detection, Estimation, and Modulation Theory, Part {I}},
+  author = {Van Trees, Harry L.},
+  publisher = {Wiley}, year = {1968}
+}
+@article{gill1995applications,
+  title = {Applications of the van {T}rees Inequality: A {B}ayesian
+           {C}ram{\\'e}r-{R}ao Bound},
+  author = {Gill, Richard D. and Levit, Boris Y.},
+  journal = {Bernoulli},
+  volume = {1}, number = {1--2}, pages = {59--79}, year = {1995}
+}
+@misc{chen2024optimal,
+  title = {Optimal Defenses Against Gradient Reconstruction Attacks},
+  author = {Chen, Yuxiao and G{\\"u}rsoy, Gamze and Lei, Qi},
+  year = {2024}, eprint = {2411.03746}, archivePrefix = {arXiv}
+}
+"""
+    draws: int = 8
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            msg = f"draws is {self.draws}; the bound needs 2 or more to state its error"
+            raise InvalidInput(msg)
+
+    def __call__(
+        self, world: World, prior: Density | None = None, key: int = 0
+    ) -> BoundValue | NotApplicable:
+        """Evaluate the bound for a world's task, mechanism, labels and batch size.
+
+        Args:
+            world: the evaluator's side; its private inputs are not used.
+            prior: density of one example; the world's own if None.
+            key: calibrates the defenses as ``world.observe(key)`` does, and draws from
+                the prior.
+
+        Returns:
+            The bound, or the reason why there is none.
+        """
+        density = world.prior if prior is None else prior
+        if density is None:
+            return NotApplicable("no prior is given, so there is no average error")
+        missing = {"information", "sample"} - density.supports
+        if missing:
+            return NotApplicable(
+                f"the prior {density.name!r} has no {' and no '.join(sorted(missing))};"
+                f" the prior 'gaussian' has"
+            )
+        plans = world.mechanism.calibrate(world.task, world.public, key)
+        law = world.mechanism.law(plans)
+        batches = [
+            density.sample(len(world.batch), fold(key, "bound", draw)).to(
+                device=world.task.device, dtype=torch.float64
+            )
+            for draw in range(self.draws)
+        ]
+        mean = mean_map(
+            world.task, world.mechanism.observation, law, world.batch.targets
+        )
+        like = {name: t.detach() for name, t in mean(batches[0]).items()}
+        refusal = _refusal(law, like)
+        if refusal is not None:
+            return NotApplicable(refusal)
+        precision = law.precision(like)
+        refusal = _jumps(mean, precision, batches)
+        if refusal is not None:
+            return NotApplicable(refusal)
+        informations = [fisher_information(mean, precision, x) for x in batches]
+        return _value(informations, density, len(world.batch))
+
+
+def _value(
+    informations: list[Tensor], density: Density, batch_size: int
+) -> BoundValue | NotApplicable:
+    """Assemble the bound from the Fisher information at every draw."""
+    fisher = torch.stack(informations).mean(dim=0)
+    one_prior = density.information().to(fisher)
+    prior = torch.block_diag(*[one_prior] * batch_size)
+    try:
+        plug_in, without = _with_leave_one_out(informations, fisher, prior)
+    except InvalidInput as error:
+        return NotApplicable(f"the noise is too weak: {error}")
+    corrected, standard_error = jackknife(plug_in, without)
+    weaker = trace_bound(float(fisher.trace()), float(prior.trace()), len(fisher))
+    details = {
+        "trace_bound": weaker,
+        "prior_variance": batch_size * _trace_of_inverse(one_prior),
+        "draws": float(len(informations)),
+        "monte_carlo_bias": plug_in - corrected,
+    }
+    return BoundValue(
+        name="bayesian-cramer-rao",
+        total=max(corrected, weaker),
+        standard_error=standard_error,
+        unknowns=len(fisher),
+        batch_size=batch_size,
+        assumptions=_assumptions(density, batch_size),
+        reference="van Trees 1968; Gill and Levit 1995",
+        details=details | _unbiased(fisher) | _fit(density),
+    )
+
+
+def _with_leave_one_out(
+    informations: list[Tensor], fisher: Tensor, prior: Tensor
+) -> tuple[float, Tensor]:
+    n = len(informations)
+    without = [
+        bayesian_cramer_rao_bound((n * fisher - one) / (n - 1), prior)
+        for one in informations
+    ]
+    whole = bayesian_cramer_rao_bound(fisher, prior)
+    return whole, torch.tensor(without, dtype=torch.float64)
+
+
+def _refusal(law: Law, like: Tree) -> str | None:
+    """Say why the law has no finite Fisher information, or return None."""
+    exact = law.exact_names(like)
+    if law.irregular is not None:
+        return f"the release has no Fisher information: {law.irregular}"
+    if law.not_gaussian is not None:
+        return f"the release is not Gaussian: {law.not_gaussian}"
+    if exact and not law.noisy:
+        return "no noise is added, so the release has infinite information"
+    if exact:
+        return f"released without noise, infinite information: {', '.join(exact)}"
+    if law.cov_depends_on_data:
+        return (
+            "the covariance of the noise depends on the private data, so the noise "
+            "itself leaks; a bound from the mean alone would be too high"
+        )
+    return None
+
+
+def _jumps(mean: MeanMap, precision: Tree, batches: list[Tensor]) -> str | None:
+    """Say so if the release jumps between draws of the prior, or return None."""
+    share = max(
+        jump_share(mean, precision, start, end)
+        for start, end in itertools.pairwise(batches)
+    )
+    if share <= _SMOOTH:
+        return None
+    return (
+        f"the release jumps as the data move ({share:.0%} of its change between two "
+        f"examples is not explained by its derivative, as with ReLU or max pooling), "
+        f"so its Fisher information misses what the jumps tell; use a smooth "
+        f"activation such as sigmoid, tanh or GELU"
+    )
+
+
+def _assumptions(density: Density, batch_size: int) -> tuple[str, ...]:
+    sentences = [
+        f"The data follow the prior {density.name!r}: among densities of a given "
+        f"covariance the Gaussian has the least information, so an attacker with a "
+        f"sharper prior of real data may fall below.",
+        "It bounds the mean over draws of data from the prior and over the noise, not "
+        "the error on one fixed batch; draws may leave the range of real data.",
+        "The labels, the weights and the defense are known to the attacker.",
+        "The mean of the release is a continuous function of the data and "
+        "differentiable almost everywhere (checked between draws of the prior).",
+    ]
+    if batch_size > 1:
+        sentences.append(
+            "It bounds the error in the order of the batch; an error over the best "
+            "matching, which uses the truth, may be smaller."
+        )
+    return tuple(sentences)
+
+
+def _unbiased(fisher: Tensor) -> dict[str, float]:
+    """Return the bound for unbiased attacks, if there are any."""
+    try:
+        return {"unbiased": unbiased_cramer_rao_bound(fisher)}
+    except InvalidInput:
+        return {}
+
+
+def _fit(density: Density) -> dict[str, float]:
+    return {} if density.fit_check is None else {"prior_fit": density.fit_check}
+
+
+def _trace_of_inverse(information: Tensor) -> float:
+    """Return tr M⁻¹ of a symmetric positive definite matrix.
+
+    Raises:
+        InvalidInput: M is so badly conditioned that float64 cannot invert it.
+    """
+    factor, failed = torch.linalg.cholesky_ex(information)
+    if not bool(failed):
+        trace = float(torch.cholesky_inverse(factor).trace())
+        # ‖M‖_F tr M⁻¹ bounds the condition number from above.
+        condition = float(torch.linalg.matrix_norm(information)) * trace
+        if condition * torch.finfo(information.dtype).eps < _TRUSTED:
+            return trace
+    msg = (
+        "the information matrix is singular in float64, so its inverse means nothing; "
+        "raise the noise, or the ridge of the prior"
+    )
+    raise InvalidInput(msg)
