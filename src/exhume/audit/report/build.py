@@ -7,13 +7,21 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from exhume.audit.records import Options, TrialResult
-from exhume.audit.report import summary
+from exhume.audit.report.account import (
+    cost_rows,
+    facts,
+    failures,
+    in_clear,
+)
+from exhume.audit.report.bound_table import BoundRow, bound_rows
 from exhume.audit.report.citations import citations, methods
 from exhume.audit.report.convergence import convergence
+from exhume.audit.report.flag_list import flag_groups
 from exhume.audit.report.gallery import Gallery, Picture, gallery
 from exhume.audit.report.grouping import Scenario, metrics_of, scenarios
 from exhume.audit.report.hero import hero
 from exhume.audit.report.plots import Legend, Plot, error_plots, legend
+from exhume.audit.report.result_table import ResultRow, result_rows
 from exhume.audit.report.settings_toml import to_toml
 from exhume.audit.report.verdict import Flags, findings, verdict
 from exhume.audit.report.words import count, finite, median, number, several
@@ -46,8 +54,8 @@ class Section:
     gallery: Gallery
     legend: list[Legend]
     plots: list[Plot]
-    rows: list[summary.ResultRow]
-    bounds: list[summary.BoundRow]
+    rows: list[ResultRow]
+    bounds: list[BoundRow]
     course: tuple[str, list[Plot]]
     facts: tuple[list[str], list[tuple[str, list[str]]]]
 
@@ -83,10 +91,10 @@ def _view(
         "metric_names": {m: _METRIC_NAMES.get(m, m.replace("-", " ")) for m in metrics},
         "tiles": _tiles(listed, flags),
         "threat": _threat(settings),
-        "flags": summary.flag_groups(listed, flags),
-        "costs": summary.cost_rows(listed),
-        "failures": summary.failures(listed),
-        "in_clear": summary.in_clear(listed),
+        "flags": flag_groups(listed, flags),
+        "costs": cost_rows(listed),
+        "failures": failures(listed),
+        "in_clear": in_clear(listed),
         "versions": _versions(results),
         "bibtex": citations(methods(results)),
         "toml": to_toml(settings),
@@ -122,10 +130,10 @@ def _section(
         gallery=pictures,
         legend=legend(scenario),
         plots=error_plots(scenario, f"error-{index}"),
-        rows=summary.result_rows(scenario, flags, metrics),
-        bounds=summary.bound_rows(scenario),
+        rows=result_rows(scenario, flags, metrics),
+        bounds=bound_rows(scenario),
         course=convergence(scenario, f"course-{index}"),
-        facts=summary.facts(scenario),
+        facts=facts(scenario),
     )
 
 

@@ -204,7 +204,7 @@ def _scenario(
         if result.spec.attack is not None:
             name = attack_names[_canonical(result.spec.attack)]
             attacks[name] = result.spec.attack["name"]
-            if result.baseline or _is_baseline(result.spec.attack["name"]):
+            if result.baseline or _is_failed_baseline(result):
                 baselines.add(name)
         else:
             name = bound_names[_canonical(result.spec.bound)]
@@ -260,8 +260,11 @@ def is_upper_limit(option: str) -> bool:
     return option.startswith("max") or option == "epsilon"
 
 
-def _is_baseline(name: str) -> bool:
+def _is_failed_baseline(result: TrialResult) -> bool:
+    """Look up what a trial that did not end could not record."""
+    if result.status == "done" or result.spec.attack is None:
+        return False
     try:
-        return bool(find("attack", name).baseline)
+        return bool(find("attack", result.spec.attack["name"]).baseline)
     except UnknownName:  # an attack of somebody else's, stored with the run
         return False

@@ -1,0 +1,147 @@
+"""The results table: one row per attack and defense, medians over all examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from exhume.audit.records import Flag, TrialResult
+from exhume.audit.report.flag_list import SEVERITIES
+from exhume.audit.report.grouping import Defended, Scenario, examples, values
+from exhume.audit.report.verdict import Flags
+from exhume.audit.report.words import count, finite, median, number, score
+from exhume.errors import UnknownName
+from exhume.registry import find
+
+__all__ = ["Chip", "Number", "ResultRow", "metric_units", "result_rows"]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A flag of a cell: its kind, severity, how many trials carry it, and why."""
+
+    kind: str
+    severity: str
+    trials: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in a sortable table: for the eye, for sorting, and its spread."""
+
+    text: str
+    value: float | None
+    spread: str = ""
+
+    @property
+    def sorting(self) -> str:
+        """The value in a form that a script reads, or "" to come last."""
+        return "" if self.value is None else repr(self.value)
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One attack under one defense, over all seeds and examples."""
+
+    defense: str
+    place: int
+    attack: str
+    baseline: bool
+    adaptive: bool
+    trials: str
+    scores: tuple[Number, ...]
+    objective: Number
+    at_truth: Number
+    outcomes: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+    cpu: Number
+    evaluations: Number
+    chips: tuple[Chip, ...]
+
+
+def metric_units(metrics: Iterable[str]) -> dict[str, str]:
+    """Map metrics to their units."""
+    units = {}
+    for metric in metrics:
+        try:
+            units[metric] = find("metric", metric).unit
+        except UnknownName:
+            units[metric] = "dB" if metric == "psnr" else ""
+    return units
+
+
+def result_rows(
+    scenario: Scenario, flags: Flags, metrics: Sequence[str]
+) -> list[ResultRow]:
+    """Summarise every attack under every defense by medians over examples."""
+    return [
+        _result_row(scenario, defense, attack, flags, metrics)
+        for defense in scenario.defenses
+        for attack in scenario.attacks
+        if (defense.label, attack) in scenario.trials
+    ]
+
+
+def _result_row(
+    scenario: Scenario,
+    defense: Defended,
+    attack: str,
+    flags: Flags,
+    metrics: Sequence[str],
+) -> ResultRow:
+    tried = scenario.trials[defense.label, attack]
+    done = scenario.done(defense, attack)
+    units = metric_units(metrics)
+    ended = Counter(r.outcome[1] if r.outcome else r.reason or r.status for r in tried)
+    return ResultRow(
+        defense=defense.label,
+        place=scenario.defenses.index(defense),
+        attack=attack,
+        baseline=attack in scenario.baselines,
+        adaptive=bool(done) and all(r.adaptive for r in done),
+        trials=f"{examples(done)}" if done else "0",
+        scores=tuple(_scored(done, metric, units[metric]) for metric in metrics),
+        objective=_number(r.objective for r in done),
+        at_truth=_number(r.objective_at_truth for r in done),
+        outcomes=tuple(sorted(ended.items(), key=lambda item: (-item[1], item[0]))),
+        notes=tuple(dict.fromkeys(note for r in done for note in r.notes)),
+        cpu=_number((r.cost.get("cpu_seconds") for r in done), 2),
+        evaluations=_number(r.cost.get("evaluations") for r in done),
+        chips=_chips(tried, flags),
+    )
+
+
+def _scored(results: Sequence[TrialResult], metric: str, unit: str) -> Number:
+    found = values(results, metric)
+    middle = median(found)
+    if middle is None:
+        why = {r.not_applicable[metric] for r in results if metric in r.not_applicable}
+        return Number("–", None, "; ".join(sorted(why)))
+    spread = ""
+    if len(found) > 1:
+        low, high = score(metric, min(found)), score(metric, max(found))
+        spread = f"{low} to {high} over {count(len(found), 'example')}"
+    return Number(score(metric, middle, unit), middle, spread)
+
+
+def _number(found: Iterable[float | None], digits: int = 3) -> Number:
+    kept = finite(found)
+    middle = median(kept)
+    spread = ""
+    if len(kept) > 1:
+        spread = f"{number(min(kept))} to {number(max(kept))}"
+    return Number(number(middle, digits), middle, spread)
+
+
+def _chips(results: Sequence[TrialResult], flags: Flags) -> tuple[Chip, ...]:
+    raised = [flag for r in results for flag in flags.get(r.spec.id, ())]
+    kinds: dict[str, list[Flag]] = {}
+    for flag in raised:
+        kinds.setdefault(flag.kind, []).append(flag)
+    chips = [
+        Chip(kind, group[0].severity, len(group), group[0].sentence)
+        for kind, group in kinds.items()
+    ]
+    return tuple(sorted(chips, key=lambda c: (SEVERITIES.index(c.severity), c.kind)))
