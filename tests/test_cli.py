@@ -22,6 +22,7 @@ data = "digits"
 model = "mlp"
 attacks = [{ name = "analytic-linear" }]
 defenses = [[], { name = "gaussian-noise", std = [1e-3, 1e-1] }]
+bounds = ["bayesian-cramer-rao"]
 prior = "none"
 executor = "serial"
 """
@@ -122,11 +123,12 @@ def test_an_audit_prints_a_table_and_the_report_and_resumes(here):
     for words in ("MSE bound", "analytic-linear", "prior-mean (chance)", "no defense"):
         assert words in first.output
     assert "report: r/report.html" in first.stdout
-    assert "18/18" in first.stderr
+    assert "no MSE bound (no defense" in first.stdout
+    assert "24/24" in first.stderr
     assert (here / "r" / "report.html").stat().st_size > 10_000
     again = run("audit", "small.toml", "--out", "r", "--seeds", "2")
     # Nothing ran: the only line of progress is the start.
-    assert again.stderr.splitlines() == ["18/18 starting"]
+    assert again.stderr.splitlines() == ["24/24 starting"]
 
 
 def test_a_report_is_rebuilt_from_the_store_alone(here):
@@ -137,7 +139,7 @@ def test_a_report_is_rebuilt_from_the_store_alone(here):
     assert "report: r/report.html" in run("report", "r").stdout
     assert report.read_bytes() == before
     shown = run("inspect", "r").stdout
-    assert "9 trials (9 done)" in shown
+    assert "12 trials (9 done, 3 not-applicable)" in shown
     assert "gaussian-noise" in shown
 
 
@@ -151,7 +153,7 @@ def test_a_failed_trial_shows_in_the_exit_code(here, monkeypatch):
     monkeypatch.setattr(AnalyticLinear, "run", fail)
     result = run("audit", "small.toml", "--out", "r", code=1)
     assert "the sky fell" in result.stderr
-    assert "3 of 9 trials failed" in result.stderr
+    assert "3 of 12 trials failed" in result.stderr
 
 
 def test_ctrl_c_keeps_what_is_finished(here):
@@ -169,7 +171,7 @@ def test_ctrl_c_keeps_what_is_finished(here):
     )
     try:
         for line in process.stderr:
-            if line.startswith("6/9"):  # the chance levels have ended
+            if line.startswith("9/12"):  # chance levels and bounds have ended
                 break
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
@@ -177,10 +179,10 @@ def test_ctrl_c_keeps_what_is_finished(here):
     finally:
         process.kill()
     assert process.returncode == 130, (out, err)
-    assert "6 of 9 trials are kept in r" in err
+    assert "9 of 12 trials are kept in r" in err
     assert "Traceback" not in err
     assert (here / "r" / "report.html").exists()
-    assert "6 trials (6 done)" in run("inspect", "r").stdout
+    assert "9 trials (6 done, 3 not-applicable)" in run("inspect", "r").stdout
 
 
 # --- bring your own ----------------------------------------------------------------

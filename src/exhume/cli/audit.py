@@ -99,7 +99,7 @@ def _folder(settings: AuditSettings, out: Path | None) -> Path:
 
 
 def _show(settings: AuditSettings, done: AuditRun) -> None:
-    from exhume.cli.tables import tables
+    from exhume.cli.tables import missing_bounds, tables
 
     console = Console()
     if not console.is_terminal:
@@ -108,6 +108,8 @@ def _show(settings: AuditSettings, done: AuditRun) -> None:
     for table in tables(settings, done.results):
         console.print(table)
         say()
+    for sentence in missing_bounds(settings, done.results):
+        say(sentence)
     _show_flags(done)
     failed = [r for r in done.results if r.status == "failed"]
     for reason in dict.fromkeys(r.reason for r in failed):
@@ -127,7 +129,7 @@ def _show_flags(done: AuditRun) -> None:
     for (severity, kind), count in sorted(counts.items()):
         say(f"{severity}: {kind} in {count} of {len(done.results)} trials")
     if counts:
-        say("The report says what each of these means.\n")
+        say("The report says what each of these means.")
 
 
 class _Progress(AbstractContextManager["_Progress"]):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from exhume.audit.report.grouping import Scenario
     from exhume.audit.settings import AuditSettings
 
-__all__ = ["tables"]
+__all__ = ["missing_bounds", "tables"]
 
 _HEADINGS = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "label-accuracy": "labels"}
 
@@ -29,8 +29,24 @@ def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Tabl
     return [_table(scenario, metrics) for scenario in scenarios(settings, results)]
 
 
+def missing_bounds(
+    settings: AuditSettings, results: Sequence[TrialResult]
+) -> list[str]:
+    """Say where a bound was asked for and does not hold, and why."""
+    from exhume.audit.report.bound_table import bound_rows
+    from exhume.audit.report.grouping import scenarios
+
+    places: dict[str, list[str]] = {}
+    for scenario in scenarios(settings, results):
+        for row in bound_rows(scenario):
+            for reason in row.reasons:
+                places.setdefault(reason, []).append(row.defense)
+    return [f"no MSE bound ({', '.join(at)}): {why}" for why, at in places.items()]
+
+
 def _table(scenario: Scenario, metrics: list[str]) -> Table:
-    from exhume.audit.report.summary import bound_rows, result_rows
+    from exhume.audit.report.bound_table import bound_rows
+    from exhume.audit.report.result_table import result_rows
 
     table = Table(
         title=f"{scenario.name}: medians over examples", box=None, pad_edge=False
