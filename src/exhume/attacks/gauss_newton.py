@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,19 +14,18 @@ from exhume.attacks.engine.levenberg_marquardt import (
     Limits,
     levenberg_marquardt,
 )
-from exhume.attacks.engine.map_residual import MapResidual, rounding_weights
+from exhume.attacks.engine.map_residual import MapResidual, release_weights
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.law import Law
 from exhume.problem.reconstruction import (
-    Outcome,
     Reconstruction,
     Stopwatch,
     TracePoint,
 )
-from exhume.problem.tree import Tree, size
+from exhume.problem.tree import size
 
 __all__ = ["GaussNewton"]
 
@@ -34,6 +33,8 @@ __all__ = ["GaussNewton"]
 _JITTER = 0.05
 # Φ per coordinate at which an exact release is fitted to its rounding.
 _EXACT = 0.01
+# Relative blur of the observation, from rough to sharp.
+_SOFTENING = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,13 @@ class GaussNewton(Attack):
     and then fixed to their argmax.
 
     Attributes:
-        iterations: Levenberg–Marquardt steps per restart.
+        iterations: Levenberg–Marquardt steps per descent.
         inner_iterations: conjugate-gradient products per step.
-        restarts: starts; the first is ``start``, the others are drawn. The one with
-            the smallest Φ wins.
+        evaluations: model gradients over all restarts; unlike a time budget it gives
+            the same bits on every machine.
+        restarts: descents at most. They end as soon as one fits the observation to its
+            noise; the second softens the observation first and sharpens it step by
+            step, the others do so from random points. The smallest Φ wins.
         seconds: CPU seconds over all restarts; None for no limit.
         start: ``prior-mean``, or any other kind of ``attacks.engine.start``.
         labels: ``auto`` (known, else ``bias-corrected``, else ``joint``), or one of
@@ -65,9 +69,10 @@ class GaussNewton(Attack):
     """
 
     iterations: int = 100
-    inner_iterations: int = 500
-    restarts: int = 1
-    seconds: float | None = 60.0
+    inner_iterations: int = 300
+    evaluations: int = 40_000
+    restarts: int = 3
+    seconds: float | None = None
     start: str = "prior-mean"
     labels: Literal["auto", "idlg", "bias-corrected", "joint"] = "auto"
     prior: bool = True
@@ -82,7 +87,7 @@ class GaussNewton(Attack):
     )
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "inner_iterations", "restarts"):
+        for name in ("iterations", "inner_iterations", "evaluations", "restarts"):
             if getattr(self, name) < 1:
                 msg = f"{name} is {getattr(self, name)}; it must be at least 1"
                 raise InvalidInput(msg)
@@ -103,16 +108,14 @@ class GaussNewton(Attack):
         best: Descent | None = None
         trace: list[TracePoint] = []
         for restart in range(self.restarts):
-            left = math.inf if self.seconds is None else self.seconds
-            left -= watch.cpu_seconds
-            if best is not None and left <= 0:
-                break
             x0 = self._start(problem, residual, key, restart, inputs)
-            descent = self._descend(residual, x0, left, watch)
+            if restart > 0:
+                x0 = self._soften(residual, x0, watch)
+            descent = self._descend(residual, x0, watch)
             trace += [TracePoint(restart, *row) for row in descent.trace]
             if best is None or descent.objective < best.objective:
                 best = descent
-            if best.outcome is Outcome.TOLERANCE:
+            if residual.fitted(best.point) or self._spent(watch):
                 break
         assert best is not None  # restarts ≥ 1
         return self._answer(problem, residual, best, trace, watch, notes)
@@ -124,16 +127,35 @@ class GaussNewton(Attack):
         labels = targets.to(dtype) if targets.is_floating_point() else targets
         return residual.objective_at(inputs.to(dtype), labels)
 
+    def _spent(self, watch: Stopwatch) -> bool:
+        late = self.seconds is not None and watch.cpu_seconds >= self.seconds
+        return late or watch.evaluations >= self.evaluations
+
+    def _soften(self, residual: MapResidual, start: Tensor, watch: Stopwatch) -> Tensor:
+        """Follow the minimiser from a blurred observation to the sharp one.
+
+        With little confidence in O the prior and the linear part of F dominate, and
+        the descent cannot be caught by the wrinkles of F far from the solution.
+        """
+        point = start
+        for level in _SOFTENING:
+            blurred = residual.softened(level)
+            rough = replace(self, iterations=15, stall=1e-2)
+            point = rough._descend(blurred, point, watch).point
+        return point
+
     def _descend(
-        self, residual: MapResidual, x0: Tensor, seconds: float, watch: Stopwatch
+        self, residual: MapResidual, start: Tensor, watch: Stopwatch
     ) -> Descent:
-        released = size(residual.observed)
         limits = Limits(
             iterations=self.iterations,
-            seconds=seconds,
+            evaluations=self.evaluations,
+            seconds=math.inf if self.seconds is None else self.seconds,
             inner_iterations=self.inner_iterations,
             # Below the rounding of an exact release there is nothing left to fit.
-            tolerance=-math.inf if residual.law.noisy else _EXACT * released,
+            tolerance=-math.inf
+            if residual.law.noisy
+            else _EXACT * size(residual.observed),
             stall=self.stall,
         )
         count = residual.batch_size * residual.spec.dimension
@@ -142,7 +164,7 @@ class GaussNewton(Attack):
             inside = residual.spec.clamp(unknown[:count])
             return torch.cat([inside, unknown[count:]])
 
-        return levenberg_marquardt(residual, x0, limits, watch, project)
+        return levenberg_marquardt(residual, start, limits, watch, project)
 
     def _residual(
         self, problem: Problem, targets: Tensor | None = None
@@ -163,7 +185,7 @@ class GaussNewton(Attack):
             model=problem.require(Fact.LOCAL_SCHEDULE),
             law=law,
             observed={n: t.to(dtype) for n, t in problem.observed.items()},
-            weights=_weights(problem.observed, law, dtype),
+            weights=release_weights(problem.observed, law, dtype),
             spec=problem.spec,
             batch_size=count,
             targets=targets,
@@ -205,10 +227,10 @@ class GaussNewton(Attack):
 
         random = generator(key, "start", restart)
         count, dtype = residual.batch_size, residual.task.dtype
-        if restart == 0 and inputs is not None:
+        if restart <= 1 and inputs is not None:
             x0 = inputs.to(dtype)
         else:
-            kind = self.start if restart == 0 else "uniform"
+            kind = self.start if restart <= 1 else "uniform"
             x0 = initial(problem, kind, count, random).to(dtype)
             if count > 1:
                 width = problem.spec.peak or 1.0
@@ -257,29 +279,7 @@ class GaussNewton(Attack):
     ) -> Reconstruction:
         """Fix optimised labels to their argmax and descend once more."""
         inputs, probabilities = residual.unpack(best.point)
-        fixed = _replace_targets(residual, probabilities.argmax(dim=-1))
-        left = math.inf if self.seconds is None else self.seconds - watch.cpu_seconds
-        again = self._descend(fixed, fixed.pack(inputs, None), max(left, 0.0), watch)
+        fixed = replace(residual, targets=probabilities.argmax(dim=-1), classes=0)
+        again = self._descend(fixed, fixed.pack(inputs, None), watch)
         trace += [TracePoint(trace[-1].restart, *row) for row in again.trace[1:]]
         return self._answer(problem, fixed, again, trace, watch, notes)
-
-
-def _replace_targets(residual: MapResidual, targets: Tensor) -> MapResidual:
-    from dataclasses import replace
-
-    return replace(residual, targets=targets, classes=0)
-
-
-def _weights(observed: Tree, law: Law, dtype: torch.dtype) -> Tree:
-    """Return Σ^{-1/2}: the declared noise where there is any, else the rounding."""
-    rounding = rounding_weights(observed, dtype)
-    weights: dict[str, Any] = {}
-    for name, tensor in observed.items():
-        variance = law.variance.get(name)
-        if variance is None:
-            weights[name] = rounding[name]
-            continue
-        v = torch.broadcast_to(variance.to(dtype), tensor.shape)
-        noisy = 1 / v.clamp_min(torch.finfo(dtype).tiny).sqrt()
-        weights[name] = torch.where(v > 0, noisy, rounding[name])
-    return weights

@@ -13,19 +13,17 @@ def conjugate_gradient(
     product: Callable[[Tensor], Tensor],
     target: Tensor,
     *,
-    precondition: Callable[[Tensor], Tensor],
     relative_tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, int]:
     """Solve A δ = b for a symmetric positive definite A known by its products.
 
-    Stops at ‖Aδ − b‖_{M⁻¹} ≤ tolerance · ‖b‖_{M⁻¹}. A truncated answer is still a
+    Stops at ‖Aδ − b‖ ≤ tolerance · ‖b‖. A truncated answer is still a
     descent direction, which is all that Levenberg–Marquardt asks for.
 
     Args:
         product: v ↦ A v.
         target: b, shape [q].
-        precondition: v ↦ M⁻¹ v with M ≈ A.
         relative_tolerance: in (0, 1).
         max_iterations: products at most.
 
@@ -37,8 +35,7 @@ def conjugate_gradient(
     """
     solution = target.new_zeros(target.shape)
     residual = target.clone()
-    z = precondition(residual)
-    direction, energy = z.clone(), residual.dot(z)
+    direction, energy = residual.clone(), residual.dot(residual)
     goal = relative_tolerance**2 * energy
     for iteration in range(1, max_iterations + 1):
         image = product(direction)
@@ -48,9 +45,8 @@ def conjugate_gradient(
         step = energy / curvature
         solution += step * direction
         residual -= step * image
-        z = precondition(residual)
-        previous, energy = energy, residual.dot(z)
+        previous, energy = energy, residual.dot(residual)
         if energy <= goal:
             return solution, iteration
-        direction = z + (energy / previous) * direction
+        direction = residual + (energy / previous) * direction
     return solution, max_iterations

@@ -30,13 +30,15 @@ class Limits:
 
     Attributes:
         iterations: accepted or rejected steps at most.
-        seconds: CPU seconds at most; infinite for none.
+        evaluations: model gradients since the stopwatch began, at most.
+        seconds: CPU seconds since the stopwatch began, at most; infinite for none.
         inner_iterations: products per linear solve at most.
         tolerance: stop when Φ falls below this value.
         stall: stop when a step lowers Φ by less than this fraction.
     """
 
     iterations: int
+    evaluations: int
     seconds: float
     inner_iterations: int
     tolerance: float
@@ -77,79 +79,112 @@ def levenberg_marquardt(
         Levenberg (1944); Marquardt (1963); Nocedal and Wright (2006), ch. 4 and 10.
     """
     point = project(start)
-    value = problem.objective(point)
+    state = _State(point, problem.objective(point))
     watch.count()
-    begun, damping, first = watch.cpu_seconds, _DAMPING_START, math.inf
-    trace = [(0, watch.cpu_seconds, value)]
-    outcome = Outcome.DIVERGED if not math.isfinite(value) else Outcome.ITERATION_LIMIT
-    model: Linearisation | None = None
-    scale = 1.0
+    trace = [(0, watch.cpu_seconds, state.value)]
+    outcome = _reason_to_stop(state, limits, watch)
     for iteration in range(1, limits.iterations + 1):
-        if not math.isfinite(value):
+        if outcome is not None:
             break
-        if value <= limits.tolerance:
-            outcome = Outcome.TOLERANCE
-            break
-        if watch.cpu_seconds - begun > limits.seconds:
-            outcome = Outcome.TIME_LIMIT
-            break
-        if model is None:
-            model = problem.linearise(point)
-            watch.count(3)
-            scale = _mean_curvature(model, point, watch)
-        free = _free(point, model.gradient, project)
-        slope = torch.where(free, model.gradient, 0)
-        first = min(first, float(slope.norm())) if math.isinf(first) else first
-        step = _step(model, free, damping * scale, slope, first, limits, watch)
-        candidate = project(point + step)
-        moved = candidate - point
-        predicted = -float(
-            model.gradient.dot(moved) + 0.5 * moved.dot(model.product(moved))
-        )
-        trial = problem.objective(candidate)
-        watch.count(3)
-        ratio = (value - trial) / predicted if predicted > 0 else -1.0
-        if math.isfinite(trial) and ratio > _ACCEPT and trial < value:
-            stalled = value - trial <= limits.stall * abs(value)
-            point, value, model = candidate, trial, None
-            trace.append((iteration, watch.cpu_seconds, value))
-            if ratio > _GOOD:
-                damping = max(damping * _SHRINK, _DAMPING_LEAST)
-            elif ratio < _POOR:
-                damping *= 2
-            if stalled:
-                outcome = Outcome.CONVERGED
-                break
-        else:
-            damping *= _GROW
-            still = float(moved.norm()) <= _STILL * float(1 + point.norm())
-            if damping > _DAMPING_MOST or still:
-                outcome = Outcome.CONVERGED
-                break
-    return Descent(point, value, outcome, tuple(trace))
+        if state.model is None:
+            _linearise(problem, state, watch)
+        accepted = _try_step(problem, state, limits, watch, project)
+        if accepted:
+            trace.append((iteration, watch.cpu_seconds, state.value))
+        outcome = _reason_to_stop(state, limits, watch)
+    return Descent(
+        state.point, state.value, outcome or Outcome.ITERATION_LIMIT, tuple(trace)
+    )
+
+
+@dataclass
+class _State:
+    """Where a descent stands; ``model`` is None after every accepted step."""
+
+    point: Tensor
+    value: float
+    damping: float = _DAMPING_START
+    scale: float = 1.0
+    first_slope: float = 0.0
+    model: Linearisation | None = None
+    ended: bool = False
+
+
+def _reason_to_stop(state: _State, limits: Limits, watch: Stopwatch) -> Outcome | None:
+    if not math.isfinite(state.value):
+        return Outcome.DIVERGED
+    if state.value <= limits.tolerance:
+        return Outcome.TOLERANCE
+    if state.ended:
+        return Outcome.CONVERGED
+    if watch.evaluations >= limits.evaluations:
+        return Outcome.ITERATION_LIMIT
+    if watch.cpu_seconds >= limits.seconds:
+        return Outcome.TIME_LIMIT
+    return None
+
+
+def _linearise(problem: MapResidual, state: _State, watch: Stopwatch) -> None:
+    state.model = problem.linearise(state.point)
+    state.scale = _mean_curvature(state.model, state.point)
+    watch.count(5)
+    if state.first_slope == 0.0:
+        state.first_slope = float(state.model.gradient.norm())
+
+
+def _try_step(
+    problem: MapResidual,
+    state: _State,
+    limits: Limits,
+    watch: Stopwatch,
+    project: Callable[[Tensor], Tensor],
+) -> bool:
+    """Take one damped step if it lowers Φ as predicted; adapt the damping."""
+    model = state.model
+    assert model is not None
+    candidate = project(state.point + _step(state, limits, watch, project))
+    moved = candidate - state.point
+    change = model.gradient.dot(moved) + 0.5 * moved.dot(model.product(moved))
+    predicted, value = -float(change), problem.objective(candidate)
+    watch.count(3)
+    gain = state.value - value
+    ratio = gain / predicted if predicted > 0 else -1.0
+    if not (math.isfinite(value) and ratio > _ACCEPT and gain > 0):
+        state.damping *= _GROW
+        still = float(moved.norm()) <= _STILL * float(1 + state.point.norm())
+        state.ended = still or state.damping > _DAMPING_MOST
+        return False
+    state.ended = gain <= limits.stall * abs(state.value)
+    state.point, state.value, state.model = candidate, value, None
+    if ratio > _GOOD:
+        state.damping = max(state.damping * _SHRINK, _DAMPING_LEAST)
+    elif ratio < _POOR:
+        state.damping *= 2
+    return True
 
 
 def _step(
-    model: Linearisation,
-    free: Tensor,
-    damping: float,
-    slope: Tensor,
-    first: float,
+    state: _State,
     limits: Limits,
     watch: Stopwatch,
+    project: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Solve the damped Gauss–Newton system on the free coordinates."""
+    model = state.model
+    assert model is not None
+    free = _free(state.point, model.gradient, project)
+    slope = torch.where(free, model.gradient, 0)
+    damping = state.damping * state.scale
 
     def product(v: Tensor) -> Tensor:
         return torch.where(free, model.product(v), 0) + damping * v
 
     # Eisenstat–Walker: solve loosely far from the minimum, tightly close to it.
-    forcing = min(0.1, max(1e-8, math.sqrt(float(slope.norm()) / max(first, 1e-300))))
+    decrease = float(slope.norm()) / max(state.first_slope, 1e-300)
     step, products = conjugate_gradient(
         product,
         -slope,
-        precondition=lambda v: v,
-        relative_tolerance=forcing,
+        relative_tolerance=min(0.1, max(1e-8, math.sqrt(decrease))),
         max_iterations=limits.inner_iterations,
     )
     watch.count(2 * products)
@@ -165,10 +200,9 @@ def _free(
     return project(point - probe) != point
 
 
-def _mean_curvature(model: Linearisation, point: Tensor, watch: Stopwatch) -> float:
+def _mean_curvature(model: Linearisation, point: Tensor) -> float:
     """Estimate tr(JᵀJ + H)/q with one probe, so that λ is free of units."""
     generator = torch.Generator(device=point.device).manual_seed(0)
     signs = torch.randint(0, 2, point.shape, generator=generator, device=point.device)
     probe = (2 * signs - 1).to(point.dtype)
-    watch.count(2)
     return max(float(probe.dot(model.product(probe))) / point.numel(), 1e-300)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,19 @@ from exhume.problem.prior import Density
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, flatten
 
-__all__ = ["Linearisation", "MapResidual", "map_objective", "rounding_weights"]
+__all__ = [
+    "Linearisation",
+    "MapResidual",
+    "map_objective",
+    "release_weights",
+    "rounding_weights",
+]
 
 # An exact release still carries the rounding of the arithmetic that made it; a sum over
 # a few hundred terms loses about this many units in the last place.
 _ROUNDING_UNITS = 16
+# Standard deviations of ‖r‖² ~ χ²_P beyond which it is not noise (Morozov 1966).
+_DISCREPANCY = 5.0
 
 
 @formula(
@@ -56,6 +64,16 @@ def rounding_weights(observed: Tree, dtype: torch.dtype) -> Tree:
         / torch.where(size[name] > 0, size[name], largest)
         for name, tensor in observed.items()
     }
+
+
+def release_weights(observed: Tree, law: Law, dtype: torch.dtype) -> Tree:
+    """Return Σ^{-1/2}: the declared noise where there is any, else the rounding."""
+    weights = rounding_weights(observed, dtype)
+    for name, variance in law.variance.items():
+        v = torch.broadcast_to(variance.to(dtype), observed[name].shape)
+        noisy = v.clamp_min(torch.finfo(dtype).tiny).rsqrt()
+        weights[name] = torch.where(v > 0, noisy, weights[name])
+    return weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +148,23 @@ class MapResidual:
         with torch.no_grad():
             residual = self.residual_at(inputs, targets)
             return float(map_objective(residual, self.energy(inputs)))
+
+    def softened(self, level: float) -> MapResidual:
+        """Return the same problem with a blurred observation.
+
+        Adds the variance (level · rms(O_t))² to every coordinate of tensor t.
+        """
+        blur = {n: level * t.square().mean().sqrt() for n, t in self.observed.items()}
+        weights = {n: (w**-2 + blur[n] ** 2).rsqrt() for n, w in self.weights.items()}
+        return replace(self, weights=weights)
+
+    def fitted(self, unknown: Tensor) -> bool:
+        """Say whether ‖r‖² is what the noise alone explains (discrepancy principle)."""
+        with torch.no_grad():
+            residual = self.residual(unknown)
+        freedom = residual.numel()
+        limit = freedom + _DISCREPANCY * (2 * freedom) ** 0.5
+        return float(residual.dot(residual)) <= limit
 
     def linearise(self, unknown: Tensor) -> Linearisation:
         """Return gradient and Gauss–Newton products of Φ at u.
