@@ -39,13 +39,15 @@ class GradInversion(Attack):
 
     Minimises α_G Σ_l ‖F(x, y)_l − O_l‖₂ + α_TV TV(x) + α_2 ‖x‖₂ + α_BN R_BN(x) by Adam
     with a warm-up, cosine decay and noise. Several seeds run side by side and every one
-    is pulled to their mean by α_group ‖x − E_g x_g‖₂. The objective that is reported
+    is pulled to their mean by α_group R_group(x, E_g x_g). The objective that is reported
     and that picks the seed is the sum without the pull, a function of one candidate.
 
     Deviations:
         * Seeds are registered by whole-pixel translations (``align``) or, by default,
-          not at all; the paper uses a dense registration (RANSAC-flow). Examples of a
-          batch are matched between seeds by distance before the mean is taken.
+          not at all; the paper uses a dense registration (RANSAC-flow). Examples with
+          equal labels are matched between seeds by distance before the mean is taken.
+        * R_group is the mean square over entries in normalised units, from the first
+          iteration; as a plain norm it outweighs the gradient distance for small nets.
         * Four seeds; the paper uses a larger group.
         * Labels that are not known are counted by ``bias-corrected``, which allows
           repeated ones; the paper's rule assumes that they are distinct.

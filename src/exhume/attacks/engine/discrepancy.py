@@ -27,9 +27,10 @@ __all__ = [
 
 DiscrepancyName = Literal["euclidean", "layerwise-euclidean", "absolute", "cosine"]
 
-# In a release that is noisy in part, an exact coordinate counts as known up to this
-# fraction of the release's root mean square; its true precision would be infinite.
-_EXACT = 1e-3
+# In a release that is noisy in part, an exact coordinate counts as noisy with this share
+# of the smallest declared deviation: its true precision is infinite, and already much
+# less makes the objective too narrow a valley for first-order solvers.
+_EXACT = 0.1
 
 
 @formula(
@@ -85,8 +86,12 @@ def cosine_distance(update: Tree, observed: Tree) -> Tensor:
         observed: O, same layout.
     """
     a, b = flatten(update), flatten(observed)
-    length = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
-    return 1 - a.dot(b) / length.clamp_min(torch.finfo(length.dtype).tiny)
+    lengths = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
+    # Squares of smaller entries underflow, and with them the length.
+    least = torch.finfo(a.dtype).tiny ** 0.5
+    if min(lengths) < least:
+        return 1 - 0 * a.sum()
+    return 1 - a.dot(b) / (lengths[0] * lengths[1])
 
 
 @formula(
@@ -114,8 +119,8 @@ def likelihood_precision(observed: Tree, law: Law) -> Tree:
     """
     if not law.exact_names(observed):
         return law.precision(observed)
-    # Noise of size v and exact coordinates share one scale: see _EXACT.
-    floor = (_EXACT * flatten(observed).square().mean().sqrt()).square()
+    declared = torch.cat([v.reshape(-1) for v in law.variance.values()])
+    floor = _EXACT**2 * float(declared[declared > 0].min())
     zeros = {name: torch.zeros_like(t) for name, t in observed.items()}
     return law.keep(
         {

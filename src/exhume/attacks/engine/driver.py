@@ -189,7 +189,8 @@ def _pulls(restarts: list[Restart], group: Group | None) -> list[Pull | None]:
     if len(sound) < 2:
         return [None] * len(restarts)
     leader = min(range(len(sound)), key=lambda i: sound[i].best_value)
-    means = consensus([r.inputs() for r in sound], leader, align=group.align)
+    inputs = [r.inputs() for r in sound]
+    means = consensus(inputs, leader, sound[leader].labels, align=group.align)
     own = dict(zip(map(id, sound), means, strict=True))
     return [_pull(group, own[id(r)]) if id(r) in own else None for r in restarts]
 

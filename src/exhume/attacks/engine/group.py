@@ -11,33 +11,36 @@ __all__ = ["consensus", "group_consistency", "match_order", "translation"]
 
 
 @formula(
-    r"\lVert x - \mathbb{E}_g\, x_g \rVert_2",
-    reference="Yin et al., CVPR 2021 (GradInversion), R_group",
+    r"\tfrac{1}{Bd} \lVert x - \mathbb{E}_g\, x_g \rVert_2^2",
+    reference="Yin et al., CVPR 2021 (GradInversion), R_group, as a mean square",
 )
 def group_consistency(inputs: Tensor, mean: Tensor) -> Tensor:
-    """Return the distance of a batch from the mean of all seeds, summed over examples.
+    """Return the mean squared distance of a batch from the mean of all seeds.
 
     Args:
         inputs: x of one seed, shape [B, *event].
         mean: the consensus, same shape and units.
     """
-    return torch.linalg.vector_norm((inputs - mean).flatten(1), dim=1).sum()
+    return (inputs - mean).square().mean()
 
 
-def consensus(seeds: list[Tensor], leader: int, *, align: bool) -> list[Tensor]:
+def consensus(
+    seeds: list[Tensor], leader: int, labels: Tensor | None, *, align: bool
+) -> list[Tensor]:
     """Return the mean of all seeds, once for each seed in its own order of examples.
 
-    Examples are matched to those of the leader by least squared distance, because equal
-    labels leave their order open. With ``align`` every image is first shifted by whole
+    Examples are matched to those of the leader, within equal labels, by least squared
+    distance: the observation does not tell their order. With ``align`` every image is first shifted by whole
     pixels to where it correlates best with the leader's, and the mean is shifted back.
 
     Args:
         seeds: inputs of every seed, shape [B, *event] each.
         leader: the seed whose order and position count.
+        labels: of the examples, the same for all seeds, or None to match freely.
         align: estimate translations (images only).
     """
     reference = seeds[leader]
-    orders = [match_order(seed, reference) for seed in seeds]
+    orders = [match_order(seed, reference, labels) for seed in seeds]
     moved, shifts = [], []
     for seed, order in zip(seeds, orders, strict=True):
         matched = seed[order]
@@ -52,20 +55,32 @@ def consensus(seeds: list[Tensor], leader: int, *, align: bool) -> list[Tensor]:
     return result
 
 
-def match_order(inputs: Tensor, reference: Tensor) -> Tensor:
+def match_order(
+    inputs: Tensor, reference: Tensor, labels: Tensor | None = None
+) -> Tensor:
     """Return the order of examples that is nearest to a reference, shape [B].
 
     Args:
         inputs: shape [B, *event].
         reference: same shape.
+        labels: shape [B, ...]; only examples with equal labels change places.
     """
-    if len(inputs) == 1:
-        return torch.zeros(1, dtype=torch.int64, device=inputs.device)
+    if labels is None:
+        labels = torch.zeros(len(inputs))
+    apart = _differ(labels)
+    if not bool((~apart).triu(1).any()):
+        return torch.arange(len(inputs), device=inputs.device)
     from scipy.optimize import linear_sum_assignment
 
     cost = torch.cdist(reference.flatten(1), inputs.flatten(1)).square()
+    cost = cost + (1 + cost.sum()) * apart.to(cost)
     order = linear_sum_assignment(cost.detach().cpu().double().numpy())[1]
     return torch.as_tensor(order, device=inputs.device)
+
+
+def _differ(labels: Tensor) -> Tensor:
+    rows = labels.reshape(len(labels), -1)
+    return (rows[:, None] != rows[None, :]).any(dim=2)
 
 
 def translation(images: Tensor, reference: Tensor) -> Tensor:

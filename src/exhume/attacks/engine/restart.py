@@ -83,6 +83,11 @@ class Restart:
         """Return the inputs of the current iterate."""
         return self._map.decode(self._z.detach())
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Targets that do not change, or None."""
+        return self._targets.fixed
+
     def advance(self, pull: Pull | None = None) -> None:
         """Take one iteration, and end the run where it is over.
 

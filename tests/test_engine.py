@@ -1,0 +1,721 @@
+"""The optimisation engine and its presets, on problems of seconds."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from exhume.attacks.dlg import DeepLeakage
+from exhume.attacks.engine.discrepancy import (
+    absolute_deviation,
+    cosine_distance,
+    gaussian_likelihood,
+    layerwise_euclidean,
+    likelihood_precision,
+    make_discrepancy,
+    squared_euclidean,
+)
+from exhume.attacks.engine.group import (
+    consensus,
+    group_consistency,
+    match_order,
+    translation,
+)
+from exhume.attacks.engine.parametrisation import (
+    Box,
+    Identity,
+    Projection,
+    Units,
+    logistic_box,
+    make_parametrisation,
+    standard_units,
+)
+from exhume.attacks.engine.schedule import cosine_decay, step_decay
+from exhume.attacks.engine.smoothness import mean_total_variation
+from exhume.attacks.engine.start import _in_order, initial, initial_with_note
+from exhume.attacks.engine.targets import TargetVariable
+from exhume.attacks.gradinversion import GradInversion
+from exhume.attacks.idlg import ImprovedDeepLeakage
+from exhume.attacks.inverting_gradients import InvertingGradients
+from exhume.config import build
+from exhume.defenses.clipping import Clipping
+from exhume.defenses.pruning import Pruning
+from exhume.errors import InvalidInput, MissingKnowledge
+from exhume.keys import generator
+from exhume.observations.gradient import Gradient
+from exhume.problem.batch import Batch
+from exhume.problem.event import EventSpec
+from exhume.problem.knowledge import UNKNOWN, Problem
+from exhume.problem.law import Law
+from exhume.problem.mechanism import Mechanism
+from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
+from exhume.problem.task import Normalisation, Task
+from exhume.problem.threat import ThreatModel
+from exhume.problem.tree import Tree, norm, scale
+from exhume.problem.world import World
+
+PRESETS = ("dlg", "idlg", "inverting-gradients", "gradinversion")
+#: the published priors push the minimum away from the truth; these leave them out
+PURE = {
+    "inverting-gradients": {"total_variation": 0.0},
+    "gradinversion": {
+        "total_variation": 0.0,
+        "euclidean_norm": 0.0,
+        "batch_norm": 0.0,
+    },
+}
+
+
+def network(spec: EventSpec, classes: int = 4, *, batch_norm: bool = False):
+    torch_rng = generator(1, "network")
+    if spec.kind == "vector":
+        layers = [nn.Linear(spec.dimension, 32), nn.Sigmoid(), nn.Linear(32, classes)]
+    else:
+        channels, height, width = spec.shape
+        middle = [nn.BatchNorm2d(6)] if batch_norm else []
+        layers = [
+            nn.Conv2d(channels, 6, 3, padding=1),
+            *middle,
+            nn.Sigmoid(),
+            nn.Flatten(),
+            nn.Linear(6 * height * width, classes),
+        ]
+    net = nn.Sequential(*layers)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.uniform_(-0.5, 0.5, generator=torch_rng)
+    return net
+
+
+def make_world(
+    spec: EventSpec | None = None,
+    labels: tuple[int, ...] = (2,),
+    *,
+    dtype: torch.dtype = torch.float32,
+    mode: str = "eval",
+    batch_norm: bool = False,
+    targets: torch.Tensor | None = None,
+    normalise: Normalisation | None = None,
+) -> World:
+    spec = spec or EventSpec.image(1, 8, 8)
+    draw = torch.rand((len(labels), *spec.shape), generator=generator(2, "truth"))
+    if spec.kind == "image":
+        coarse = draw[..., :3, :3]
+        draw = nn.functional.interpolate(coarse, spec.shape[1:], mode="bilinear")
+    net = network(spec, batch_norm=batch_norm).to(dtype)
+    task = Task(net, mode=mode, normalise=normalise)  # type: ignore[arg-type]
+    targets = torch.tensor(labels) if targets is None else targets
+    return World(task, Batch(draw.to(dtype), targets, spec), Mechanism(Gradient()))
+
+
+def make_problem(world: World, threat: str = "labels-known") -> Problem:
+    return ThreatModel(threat).reveal(world, world.observe())
+
+
+def tree(*arrays: list[float]) -> Tree:
+    return {f"t{i}": torch.tensor(a, dtype=torch.float64) for i, a in enumerate(arrays)}
+
+
+# --- formulas ------------------------------------------------------------------------
+
+
+def test_discrepancies_against_numpy():
+    a, b = tree([1.0, -2.0, 3.0], [0.5]), tree([0.0, 1.0, 2.5], [-1.0])
+    u = np.array([1.0, -2.0, 3.0, 0.5])
+    v = np.array([0.0, 1.0, 2.5, -1.0])
+    assert float(squared_euclidean(a, b)) == pytest.approx(((u - v) ** 2).sum())
+    assert float(absolute_deviation(a, b)) == pytest.approx(np.abs(u - v).sum())
+    cosine = 1 - u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+    assert float(cosine_distance(a, b)) == pytest.approx(cosine)
+    layers = np.linalg.norm((u - v)[:3]) + np.linalg.norm((u - v)[3:])
+    assert float(layerwise_euclidean(a, b)) == pytest.approx(layers)
+    precision = tree([4.0, 1.0, 0.0], [2.0])
+    weighed = 0.5 * (np.array([4.0, 1.0, 0.0, 2.0]) * (u - v) ** 2).sum()
+    assert float(gaussian_likelihood(a, b, precision)) == pytest.approx(weighed)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(st.floats(-5, 5), min_size=3, max_size=3),
+    factor=st.floats(0.1, 10),
+)
+def test_discrepancies_have_their_minimum_at_equality(values, factor):
+    other, here = tree(values), tree([1.0, -2.0, 0.5])
+    for distance in (squared_euclidean, absolute_deviation, layerwise_euclidean):
+        assert float(distance(here, here)) == 0
+        assert float(distance(other, here)) >= 0
+    assert float(cosine_distance(scale(factor, here), here)) == pytest.approx(0)
+    assert -1e-12 <= float(cosine_distance(other, here)) <= 2 + 1e-12
+    nothing = scale(0.0, here)
+    assert float(cosine_distance(nothing, here)) == 1
+
+
+def test_precision_of_a_release_that_is_noisy_in_part():
+    observed = tree([3.0, 4.0], [12.0])
+    whole = Law(variance={n: torch.tensor(0.25) for n in observed})
+    precision = likelihood_precision(observed, whole)
+    assert all(torch.equal(p, torch.full_like(p, 4.0)) for p in precision.values())
+
+    part = Law(variance={"t0": torch.tensor(0.25)})
+    precision = likelihood_precision(observed, part)
+    assert torch.allclose(precision["t0"], torch.full((2,), 4.0, dtype=torch.float64))
+    # An exact coordinate counts as noisy with a tenth of the smallest deviation.
+    assert float(precision["t1"]) == pytest.approx(1 / (0.1 * 0.5) ** 2)
+
+
+def test_learning_rates_follow_the_published_schedules():
+    rates = [step_decay(k, 24_000) for k in (0, 8_997, 8_998, 15_000, 21_016)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.01, 0.001])
+    assert cosine_decay(0, 100, warmup=50) == pytest.approx(1 / 50)
+    assert cosine_decay(50, 100, warmup=10) == pytest.approx(0.5)
+    assert cosine_decay(100, 100, warmup=10) == pytest.approx(0.0)
+
+
+# --- parametrisations and starts -----------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(low=st.floats(-3, 0), width=st.floats(0.1, 5), seed=st.integers(0, 99))
+def test_parametrisations_undo_their_encoding(low, width, seed):
+    spec = EventSpec.image(1, 2, 3, low, low + width)
+    x = low + width * torch.rand(
+        (2, 1, 2, 3), generator=generator(seed), dtype=torch.float64
+    ).clamp(1e-3, 1 - 1e-3)
+    units = Units(torch.tensor(0.3).double(), torch.tensor(0.7).double())
+    for name in ("identity", "projection", "box"):
+        parametrisation = make_parametrisation(name, spec, units)  # type: ignore
+        back = parametrisation.decode(parametrisation.encode(x))
+        assert torch.allclose(back, x, atol=1e-9)
+        far = parametrisation.project(100 * torch.ones_like(x))
+        inside = spec.clamp(parametrisation.decode(far))
+        if name != "identity":
+            assert torch.allclose(parametrisation.decode(far), inside)
+
+
+def test_logistic_box_and_unbounded_vectors():
+    z = torch.tensor([-40.0, 0.0, 40.0], dtype=torch.float64)
+    assert torch.allclose(
+        logistic_box(z, -1.0, 3.0), torch.tensor([-1.0, 1.0, 3.0]).double()
+    )
+    spec, one = EventSpec.vector(5), torch.ones(())
+    for name in ("box", "projection", "identity"):
+        found = make_parametrisation(name, spec, Units(0 * one, one))  # type: ignore
+        assert isinstance(found, Identity)
+    bounded = EventSpec.vector(5, -1, 1)
+    assert isinstance(make_parametrisation("box", bounded, Units(one, one)), Box)
+    found = make_parametrisation("projection", bounded, Units(one, one))
+    assert isinstance(found, Projection)
+
+
+def test_standard_units_are_the_models_or_a_quarter_of_the_range():
+    spec = EventSpec.image(3, 4, 4)
+    plain = standard_units(Task(network(spec)), spec)
+    assert (float(plain.centre), float(plain.scale)) == (0.5, 0.25)
+    normalise = Normalisation((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+    own = standard_units(Task(network(spec), normalise=normalise), spec)
+    x = torch.rand(2, 3, 4, 4, generator=generator(0))
+    assert torch.allclose(own.from_data(x), normalise(x))
+
+
+def test_starts_have_their_shape_spread_and_randomness():
+    world = make_world(EventSpec.image(3, 16, 16), (0, 1))
+    public = Batch(
+        torch.rand(3, 3, 16, 16, generator=generator(9)),
+        torch.tensor([0, 1, 2]),
+        world.batch.spec,
+    )
+    problem = make_problem(replace(world, public=public))
+    draws = {
+        kind: initial(problem, kind, 2, generator(0))
+        for kind in ("prior-mean", "normal", "raw-normal", "uniform", "public")
+    }
+    assert all(d.shape == (2, 3, 16, 16) for d in draws.values())
+    assert torch.equal(draws["prior-mean"], torch.full((2, 3, 16, 16), 0.5))
+    count = draws["normal"].numel()
+    # Standard errors of mean and spread: σ/√n and σ/√(2n); five of each.
+    for kind, mean, spread in (("normal", 0.5, 0.25), ("raw-normal", 0.0, 1.0)):
+        assert abs(float(draws[kind].mean()) - mean) < 5 * spread / count**0.5
+        assert abs(float(draws[kind].std()) - spread) < 5 * spread / (2 * count) ** 0.5
+    assert 0 <= float(draws["uniform"].min()) < float(draws["uniform"].max()) <= 1
+    assert all(any(torch.equal(d, p) for p in public.inputs) for d in draws["public"])
+    assert not torch.equal(
+        initial(problem, "normal", 2, generator(0)),
+        initial(problem, "normal", 2, generator(1)),
+    )
+    with pytest.raises(InvalidInput, match="prior-mean"):
+        initial(problem, "zeros", 2, generator(0))
+    with pytest.raises(MissingKnowledge):
+        initial(replace(problem, public=UNKNOWN), "public", 2, generator(0))
+
+
+def test_analytic_start_or_the_reason_why_not():
+    vector = make_world(EventSpec.vector(6), dtype=torch.float64)
+    start, note = initial_with_note(make_problem(vector), "analytic", 1, generator(0))
+    assert note == ""
+    assert torch.allclose(start, vector.batch.inputs, atol=1e-6)
+
+    # A convolution comes first, so no linear layer reads the image itself.
+    image = make_problem(make_world())
+    start, note = initial_with_note(image, "analytic", 1, generator(0))
+    if note:
+        assert torch.equal(start, torch.full((1, 1, 8, 8), 0.5))
+    assert start.shape == (1, 1, 8, 8)
+
+
+def test_estimates_of_the_closed_form_come_in_the_order_of_the_labels():
+    world = make_world(EventSpec.vector(2), (0, 1, 3))
+    estimates = torch.tensor([[3.0, 3.0], [0.0, 0.0]])
+    answer = Reconstruction(
+        inputs=estimates,
+        targets=torch.tensor([3, 0]),
+        objective=None,
+        outcome=Outcome.CLOSED_FORM,
+        cost=Cost(0.0, 0.0, 0),
+    )
+    ordered = _in_order(make_problem(world), answer, 3)
+    assert ordered[0].tolist() == [0.0, 0.0]
+    assert ordered[2].tolist() == [3.0, 3.0]
+    assert any(torch.equal(ordered[1], e) for e in estimates)  # too few: one repeats
+
+
+# --- the objective is the one of the inverse problem ---------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_truth_is_the_minimum_of_every_preset(name, mode):
+    world = make_world(
+        EventSpec.image(3, 6, 6),
+        (0, 2),
+        mode=mode,
+        batch_norm=True,
+        dtype=torch.float64,
+    )
+    problem = make_problem(world, "statistics-known")
+    attack = build("attack", {"name": name, **PURE.get(name, {})})
+    at_truth = attack.objective(problem, world.batch.inputs, world.batch.targets)
+    assert at_truth == pytest.approx(0.0, abs=1e-12)
+    for seed in range(5):
+        other = torch.rand(world.batch.inputs.shape, generator=generator(seed)).double()
+        assert attack.objective(problem, other, world.batch.targets) > 1e-4
+
+
+def clip(update: Tree) -> Tree:
+    return scale((0.1 / norm(update)).clamp_max(1.0), update)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_known_clipping_and_mask_are_part_of_the_objective(name):
+    world = make_world(dtype=torch.float64)
+    problem = make_problem(world)
+    assert float(norm(problem.observed)) > 0.2  # so that the clip bites
+    keep = {
+        n: torch.rand(t.shape, generator=generator(0, n)) > 0.5
+        for n, t in problem.observed.items()
+    }
+    law = Law(maps=(clip,), mask=keep)
+    adaptive = replace(problem, observed=law.mean(problem.observed), law=law)
+    unaware = replace(adaptive, law=UNKNOWN)
+    attack = build("attack", {"name": name, **PURE.get(name, {})})
+    truth = (world.batch.inputs, world.batch.targets)
+    assert attack.objective(adaptive, *truth) == pytest.approx(0.0, abs=1e-12)
+    assert attack.objective(unaware, *truth) > 1e-4
+    quick = build("attack", {"name": name, "iterations": 1, "restarts": 1})
+    assert quick(adaptive).adaptive
+    assert not quick(unaware).adaptive
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "defense", [Clipping(max_norm=0.1), Pruning(ratio=0.6)], ids=["clipping", "pruning"]
+)
+def test_who_knows_the_defense_sees_a_zero_at_the_truth(name, defense):
+    world = make_world(dtype=torch.float64)
+    world = replace(world, mechanism=Mechanism(Gradient(), (defense,)))
+    attack = build("attack", {"name": name, **PURE.get(name, {})})
+    truth = (world.batch.inputs, world.batch.targets)
+    known = attack.objective(make_problem(world), *truth)
+    assert known == pytest.approx(0.0, abs=1e-12)
+    if (name, type(defense)) != ("inverting-gradients", Clipping):
+        # A cosine does not notice a change of length; everything else does.
+        assert attack.objective(make_problem(world, "defense-unknown"), *truth) > 1e-4
+
+
+def test_void_coordinates_count_nowhere_even_if_noise_was_added_to_them():
+    update = tree([1.0, 2.0, 3.0])
+    mask = {"t0": torch.tensor([True, False, True])}
+    law = Law(mask=mask, variance={"t0": torch.tensor(0.25)})
+    noisy = tree([1.5, 99.0, 3.0])
+    distance = make_discrepancy("euclidean", noisy, law, torch.float64)
+    assert float(distance(update)) == pytest.approx(0.5 * 0.5**2 / 0.25)
+    cosine = make_discrepancy("cosine", noisy, law, torch.float64)
+    u, v = np.array([1.0, 3.0]), np.array([1.5, 3.0])
+    expected = 1 - u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+    assert float(cosine(update)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["dlg", "gradinversion"])
+def test_known_noise_makes_the_objective_the_likelihood(name):
+    world = make_world(dtype=torch.float64)
+    problem = make_problem(world)
+    std = 0.01
+    noise = {
+        n: std * torch.randn(t.shape, generator=generator(0, n)).double()
+        for n, t in problem.observed.items()
+    }
+    observed = {n: t + noise[n] for n, t in problem.observed.items()}
+    law = Law(variance={n: torch.tensor(std**2) for n in observed})
+    noisy = replace(problem, observed=observed, law=law)
+    options = {**PURE.get(name, {}), **({} if name == "dlg" else {"gradient": 1.0})}
+    attack = build("attack", {"name": name, **options})
+    value = attack.objective(noisy, world.batch.inputs, world.batch.targets)
+    assert value == pytest.approx(0.5 * float(norm(noise)) ** 2 / std**2, rel=1e-6)
+
+
+def test_noise_in_one_tensor_is_weighed_down():
+    world = make_world(dtype=torch.float64)
+    problem = make_problem(world)
+    name = next(iter(problem.observed))
+    noise = torch.randn(problem.observed[name].shape, generator=generator(3)).double()
+    observed = {**problem.observed, name: problem.observed[name] + noise}
+    law = Law(variance={name: torch.tensor(1.0)})
+    attack = DeepLeakage(parametrisation="box", iterations=12)
+    errors = []
+    for known in (law, UNKNOWN):
+        answer = attack(replace(problem, observed=observed, law=known))
+        errors.append(float((answer.inputs - world.batch.inputs).square().mean()))
+    assert errors[0] < 0.3 * errors[1]
+
+
+def test_total_variation_of_a_constant_is_zero_and_linear_in_its_weight():
+    world = make_world(EventSpec.image(3, 6, 6), (0, 1))
+    problem = make_problem(world)
+    (prior,), _ = mean_total_variation(problem, 0.2)
+    (double,), _ = mean_total_variation(problem, 0.4)
+    assert float(prior.energy(torch.full((2, 3, 6, 6), 0.7))) == 0.0
+    x = world.batch.inputs
+    assert float(double.energy(x)) == pytest.approx(2 * float(prior.energy(x)))
+    # The published definition: mean over entries in units of a quarter of the range.
+    z = (x - 0.5) / 0.25
+    jumps = z.diff(dim=-1).abs().sum() + z.diff(dim=-2).abs().sum()
+    assert float(prior.energy(x)) == pytest.approx(
+        0.2 * float(jumps) / z.numel(), rel=0.02
+    )
+    assert mean_total_variation(problem, 0.0) == ((), ())
+
+
+# --- what comes back -----------------------------------------------------------------
+
+SMALL = {
+    "dlg": {"iterations": 4},
+    "idlg": {"iterations": 4},
+    "inverting-gradients": {"iterations": 40},
+    "gradinversion": {"iterations": 30, "restarts": 3},
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("parametrisation", ["identity", "projection", "box"])
+def test_reported_objective_is_the_one_of_the_returned_point(name, parametrisation):
+    world = make_world(EventSpec.image(1, 6, 6), (0, 2))
+    problem = make_problem(world)
+    attack = build(
+        "attack",
+        {"name": name, "parametrisation": parametrisation, **SMALL[name]},
+    )
+    answer = attack(problem, 5)
+    again = attack.objective(problem, answer.inputs, answer.targets)
+    assert answer.objective == again
+    assert 0 <= float(answer.inputs.min()) <= float(answer.inputs.max()) <= 1
+    if name == "inverting-gradients" and parametrisation != "identity":
+        assert answer.objective == pytest.approx(
+            min(p.objective for p in answer.trace), rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_trace_starts_with_the_objective_of_the_explicit_start(name):
+    world = make_world(EventSpec.image(1, 6, 6), (0, 2))
+    problem = make_problem(world)
+    attack = build("attack", {"name": name, **SMALL[name]})
+    x0 = torch.rand(2, 1, 6, 6, generator=generator(8))
+    answer = attack.run_from(problem, 0, x0)
+    first = attack.objective(problem, x0, world.batch.targets)
+    assert answer.trace[0].objective == pytest.approx(first, rel=1e-5)
+    assert answer.trace[0].iteration == 0
+    with pytest.raises(InvalidInput, match="start has shape"):
+        attack.run_from(problem, 0, x0[:1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_joint_labels_are_the_optimised_ones(seed):
+    world = make_world(EventSpec.vector(6), (2,), dtype=torch.float64)
+    problem = make_problem(world, "eavesdropper")
+    assert problem.targets is UNKNOWN
+    attack = DeepLeakage(iterations=12, restarts=2)
+    answer = attack(problem, seed)
+    assert answer.targets.dtype == torch.int64
+    assert answer.targets.tolist() == [2]
+    assert attack.objective(problem, answer.inputs, answer.targets) == answer.objective
+    assert any("optimised" in note for note in answer.notes)
+
+
+def test_free_targets_answer_with_their_current_value():
+    free = torch.tensor([[0.0, 3.0, 1.0]], requires_grad=True)
+    variable = TargetVariable(free=free)
+    assert torch.allclose(variable.decode(), free.softmax(-1))
+    with torch.no_grad():
+        free.copy_(torch.tensor([[5.0, 3.0, 1.0]]))
+    assert variable.answer(free.detach()).tolist() == [0]
+    real = TargetVariable(free=torch.tensor([[1.5], [2.5]]), classes=False)
+    assert real.decode().tolist() == [1.5, 2.5]
+
+
+def test_idlg_reads_the_label_and_recovers_a_gray_image():
+    world = make_world(dtype=torch.float64)
+    problem = make_problem(world, "eavesdropper")
+    answer = ImprovedDeepLeakage(iterations=30)(problem)
+    assert answer.targets.tolist() == [2]
+    assert float((answer.inputs - world.batch.inputs).square().mean()) < 1e-4
+    assert any("inferred" in note for note in answer.notes)
+
+
+def test_inverting_gradients_beats_the_centre_of_the_range():
+    world = make_world(EventSpec.image(1, 8, 8))
+    problem = make_problem(world)
+    answer = InvertingGradients(iterations=600, total_variation=1e-4)(problem)
+    error = float((answer.inputs - world.batch.inputs).square().mean())
+    assert error < 0.1 * float((0.5 - world.batch.inputs).square().mean())
+
+
+def test_gradinversion_beats_the_centre_of_the_range():
+    world = make_world(EventSpec.image(1, 6, 6), batch_norm=True)
+    problem = make_problem(world, "statistics-known")
+    answer = GradInversion(iterations=200, restarts=2)(problem)
+    error = float((answer.inputs - world.batch.inputs).square().mean())
+    assert error < 0.3 * float((0.5 - world.batch.inputs).square().mean())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "spec",
+    [EventSpec.image(1, 5, 6), EventSpec.image(3, 6, 5), EventSpec.vector(7)],
+    ids=["gray", "colour", "vector"],
+)
+@pytest.mark.parametrize("labels", ["hard", "soft", "unknown"])
+def test_every_kind_of_data_label_and_precision(name, spec, labels):
+    soft = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.0, 0.5, 0.5, 0.0]])
+    for dtype, mode in ((torch.float64, "train"), (torch.float32, "eval")):
+        world = make_world(
+            spec,
+            (1, 3),
+            dtype=dtype,
+            mode=mode,
+            targets=soft.to(dtype) if labels == "soft" else None,
+            batch_norm=True,
+        )
+        threat = "eavesdropper" if labels == "unknown" else "labels-known"
+        attack = build("attack", {"name": name, "iterations": 2, "restarts": 2})
+        answer = attack(make_problem(world, threat))
+        assert answer.inputs.shape == world.batch.inputs.shape
+        assert answer.inputs.dtype == dtype
+        assert bool(torch.isfinite(answer.inputs).all())
+        assert len(answer.targets) == 2
+        said = any("vectors have no neighbours" in note for note in answer.notes)
+        expects = name in ("inverting-gradients", "gradinversion")
+        assert said == (expects and spec.kind == "vector")
+
+
+def test_regression_targets_are_optimised_as_numbers():
+    spec = EventSpec.vector(4)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.uniform_(-1, 1, generator=generator(4))
+    inputs = torch.rand(1, 4, generator=generator(5)).double()
+    batch = Batch(inputs, torch.tensor([0.3], dtype=torch.float64), spec)
+    world = World(Task(net, loss="mse"), batch, Mechanism(Gradient()))
+    answer = DeepLeakage(iterations=60, restarts=3)(make_problem(world, "eavesdropper"))
+    assert answer.targets.shape == (1,)
+    assert float(answer.targets) == pytest.approx(0.3, abs=1e-3)
+    assert torch.allclose(answer.inputs, inputs, atol=1e-3)
+
+
+# --- budgets, outcomes, randomness ---------------------------------------------------
+
+
+def test_restarts_are_chosen_by_the_smallest_objective():
+    problem = make_problem(make_world())
+    objectives = []
+    for restarts in (1, 4):
+        attack = InvertingGradients(iterations=30, restarts=restarts)
+        answer = attack(problem, 3)
+        objectives.append(answer.objective)
+        last = {p.restart: p.objective for p in answer.trace}
+        assert len(last) == restarts
+        lowest = min(p.objective for p in answer.trace)
+        assert answer.objective == pytest.approx(lowest, rel=1e-3)
+    assert objectives[1] <= objectives[0]
+
+
+def test_time_budget_ends_a_run():
+    problem = make_problem(make_world())
+    attack = InvertingGradients(iterations=10**6, seconds=0.5, restarts=2)
+    answer = attack(problem)
+    assert answer.outcome is Outcome.TIME_LIMIT
+    assert 0.4 < answer.cost.cpu_seconds < 1.5
+    assert {p.restart for p in answer.trace} == {0, 1}
+
+
+def test_standstill_after_the_last_decay_ends_a_run():
+    problem = make_problem(make_world())
+    patient = InvertingGradients(iterations=400, patience=5, stall=0.5)
+    answer = patient(problem)
+    assert answer.outcome is Outcome.CONVERGED
+    last = answer.trace[-1].iteration
+    assert 350 <= last < 400  # the last decay is at 7/8 of the run
+
+
+def test_exact_fit_ends_a_run_by_tolerance():
+    world = make_world(dtype=torch.float64)
+    problem = make_problem(world)
+    answer = DeepLeakage(iterations=50).run_from(problem, 0, world.batch.inputs)
+    assert answer.outcome is Outcome.TOLERANCE
+    assert answer.cost.evaluations <= 5
+
+
+def test_divergence_is_told_and_the_best_point_comes_back():
+    problem = make_problem(make_world())
+    wild = DeepLeakage(iterations=3, line_search=False, step_size=1e6)
+    answer = wild(problem, 1)
+    assert answer.outcome is Outcome.DIVERGED
+    assert bool(torch.isfinite(answer.inputs).all())
+    assert answer.objective is not None
+    assert math.isfinite(answer.objective)
+
+
+def test_trace_is_thin_and_ends_with_the_last_iterate():
+    problem = make_problem(make_world())
+    answer = InvertingGradients(iterations=600, patience=600)(problem)
+    iterations = [p.iteration for p in answer.trace]
+    assert len(iterations) <= 251
+    assert iterations[0] == 0
+    assert iterations[-1] == 600
+    assert answer.cost.evaluations == 602  # steps, last iterate, returned point
+
+
+def test_same_key_same_bits_even_after_pickling_and_no_global_randomness():
+    problem = make_problem(make_world(EventSpec.image(1, 4, 4), (0, 1)), "eavesdropper")
+    before = torch.random.get_rng_state()
+    for name in PRESETS:
+        attack = build("attack", {"name": name, **SMALL[name]})
+        one, two = attack(problem, 7), attack(pickle.loads(pickle.dumps(problem)), 7)
+        assert torch.equal(one.inputs, two.inputs)
+        assert torch.equal(one.targets, two.targets)
+        assert one.objective == two.objective
+        assert not torch.equal(one.inputs, attack(problem, 8).inputs)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("iterations", 0), ("restarts", -1), ("seconds", 0.0), ("step_size", -1.0)],
+)
+def test_options_out_of_range_are_refused(name, option, value):
+    with pytest.raises(InvalidInput, match=option):
+        build("attack", {"name": name, option: value})
+
+
+def test_unknown_options_and_kinds_are_refused():
+    with pytest.raises(InvalidInput, match="start"):
+        build("attack", {"name": "dlg", "start": "zeros"})
+    with pytest.raises(InvalidInput, match="noise"):
+        build("attack", {"name": "gradinversion", "noise": -0.1})
+
+
+# --- group consistency ---------------------------------------------------------------
+
+
+def test_group_consistency_is_a_mean_square():
+    x = torch.zeros(2, 1, 2, 2)
+    mean = torch.stack([torch.full((1, 2, 2), 1.0), torch.full((1, 2, 2), 2.0)])
+    assert float(group_consistency(x, mean)) == pytest.approx((1 + 4) / 2)
+
+
+def test_seeds_are_matched_before_the_mean_is_taken():
+    a = torch.rand(3, 1, 4, 4, generator=generator(0))
+    order = torch.tensor([2, 0, 1])
+    assert torch.equal(a[order][match_order(a[order], a)], a)
+    means = consensus([a, a[order] + 0.1], leader=0, labels=None, align=False)
+    assert torch.allclose(means[0], a + 0.05)
+    assert torch.allclose(means[1], a[order] + 0.05)
+
+
+def test_only_examples_with_equal_labels_change_places():
+    a = torch.rand(3, 1, 4, 4, generator=generator(0))
+    mixed = a[torch.tensor([1, 0, 2])]
+    assert match_order(mixed, a, torch.tensor([0, 1, 2])).tolist() == [0, 1, 2]
+    assert match_order(mixed, a, torch.tensor([0, 0, 2])).tolist() == [1, 0, 2]
+    # The third may not move although another one is nearer.
+    cycled = a[torch.tensor([2, 0, 1])]
+    assert match_order(cycled, a, torch.tensor([4, 4, 2])).tolist()[2] == 2
+    soft = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0]])
+    assert match_order(mixed, a, soft).tolist() == [1, 0, 2]
+
+
+def test_translations_are_estimated_and_undone():
+    a = torch.rand(1, 3, 8, 9, generator=generator(1))
+    moved = a.roll((2, -3), (-2, -1))
+    assert translation(moved, a).tolist() == [[6, 3]]
+    means = consensus([a, moved], leader=0, labels=None, align=True)
+    assert torch.allclose(means[0], a)
+    assert torch.allclose(means[1], moved)
+
+
+def test_a_group_agrees_more_than_independent_seeds():
+    problem = make_problem(make_world(EventSpec.image(1, 6, 6)))
+    options = {"iterations": 60, "restarts": 3, "noise": 0.0}
+    spreads = []
+    for weight in (0.0, 100.0):
+        design = GradInversion(group=weight, **options).design(problem)
+        assert (design.group is None) == (weight == 0)
+        spreads.append(_final_spread(problem, design))
+    assert spreads[1] < 0.5 * spreads[0]
+
+
+def _final_spread(problem, design) -> float:
+    from exhume.attacks.engine import driver
+    from exhume.problem.reconstruction import Stopwatch
+
+    watch = Stopwatch()
+    runs = [
+        driver._begin(problem, design, 0, i, problem.targets, None, watch)[0]
+        for i in range(3)
+    ]
+    driver._race(runs, design, math.inf, watch)
+    final = torch.stack([run.inputs() for run in runs])
+    return float((final - final.mean(dim=0)).square().mean())
+
+
+def test_gradinversion_prefers_exact_statistics_and_says_if_there_are_none():
+    world = make_world(EventSpec.image(1, 6, 6), batch_norm=True, mode="train")
+    exact = make_problem(world, "statistics-known")
+    running = make_problem(world, "labels-known")
+    attack = GradInversion(
+        gradient=1e-12, total_variation=0.0, euclidean_norm=0.0, batch_norm=1.0
+    )
+    truth = (world.batch.inputs, world.batch.targets)
+    assert attack.objective(exact, *truth) == pytest.approx(0.0, abs=1e-9)
+    assert attack.objective(running, *truth) > 1e-3
+    plain = make_problem(make_world())
+    notes = GradInversion(iterations=1, restarts=1)(plain).notes
+    assert any("BatchNorm" in note for note in notes)
