@@ -225,6 +225,15 @@ def test_pickles_are_never_opened(here):
     assert not (here / "exploded").exists()
 
 
+def test_a_pickle_in_the_place_of_results_is_never_opened(here):
+    folder = here / "runs" / "other"
+    folder.mkdir()
+    (folder / "audit.toml").write_text('attacks = ["analytic-linear"]')
+    (folder / "results.sqlite").write_bytes(pickle.dumps(Bomb()))
+    assert "is not a store of results" in refused(here, "report", folder)
+    assert "is a Python pickle" in refused(here, "inspect", folder)
+
+
 def test_pickled_arrays_in_an_npz_are_never_opened(here):
     targets = np.zeros(1, dtype=np.int64)
     np.savez(here / "o.npz", inputs=np.array([Bomb()], dtype=object), targets=targets)

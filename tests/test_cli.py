@@ -236,6 +236,9 @@ def test_a_step_is_explained_and_its_scale_mends_it(here):
     wrong = run(*arguments, code=2)
     assert "-0.1 × the gradient: it looks like one step of SGD with" in wrong.stderr
     assert not (here / "a").exists()
+    blind = [a for a in arguments if a not in ("--data", "mine.npz")]
+    sure = run(*blind, "--no-defense", code=2)
+    assert "that of a step, weights after minus before" in sure.stderr
     right = run(*arguments, "--scale", "-0.1")
     assert "the recomputed gradient agrees" in right.stdout
     assert "psnr" in right.stdout
@@ -263,6 +266,8 @@ def test_an_observation_file_needs_no_further_words(here):
     assert torch.allclose(answer["inputs"].float(), x, atol=1e-4)
     clash = run(*arguments, "--mode", "train", code=2)
     assert "the file says mode = eval, you say train" in clash.stderr
+    two = run(*arguments, "--labels", "3,4", code=2)
+    assert "the file says batch_size = 1, you say 2" in two.stderr
 
 
 def test_data_alone_is_simulated_and_scored(here):

@@ -132,6 +132,8 @@ def test_integers_zeros_and_coarse_types_are_named():
     assert "exactly zero" in errors(replace(problem, observed=zeros))
     halves = {n: t.to(torch.bfloat16) for n, t in problem.observed.items()}
     assert any("bfloat16" in w for w in warnings(replace(problem, observed=halves)))
+    widened = {n: t.float() for n, t in halves.items()}
+    assert any("bfloat16" in w for w in warnings(replace(problem, observed=widened)))
 
 
 def test_buffers_and_frozen_parameters_are_told_apart():

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from exhume.defenses.gaussian_noise import GaussianNoise
+from exhume.defenses.pruning import Pruning
 from exhume.errors import InvalidInput
 from exhume.files import read_header
 from exhume.keys import generator
@@ -14,6 +16,7 @@ from exhume.observations.file import load, save
 from exhume.observations.gradient import Gradient
 from exhume.observations.shared import share
 from exhume.problem.batch import Batch
+from exhume.problem.consistency import weights_sha256
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN
 from exhume.problem.mechanism import Mechanism
@@ -79,6 +82,45 @@ def test_round_trip_keeps_every_bit(tmp_path):
             assert torch.equal(ours, theirs)
 
 
+def test_defenses_and_their_plans_keep_the_law(tmp_path):
+    world = make_world()
+    stack = (Pruning(ratio=0.5, kind="random"), GaussianNoise(std=0.01, only=("h*",)))
+    mechanism = Mechanism(Gradient(), stack)
+    observation = mechanism.sample(world.task, world.batch, key=4)
+    shared = share(
+        observation.values,
+        world.task,
+        SPEC,
+        mechanism=mechanism,
+        plans=observation.plans,
+    )
+    path = save(tmp_path / "o.safetensors", shared)
+    again = load(path)
+    assert again.defenses == stack
+    theirs = mechanism.law(observation.plans, observation.values)
+    ours = again.law
+    exact = world.observe(key=0).values
+    for tree, other in (
+        (ours.mean(exact), theirs.mean(exact)),
+        (ours.variance, theirs.variance),
+    ):
+        assert tree.keys() == other.keys()
+        assert all(torch.equal(tree[n], other[n]) for n in tree)
+    record = json.loads(read_header(path).metadata["exhume"])
+    assert record["released_in_clear"] == []
+    assert "defense" in record["facts"]
+
+
+def test_reference_in_float64_makes_the_task_float64(tmp_path):
+    net = Net().double()
+    task, batch = Task(net), make_world().batch
+    gradient = task.gradient(batch.inputs.double(), batch.targets)
+    path = save(tmp_path / "o.safetensors", share(gradient, task, SPEC))
+    problem = load(path).problem(Net(key=4))
+    assert problem.task.dtype == torch.float64
+    assert weights_sha256(problem.task) == load(path).reference_sha256
+
+
 def test_reference_weights_turn_any_net_into_the_client_s(tmp_path):
     world, observation, path = write(tmp_path / "o.safetensors")
     other = Net(key=99)
@@ -138,6 +180,10 @@ def rewrite(path, **changes):
         ({"colour": "red"}, "no option 'colour'"),
         ({"task": {"loss": "cross-entropy"}}, "task.mode: Field required"),
         ({"defense": [{"name": "x"}]}, "lacks options, covers or numbers"),
+        (
+            {"defense": [{"options": {}, "covers": ["elsewhere"], "numbers": {}}]},
+            "covers 'elsewhere', which it does not hold",
+        ),
     ],
 )
 def test_a_wrong_record_is_one_sentence(tmp_path, changes, message):

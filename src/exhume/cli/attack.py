@@ -90,6 +90,10 @@ Scale = Annotated[
     float | None,
     _says("Multiple of the mean gradient in the file, e.g. minus the learning rate."),
 ]
+NoDefense = Annotated[
+    bool,
+    _says("The gradient was released as computed, which is checked.", "--no-defense"),
+]
 
 
 def attack(
@@ -113,6 +117,7 @@ def attack(
     batch_size: BatchSize = None,
     labels: Labels = None,
     scale: Scale = None,
+    no_defense: NoDefense = False,
 ) -> None:
     """Attack an update that was shared, with your own model.
 
@@ -133,6 +138,7 @@ def attack(
         labels=labels,
         batch_size=batch_size,
         scale=scale,
+        no_defense=no_defense,
     )
     folder = new_folder(out, name)
     net = load_model(model, weights)

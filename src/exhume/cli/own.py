@@ -36,6 +36,7 @@ class Said:
         labels: of the batch.
         batch_size: B.
         scale: the file holds this multiple of the mean gradient.
+        no_defense: the gradient was released as it was computed.
     """
 
     shape: str | None = None
@@ -47,6 +48,7 @@ class Said:
     labels: str | None = None
     batch_size: int | None = None
     scale: float | None = None
+    no_defense: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Return the fields of a ``SharedObservation`` that are said."""
@@ -61,6 +63,8 @@ class Said:
             said["batch_size"] = self.batch_size or len(labels)
         if self.shape is not None:
             said["spec"] = self._spec()
+        if self.no_defense:
+            said["defenses"] = ()
         return {name: value for name, value in said.items() if value is not None}
 
     def _spec(self) -> EventSpec:
@@ -118,13 +122,8 @@ def complete(shared: SharedObservation, said: Said) -> SharedObservation:
             )
             raise InvalidInput(msg)
         facts["values"] = {n: t / said.scale for n, t in shared.values.items()}
-    for name, value in facts.items() if recorded else ():
-        held = getattr(shared, name)
-        if held is UNKNOWN or name == "targets":
-            continue
-        if held != value:
-            msg = f"the file says {name} = {held}, you say {value}; drop the option"
-            raise InvalidInput(msg)
+    if recorded:
+        _refuse_contradictions(shared, facts)
     full = replace(shared, **facts)
     for field, option in (("spec", "--shape"), ("mode", "--mode")):
         if getattr(full, field) is None:
@@ -137,6 +136,20 @@ def complete(shared: SharedObservation, said: Said) -> SharedObservation:
         )
         raise InvalidInput(msg)
     return full
+
+
+def _refuse_contradictions(shared: SharedObservation, facts: dict[str, Any]) -> None:
+    from exhume.problem.knowledge import UNKNOWN
+
+    for name, said in facts.items():
+        held = getattr(shared, name)
+        if held is UNKNOWN:
+            continue
+        if name == "targets":
+            held, said = held.tolist(), said.tolist()
+        if held != said:
+            msg = f"the file says {name} = {held}, you say {said}; drop the option"
+            raise InvalidInput(msg)
 
 
 def simulate(model: nn.Module, own: Batch, said: Said) -> SharedObservation:

@@ -224,6 +224,10 @@ def _defenses(
         if not {"options", "covers", "numbers"} <= set(record):
             msg = f"defense {i} in {what} lacks options, covers or numbers"
             raise InvalidInput(msg)
+        foreign = [str(n) for n in record["covers"] if n not in values]
+        if foreign:
+            msg = f"defense {i} in {what} covers {foreign[0]!r}, which it does not hold"
+            raise InvalidInput(msg)
         defenses.append(build("defense", record["options"]))
         plans.append(
             Plan(

@@ -94,10 +94,15 @@ class SharedObservation:
                 "(--shape)"
             )
             raise InvalidInput(msg)
+        task = self.task(model)
+        observed = {n: t.to(task.device) for n, t in self.values.items()}
+        # Half precision is computed with in the model's own; the check still sees it.
+        if all(t.is_floating_point() for t in observed.values()):
+            observed = {n: t.to(task.dtype) for n, t in observed.items()}
         return Problem(
-            observed=dict(self.values),
+            observed=observed,
             spec=self.spec,
-            task=self.task(model),
+            task=task,
             targets=self.targets,
             batch_size=self.batch_size,
             batch_statistics=self.batch_statistics,
@@ -117,7 +122,8 @@ class SharedObservation:
             raise InvalidInput(msg)
         if self.reference:
             check_weights(self.reference, model)
-            model = copy.deepcopy(model)
+            dtype = next(iter(self.reference.values())).dtype
+            model = copy.deepcopy(model).to(dtype)
             model.load_state_dict({**self.reference, **self.buffers}, strict=False)
         return Task(model, self.loss, self.mode, self.normalise)
 

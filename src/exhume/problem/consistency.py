@@ -210,19 +210,24 @@ def _values(observed: Tree, task: Task) -> Iterator[Finding]:
     if floats and float(norm({n: t.double() for n, t in floats.items()})) == 0.0:
         text = "every value is exactly zero, so nothing is observed"
         yield Finding("error", text)
-    coarse = sorted(
-        {
-            str(t.dtype).removeprefix("torch.")
-            for t in floats.values()
-            if torch.finfo(t.dtype).eps > torch.finfo(task.dtype).eps
-        }
-    )
+    coarse = _coarser_than(task.dtype, floats)
     if coarse:
         yield Finding(
             "warning",
-            f"the observation is stored in {', '.join(coarse)}, the model in "
+            f"every value is one of {coarse}, coarser than the model's "
             f"{str(task.dtype).removeprefix('torch.')}: the rounding acts as noise",
         )
+
+
+def _coarser_than(dtype: torch.dtype, tree: Tree) -> str | None:
+    """Name the coarsest type that holds every value exactly, if not the model's."""
+    eps = torch.finfo(dtype).eps
+    for coarse in (torch.bfloat16, torch.float16, torch.float32):
+        if torch.finfo(coarse).eps <= eps:
+            continue
+        if all(torch.equal(t.to(coarse).double(), t.double()) for t in tree.values()):
+            return str(coarse).removeprefix("torch.")
+    return None
 
 
 def _facts(problem: Problem) -> Iterator[Finding]:
