@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def test_serial_and_processes_give_the_same_bits():
         data="digits",
         model={"name": "mlp", "hidden": [8], "activation": "tanh"},
         attacks=[{"name": "gauss-newton", "iterations": 4, "seconds": None}],
+        defenses=[[], {"name": "gaussian-noise", "std": 0.01}],
+        bounds=[{"name": "bayesian-cramer-rao", "draws": 3}],
         seeds=2,
         batch_size=2,
     )
@@ -63,7 +66,10 @@ def test_serial_and_processes_give_the_same_bits():
         r.spec.id: bits(r) for r in map_trials(specs, executor="processes", workers=2)
     }
     assert serial.keys() == {spec.id for spec in specs}
-    assert all(value[0] == "done" for value in serial.values())
+    assert Counter(value[0] for value in serial.values()) == {
+        "done": len(specs) - 2,
+        "not-applicable": 2,  # no noise, no bound
+    }
     assert parallel == serial
 
 
@@ -84,16 +90,12 @@ def test_a_dying_worker_costs_one_failed_row():
         with_attack("sleeps", seed=0),
         with_attack("dies", seed=1),
         with_attack("guesses", seed=2),
-        with_attack("dies", seed=3),
-        with_attack("sleeps", seed=4),
     ]
     found = {r.spec.seed: r for r in map_trials(specs, executor="processes", workers=2)}
     assert {seed: r.status for seed, r in found.items()} == {
         0: "done",
         1: "failed",
         2: "done",
-        3: "failed",
-        4: "done",
     }
     assert "died twice" in found[1].reason
 
@@ -161,9 +163,8 @@ def group_is_gone(group, seconds=10.0):
     return False
 
 
-@pytest.mark.parametrize("executor", ["serial", "processes"])
-def test_a_killed_sweep_resumes_without_losing_or_repeating(tmp_path, executor):
-    process = start(tmp_path, executor)
+def test_a_killed_sweep_resumes_without_losing_or_repeating(tmp_path):
+    process = start(tmp_path, "processes")
     read_until(process, 27)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -172,7 +173,7 @@ def test_a_killed_sweep_resumes_without_losing_or_repeating(tmp_path, executor):
         kept = {r.spec.id: r for r in store.results()}
     assert 27 <= len(kept) < TRIALS
 
-    again = start(tmp_path, executor)
+    again = start(tmp_path, "serial")
     out, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
     assert out.split("\n")[0] == f"{len(kept)} {TRIALS}"
