@@ -96,7 +96,7 @@ def lagged_diffusivity(
 
 @formula(
     r"\hat\lambda = n \big/ \tfrac{1}{N} \textstyle\sum_i R(x_i)",
-    reference="Pereyra, Bioucas-Dias and Figueiredo 2015, Sec. 3 (k = 1)",
+    reference="Pereyra, Bioucas-Dias and Figueiredo 2015, for R of degree 1",
 )
 def homogeneous_weight(freedom: int, mean_value: float) -> float:
     """Fit the weight λ of a prior p(x) ∝ exp(−λ R(x)) by maximum likelihood.

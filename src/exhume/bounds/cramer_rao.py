@@ -1,0 +1,115 @@
+"""Cramér-Rao inequalities: from Fisher information to a smallest mean squared error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from exhume.errors import InvalidInput
+from exhume.formula import formula
+
+__all__ = [
+    "bayesian_cramer_rao_bound",
+    "jackknife",
+    "trace_bound",
+    "trace_of_inverse",
+    "unbiased_cramer_rao_bound",
+]
+
+# Relative rounding error up to which an inverted information matrix is trusted.
+_TRUSTED = 1e-2
+
+
+@formula(
+    r"E \| \hat x - x \|^2 \ge \mathrm{tr}\, (E_x J_F + J_P)^{-1}",
+    reference="van Trees 1968; Gill and Levit 1995",
+)
+def bayesian_cramer_rao_bound(fisher: Tensor, prior_information: Tensor) -> float:
+    """Bound the error of every attack, biased or not, averaged over the prior.
+
+    Args:
+        fisher: E_x J_F, shape [q, q], 1 / squared units of the data.
+        prior_information: J_P of the whole batch, shape [q, q].
+
+    Returns:
+        The bound, summed over the q unknowns, in squared units of the data.
+
+    Raises:
+        InvalidInput: the sum is singular in float64.
+    """
+    return trace_of_inverse(fisher.double() + prior_information.double())
+
+
+@formula(
+    r"E \| \hat x - x \|^2 \ge \frac{q^2}{\mathrm{tr}\, E_x J_F + \mathrm{tr}\, J_P}",
+    reference="Chen, Gursoy and Lei 2024 (with the prior's information)",
+)
+def trace_bound(fisher_trace: float, prior_trace: float, unknowns: int) -> float:
+    """Weaken the Bayesian bound to one that needs traces only.
+
+    Args:
+        fisher_trace: tr E_x J_F.
+        prior_trace: tr J_P of the whole batch.
+        unknowns: q.
+    """
+    return unknowns**2 / (fisher_trace + prior_trace)
+
+
+@formula(
+    r"E \| \hat x - x \|^2 \ge \mathrm{tr}\, (E_x J_F)^{-1}",
+    reference="Cramér 1946; Rao 1945",
+)
+def unbiased_cramer_rao_bound(fisher: Tensor) -> float:
+    """Bound the error of unbiased attacks; one with a prior may fall below it.
+
+    Args:
+        fisher: E_x J_F, shape [q, q].
+
+    Raises:
+        InvalidInput: the information is singular: no unbiased attack exists.
+    """
+    return trace_of_inverse(fisher.double())
+
+
+@formula(
+    r"\hat\theta = n \theta_n - (n - 1) \bar\theta_{-k},\quad "
+    r"\mathrm{se}^2 = \tfrac{n - 1}{n} \textstyle\sum_k "
+    r"(\theta_{-k} - \bar\theta_{-k})^2",
+    reference="Efron and Stein 1981; Quenouille 1956",
+)
+def jackknife(whole: float, without: Tensor) -> tuple[float, float]:
+    """Remove the first-order bias of a function of a mean, and find its error.
+
+    The inverse is convex, so an average over few draws overstates the bound.
+
+    Args:
+        whole: the function of the mean of n draws.
+        without: the same leaving out one draw at a time, shape [n], n ≥ 2.
+
+    Returns:
+        The corrected value and its standard error.
+    """
+    n = len(without)
+    shift = without - without.mean()
+    error = float(((n - 1) / n * shift.square().sum()).sqrt())
+    return n * whole - (n - 1) * float(without.mean()), error
+
+
+def trace_of_inverse(information: Tensor) -> float:
+    """Return tr M⁻¹ of a symmetric positive definite matrix.
+
+    Raises:
+        InvalidInput: M is so badly conditioned that float64 cannot invert it.
+    """
+    factor, failed = torch.linalg.cholesky_ex(information)
+    if not bool(failed):
+        trace = float(torch.cholesky_inverse(factor).trace())
+        # ‖M‖_F tr M⁻¹ bounds the condition number from above.
+        condition = float(torch.linalg.matrix_norm(information)) * trace
+        if condition * torch.finfo(information.dtype).eps < _TRUSTED:
+            return trace
+    msg = (
+        "the information matrix is singular in float64, so its inverse means nothing; "
+        "raise the noise, or the ridge of the prior"
+    )
+    raise InvalidInput(msg)
