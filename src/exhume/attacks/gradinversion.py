@@ -39,8 +39,9 @@ class GradInversion(Attack):
 
     Minimises α_G Σ_l ‖F(x, y)_l − O_l‖₂ + α_TV TV(x) + α_2 ‖x‖₂ + α_BN R_BN(x) by Adam
     with a warm-up, cosine decay and noise. Several seeds run side by side and every one
-    is pulled to their mean by α_group R_group(x, E_g x_g). The objective that is reported
-    and that picks the seed is the sum without the pull, a function of one candidate.
+    is pulled to their mean by α_group R_group(x, E_g x_g). The objective that is
+    reported and that picks the seed is the sum without the pull, a function of one
+    candidate.
 
     Deviations:
         * Seeds are registered by whole-pixel translations (``align``) or, by default,

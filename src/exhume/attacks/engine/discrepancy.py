@@ -27,9 +27,9 @@ __all__ = [
 
 DiscrepancyName = Literal["euclidean", "layerwise-euclidean", "absolute", "cosine"]
 
-# In a release that is noisy in part, an exact coordinate counts as noisy with this share
-# of the smallest declared deviation: its true precision is infinite, and already much
-# less makes the objective too narrow a valley for first-order solvers.
+# In a release that is noisy in part, an exact coordinate counts as noisy with this
+# share of the smallest declared deviation: its true precision is infinite, and already
+# much less makes the objective too narrow a valley for first-order solvers.
 _EXACT = 0.1
 
 

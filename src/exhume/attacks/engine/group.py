@@ -30,8 +30,9 @@ def consensus(
     """Return the mean of all seeds, once for each seed in its own order of examples.
 
     Examples are matched to those of the leader, within equal labels, by least squared
-    distance: the observation does not tell their order. With ``align`` every image is first shifted by whole
-    pixels to where it correlates best with the leader's, and the mean is shifted back.
+    distance: the observation does not tell their order. With ``align`` every image is
+    first shifted by whole pixels to where it correlates best with the leader's, and the
+    mean is shifted back.
 
     Args:
         seeds: inputs of every seed, shape [B, *event] each.
