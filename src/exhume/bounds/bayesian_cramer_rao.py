@@ -29,6 +29,7 @@ __all__ = ["BayesianCramerRao"]
 
 # Part of the release's change that may be jumps (and quadrature error at kinks).
 _SMOOTH = 0.05
+_PATHS = 4  # segments between draws on which jumps are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ def _jumps(mean: MeanMap, precision: Tree, batches: list[Tensor]) -> str | None:
     """Say so if the release jumps between draws of the prior, or return None."""
     share = max(
         jump_share(mean, precision, start, end)
-        for start, end in itertools.pairwise(batches)
+        for start, end in itertools.pairwise(batches[: _PATHS + 1])
     )
     if share <= _SMOOTH:
         return None

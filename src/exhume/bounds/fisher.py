@@ -189,7 +189,7 @@ def fisher_trace(
     reference="fundamental theorem of calculus, by Gauss-Legendre quadrature",
 )
 def jump_share(
-    mean: MeanMap, precision: Tree, start: Tensor, end: Tensor, *, nodes: int = 32
+    mean: MeanMap, precision: Tree, start: Tensor, end: Tensor, *, nodes: int = 16
 ) -> float:
     """Measure how much of the release's change its derivative misses: 0 if smooth.
 

@@ -1,0 +1,358 @@
+"""Bounds: every registered one, closed forms, order, and the reasons to refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import nn
+
+import exhume
+from exhume import registry
+from exhume.bounds.bayesian_cramer_rao import BayesianCramerRao
+from exhume.bounds.cramer_rao import (
+    bayesian_cramer_rao_bound,
+    jackknife,
+    trace_bound,
+    trace_of_inverse,
+    unbiased_cramer_rao_bound,
+)
+from exhume.defenses.clipping import Clipping
+from exhume.defenses.gaussian_noise import GaussianNoise
+from exhume.defenses.pruning import Pruning
+from exhume.errors import InvalidInput
+from exhume.keys import generator
+from exhume.observations.gradient import Gradient
+from exhume.priors.gaussian import GaussianDensity
+from exhume.priors.total_variation import TotalVariationDensity
+from exhume.problem.batch import Batch
+from exhume.problem.bound import BoundValue, NotApplicable
+from exhume.problem.event import EventSpec
+from exhume.problem.mechanism import Mechanism
+from exhume.problem.task import Task
+from exhume.problem.world import World
+
+DIMENSION, OBSERVED, STD = 8, 20, 0.7
+SPEC = EventSpec.vector(DIMENSION)
+
+#: name → options under which the suite evaluates the bound
+ROWS = {"bayesian-cramer-rao": {"draws": 4}}
+
+
+def normal(*shape, key):
+    return torch.randn(shape, generator=generator(key), dtype=torch.float64)
+
+
+def gaussian_prior(std=1.3, dimension=DIMENSION):
+    variance = std**2 * torch.eye(dimension, dtype=torch.float64)
+    mean = torch.full((dimension,), 0.5, dtype=torch.float64)
+    return GaussianDensity.from_covariance(mean, variance)
+
+
+MATRIX = normal(OBSERVED, DIMENSION, key=0) / 2
+
+
+def linear_world(*defenses, batch_size=1, prior=None):
+    """A world whose gradient is exactly A x: a zero last layer behind a frozen A.
+
+    With weights w = 0 and target y the gradient of the squared error is −2 y (A x) / B.
+    """
+    frozen = nn.Linear(DIMENSION, OBSERVED, bias=False).double()
+    frozen.weight.data = MATRIX.clone()
+    frozen.requires_grad_(False)
+    last = nn.Linear(OBSERVED, 1, bias=False).double()
+    last.weight.data.zero_()
+    task = Task(nn.Sequential(frozen, last), loss="mse")
+    targets = torch.full((batch_size, 1), -0.5, dtype=torch.float64)
+    batch = Batch(normal(batch_size, DIMENSION, key=5), targets, SPEC)
+    mechanism = Mechanism(Gradient(), defenses)
+    return World(task, batch, mechanism, prior=prior or gaussian_prior())
+
+
+def network_world(*defenses, activation=None, batch_size=1, inputs=None):
+    net = nn.Sequential(nn.Linear(6, 10), activation or nn.Tanh(), nn.Linear(10, 4))
+    with torch.no_grad():
+        for index, p in enumerate(net.parameters()):
+            p.copy_(0.5 * normal(*p.shape, key=index))
+    if inputs is None:
+        inputs = normal(batch_size, 6, key=9).float()
+    batch = Batch(inputs, torch.arange(batch_size) % 4, EventSpec.vector(6))
+    mechanism = Mechanism(Gradient(), defenses)
+    return World(Task(net), batch, mechanism, prior=gaussian_prior(0.5, 6))
+
+
+def value(bound):
+    assert isinstance(bound, BoundValue), bound
+    return bound
+
+
+def refusal(bound):
+    assert isinstance(bound, NotApplicable), bound
+    return bound.reason
+
+
+# --- every bound ---------------------------------------------------------------------
+
+
+def test_every_registered_bound_has_a_row():
+    assert sorted(ROWS) == registry.names("bound")
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+class TestEveryBound:
+    def evaluate(self, name, world, key=0):
+        return exhume.bound(name, **ROWS[name])(world, key=key)
+
+    def test_value_is_finite_positive_plain_data(self, name):
+        found = value(self.evaluate(name, network_world(GaussianNoise(std=0.05))))
+        assert found.name == name
+        assert found.total > 0
+        assert found.standard_error >= 0
+        assert (found.unknowns, found.batch_size) == (6, 1)
+        assert found.mse == found.total / 6
+        assert found.mse_standard_error == found.standard_error / 6
+        json.dumps(asdict(found), allow_nan=False)
+        assert all(sentence.endswith(".") for sentence in found.assumptions)
+        assert len(found.assumptions) > 0
+
+    def test_deterministic_without_touching_global_randomness(self, name):
+        world = network_world(GaussianNoise(std=0.05))
+        before = torch.random.get_rng_state()
+        first, second = (self.evaluate(name, world, key=3) for _ in range(2))
+        assert first == second
+        assert torch.equal(before, torch.random.get_rng_state())
+
+    def test_private_inputs_are_not_used(self, name):
+        noise = GaussianNoise(std=0.05)
+        one = self.evaluate(name, network_world(noise))
+        swapped = network_world(noise, inputs=normal(1, 6, key=77).float())
+        assert self.evaluate(name, swapped) == one
+
+    def test_grows_with_the_noise(self, name):
+        stds = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+        totals = [
+            value(self.evaluate(name, network_world(GaussianNoise(std=s)))).total
+            for s in stds
+        ]
+        assert totals == sorted(totals)
+        assert totals[0] < totals[-1]
+
+    def test_no_noise_is_refused(self, name):
+        assert "no noise" in refusal(self.evaluate(name, network_world()))
+
+
+# --- closed forms --------------------------------------------------------------------
+
+
+def exact_error(std=STD, prior_std=1.3):
+    """Minimum mean squared error of the linear Gaussian problem, in closed form."""
+    identity = torch.eye(DIMENSION, dtype=torch.float64)
+    information = MATRIX.T @ MATRIX / std**2 + identity / prior_std**2
+    return float(torch.linalg.inv(information).trace())
+
+
+def test_linear_gaussian_bound_is_the_closed_form():
+    found = value(BayesianCramerRao(draws=3)(linear_world(GaussianNoise(std=STD))))
+    assert found.total == pytest.approx(exact_error(), rel=1e-10)
+    assert found.standard_error < 1e-10
+    assert abs(found.details["monte_carlo_bias"]) < 1e-10
+    assert found.details["prior_variance"] == pytest.approx(DIMENSION * 1.3**2)
+    unbiased = torch.linalg.inv(MATRIX.T @ MATRIX / STD**2).trace()
+    assert found.details["unbiased"] == pytest.approx(float(unbiased), rel=1e-10)
+
+
+def test_linear_gaussian_bound_is_the_error_of_the_best_attack():
+    world = linear_world(GaussianNoise(std=STD))
+    found = value(BayesianCramerRao(draws=2)(world))
+    count = 20_000
+    truth = world.prior.sample(count, key=1)
+    released = truth @ MATRIX.T + STD * normal(count, OBSERVED, key=2)
+    # The world's own release has this law: same mean, same noise.
+    again = replace(world, batch=Batch(truth[:1], world.batch.targets, SPEC))
+    residual = again.observe(0).values["1.weight"] - truth[:1] @ MATRIX.T
+    assert float(residual.std()) == pytest.approx(STD, rel=4.5 / (2 * OBSERVED) ** 0.5)
+    precision = world.prior.information()
+    covariance = torch.linalg.inv(MATRIX.T @ MATRIX / STD**2 + precision)
+    mean = world.prior.mean()
+    guess = mean + (released - mean @ MATRIX.T) @ MATRIX @ covariance / STD**2
+    errors = (guess - truth).square().sum(1)
+    spread = float(errors.std()) / count**0.5
+    assert float(errors.mean()) == pytest.approx(found.total, abs=4.5 * spread)
+    assert float(errors.mean()) == pytest.approx(found.total, rel=0.02)
+    # Any other attack is worse: without the prior, and with a wrong shrinkage.
+    for other in (released @ torch.linalg.pinv(MATRIX).T, mean + 1.2 * (guess - mean)):
+        assert float((other - truth).square().sum(1).mean()) > found.total
+
+
+def test_a_batch_is_bounded_together():
+    # Equal labels: the mean gradient shows the sum of the examples and nothing else.
+    single = value(BayesianCramerRao(draws=2)(linear_world(GaussianNoise(std=STD))))
+    double = value(
+        BayesianCramerRao(draws=2)(linear_world(GaussianNoise(std=STD), batch_size=2))
+    )
+    assert (double.unknowns, double.batch_size) == (2 * DIMENSION, 2)
+    half = MATRIX.repeat(1, 2) / 2
+    information = half.T @ half / STD**2
+    prior = torch.eye(2 * DIMENSION, dtype=torch.float64) / 1.3**2
+    expected = float(torch.linalg.inv(information + prior).trace())
+    assert double.total == pytest.approx(expected, rel=1e-10)
+    assert double.total > 2 * single.total
+    assert "unbiased" not in double.details
+    assert any("matching" in sentence for sentence in double.assumptions)
+    assert not any("matching" in sentence for sentence in single.assumptions)
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.05, 1.0, 20.0])
+def test_weaker_bounds_lie_below_and_stronger_demands_above(std):
+    found = value(BayesianCramerRao(draws=6)(network_world(GaussianNoise(std=std))))
+    assert found.details["trace_bound"] <= found.total
+    assert found.total <= found.details["unbiased"]
+    assert found.total <= found.details["prior_variance"] * (1 + 1e-9)
+
+
+def test_formulas_are_ordered_for_any_information():
+    for key in range(20):
+        root, other = normal(9, 5, key=key), normal(7, 5, key=100 + key)
+        fisher, prior = root.T @ root, other.T @ other
+        weak = trace_bound(float(fisher.trace()), float(prior.trace()), 5)
+        strong = bayesian_cramer_rao_bound(fisher, prior)
+        assert weak <= strong <= unbiased_cramer_rao_bound(fisher)
+        assert trace_of_inverse(fisher) == pytest.approx(
+            float(torch.linalg.inv(fisher).trace())
+        )
+    same = torch.eye(5, dtype=torch.float64)
+    equal = trace_bound(5.0, 15.0, 5)
+    assert bayesian_cramer_rao_bound(same, 3 * same) == pytest.approx(equal)
+    with pytest.raises(InvalidInput, match="singular in float64"):
+        unbiased_cramer_rao_bound(torch.ones(3, 3))
+    with pytest.raises(InvalidInput, match="singular in float64"):
+        trace_of_inverse(torch.diag(torch.tensor([1.0, 1e-16]).double()))
+
+
+# --- Monte Carlo ---------------------------------------------------------------------
+
+
+def test_jackknife_removes_the_bias_of_a_function_of_a_mean():
+    # The square of a sample mean overstates the square of the mean by variance / n.
+    draws = normal(4000, 6, key=0) + 2
+    results = []
+    for row in draws:
+        without = ((row.sum() - row) / 5).square()
+        results.append(jackknife(float(row.mean().square()), without))
+    corrected, errors = torch.tensor(results, dtype=torch.float64).T
+    spread = float(corrected.std())
+    assert float(corrected.mean()) == pytest.approx(4, abs=4.5 * spread / 4000**0.5)
+    plain = draws.mean(1).square().mean()
+    assert float(plain) == pytest.approx(4 + 1 / 6, abs=4.5 * spread / 4000**0.5)
+    assert float(errors.square().mean().sqrt()) == pytest.approx(spread, rel=0.1)
+
+
+def test_few_draws_agree_with_many_within_the_stated_error():
+    world = network_world(GaussianNoise(std=0.05))
+    many = value(BayesianCramerRao(draws=60)(world))
+    few = [value(BayesianCramerRao(draws=8)(world, key=k)) for k in range(1, 7)]
+    assert many.standard_error < few[0].standard_error
+    plug_in = [b.total + b.details["monte_carlo_bias"] - many.total for b in few]
+    assert sum(plug_in) / 6 > 0  # the inverse is convex: too high without correction
+    mean_error = sum(b.total - many.total for b in few) / 6
+    stated = sum(b.standard_error**2 for b in few) ** 0.5 / 6
+    assert abs(mean_error) < 4 * (stated + many.standard_error)
+
+
+# --- defenses ------------------------------------------------------------------------
+
+
+def test_defenses_before_the_noise_change_the_bound():
+    noise = GaussianNoise(std=0.05)
+    bound = BayesianCramerRao(draws=4)
+    plain = value(bound(network_world(noise))).total
+    clipped = value(bound(network_world(Clipping(max_norm=0.1), noise))).total
+    assert clipped > 1.2 * plain
+    previous = plain
+    for ratio in (0.3, 0.6, 0.9):
+        pruning = Pruning(ratio=ratio, kind="random")
+        pruned = value(bound(network_world(pruning, noise))).total
+        assert pruned > previous
+        previous = pruned
+
+
+def test_prior_is_the_worlds_own_unless_given():
+    world = network_world(GaussianNoise(std=0.5))
+    bound = BayesianCramerRao(draws=3)
+    sharp = value(bound(world, gaussian_prior(0.1, 6)))
+    assert sharp.total < value(bound(world)).total
+    fitted = replace(gaussian_prior(0.5, 6), fit_check=1.7)
+    assert value(bound(world, fitted)).details["prior_fit"] == 1.7
+    assert "prior_fit" not in sharp.details
+
+
+@pytest.mark.parametrize(
+    ("defenses", "reason"),
+    [
+        ((), "no noise is added"),
+        ((GaussianNoise(std=0.0),), "no noise is added"),
+        ((Clipping(max_norm=1.0),), "no noise is added"),
+        (
+            (GaussianNoise(std=0.1, only=("0.*",)),),
+            r"released without noise, infinite information: 2\.weight, 2\.bias",
+        ),
+        ((Pruning(ratio=0.5), GaussianNoise(std=0.1)), "jumps where that choice"),
+        ((GaussianNoise(std=0.1), Clipping(max_norm=1.0)), "is not Gaussian: noise"),
+    ],
+)
+def test_reasons_to_refuse(defenses, reason):
+    found = refusal(BayesianCramerRao(draws=2)(network_world(*defenses)))
+    assert re.search(reason, found)
+
+
+def test_what_float64_cannot_invert_is_refused():
+    # Half of the directions are seen with 20 digits, the others not at all.
+    world = linear_world(GaussianNoise(std=1e-10), batch_size=2)
+    assert "noise is too weak" in refusal(BayesianCramerRao(draws=2)(world))
+
+
+def test_priors_without_information_are_refused():
+    world = network_world(GaussianNoise(std=0.1))
+    bound = BayesianCramerRao(draws=2)
+    found = refusal(bound(world, TotalVariationDensity(weight=1.0)))
+    assert "'total-variation' has no information and no sample" in found
+    assert "no prior is given" in refusal(bound(replace(world, prior=None)))
+
+
+class _Leaky(GaussianNoise):
+    """Claims that its covariance depends on the private data."""
+
+    def push(self, law, plan, observed):
+        return replace(super().push(law, plan, observed), cov_depends_on_data=True)
+
+
+def test_noise_that_depends_on_the_data_is_refused():
+    found = refusal(BayesianCramerRao(draws=2)(network_world(_Leaky(std=0.1))))
+    assert "depends on the private data" in found
+
+
+def test_a_release_that_jumps_is_refused_because_its_number_would_be_wrong():
+    # Gradient of the bias behind a ReLU: 2 (x₊ + 5) for x > 0 and 0 below, so that a
+    # release shows the sign of x although its derivative hardly sees it.
+    relu = network_world(GaussianNoise(std=0.1), activation=nn.ReLU())
+    found = refusal(BayesianCramerRao(draws=2)(relu))
+    assert "jumps as the data move" in found
+    std = 3.0
+    truth = normal(20_000, 1, key=0)
+    slope = torch.where(truth > 0, 2.0, 0.0)
+    wrong = bayesian_cramer_rao_bound(
+        (slope**2 / std**2).mean().reshape(1, 1), torch.eye(1).double()
+    )
+    released = torch.where(truth > 0, 2 * (truth + 5), 0.0)
+    released = released + std * normal(20_000, 1, key=1)
+    guess = torch.where(released > 5, 0.8, -0.8)
+    errors = (guess - truth).square()
+    assert float(errors.mean()) + 4.5 * float(errors.std()) / 20_000**0.5 < wrong
+
+
+def test_options_are_checked():
+    with pytest.raises(InvalidInput, match="draws is 1"):
+        exhume.bound("bayesian-cramer-rao", draws=1)
