@@ -49,7 +49,9 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
     from exhume.audit.report.result_table import result_rows
 
     table = Table(
-        title=f"{scenario.name}: medians over examples", box=None, pad_edge=False
+        title=f"{scenario.name}: medians over examples (the bound is on the mean)",
+        box=None,
+        pad_edge=False,
     )
     table.add_column("defense", overflow="fold")
     table.add_column("attack", overflow="fold")
