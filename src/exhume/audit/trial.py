@@ -202,7 +202,8 @@ def _bounded(setting: TrialResult, world: World) -> TrialResult:
     spec = setting.spec
     assert spec.bound is not None
     bound: Bound = build("bound", spec.bound)
-    value = bound(world, world.prior, fold(spec.seed, "bound"))
+    # The key of the observation: a random mask must be the one that attacks face.
+    value = bound(world, world.prior, fold(spec.seed, "observe"))
     if isinstance(value, NotApplicable):
         return replace(setting, status="not-applicable", reason=value.reason)
     record = {
