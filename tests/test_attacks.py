@@ -1,6 +1,7 @@
 """Conformance of attacks: every registered one, on images and vectors.
 
-A new attack joins by being registered; it needs one row in ``QUICK``.
+A new attack joins by being registered. If its defaults take more than a second on an
+8 x 8 image, give it a row in ``QUICK``.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ every_attack = pytest.mark.parametrize("name", NAMES)
 
 
 def quick(name: str):
-    return exhume.attack(name, **QUICK[name])
+    return exhume.attack(name, **QUICK.get(name, {}))
 
 
 @lru_cache
@@ -95,8 +96,8 @@ def tensors(p: Problem) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_every_attack_has_a_row_and_every_row_an_attack():
-    assert set(QUICK) == set(NAMES), "give the new attack a row of quick options"
+def test_every_row_has_an_attack():
+    assert set(QUICK) | set(EASY) <= set(NAMES)
     baselines = {n for n in NAMES if registry.find("attack", n).baseline}
     assert baselines == BASELINES
 
@@ -285,7 +286,7 @@ def test_the_order_of_names_does_not_matter(name):
 def test_an_attack_beats_the_prior_mean_on_an_easy_problem(name):
     w, p = world("gray"), problem("gray")
     chance = float((PriorMean()(p).inputs - w.batch.inputs).square().mean())
-    attack = exhume.attack(name, **{**QUICK[name], **EASY.get(name, {})})
+    attack = exhume.attack(name, **{**QUICK.get(name, {}), **EASY.get(name, {})})
     error = float((attack(p, key=0).inputs - w.batch.inputs).square().mean())
     assert error < 0.5 * chance
 
