@@ -19,8 +19,8 @@ __all__ = ["Descent", "Limits", "levenberg_marquardt"]
 _ACCEPT = 1e-4
 _GOOD, _POOR = 0.75, 0.25
 _SHRINK, _GROW = 0.2, 4.0
-# A rejected step shorter than this, relative to the point, is rounding.
-_STILL = 1e-14
+# A rejected step of fewer units of rounding than this leads nowhere.
+_STILL = 16
 _DAMPING_START, _DAMPING_LEAST, _DAMPING_MOST = 1e-2, 1e-15, 1e12
 
 
@@ -151,7 +151,8 @@ def _try_step(
     ratio = gain / predicted if predicted > 0 else -1.0
     if not (math.isfinite(value) and ratio > _ACCEPT and gain > 0):
         state.damping *= _GROW
-        still = float(moved.norm()) <= _STILL * float(1 + state.point.norm())
+        unit = torch.finfo(moved.dtype).eps
+        still = float(moved.norm()) <= _STILL * unit * float(1 + state.point.norm())
         state.ended = still or state.damping > _DAMPING_MOST
         return False
     state.ended = gain <= limits.stall * abs(state.value)
@@ -196,7 +197,7 @@ def _free(
 ) -> Tensor:
     """Mark the coordinates that a small descent step would not push out of the box."""
     # The probe is larger than rounding and smaller than any step that matters.
-    probe = 1e-9 * torch.sign(gradient)
+    probe = torch.finfo(point.dtype).eps ** 0.5 * torch.sign(gradient)
     return project(point - probe) != point
 
 
