@@ -59,7 +59,7 @@ def test_ids_are_the_same_everywhere_and_for_ever():
 GOLDEN_ID = "6f6a9d62aa61d3b954de5ce99b793ea4f7f58f3d158159ed87e96e7e5066fa4a"
 
 
-def test_id_setting_and_cell_leave_out_what_they_say():
+def test_a_setting_is_a_spec_without_its_attack():
     other_attack = replace(SPEC, attack={"name": "dlg"})
     other_seed = replace(SPEC, seed=1)
     assert len({SPEC.id, other_attack.id, other_seed.id}) == 3

@@ -65,11 +65,6 @@ class TrialSpec:
         """Hash of everything but the attack and the bound: the same observation."""
         return content_hash({**asdict(self), "attack": None, "bound": None})
 
-    @property
-    def cell(self) -> str:
-        """Hash of everything but the seed: trials that are averaged."""
-        return content_hash({**asdict(self), "seed": None})
-
 
 def content_hash(value: Any) -> str:
     """Return the SHA-256 of sorted, compact JSON."""

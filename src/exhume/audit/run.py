@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -69,7 +68,9 @@ def run(
     """Run an audit, or what is missing of it, and write its report.
 
     The folder keeps the settings, every finished trial and the report. Running again
-    resumes: finished trials are read from the folder, failed ones are tried again.
+    resumes: finished trials are read from the folder, failed ones are tried again. A
+    trial is known by its settings, not by the contents of files they name: when such
+    files change, use a new folder.
 
     Args:
         settings: settings, the path of a TOML file, or None for the embedded default.
@@ -161,7 +162,6 @@ class _Clock:
         self._waiting = {spec.id: _method(spec) for spec in specs}
         self._seconds: dict[str, list[float]] = {}
         self._parallel = parallel
-        self._started = time.perf_counter()
 
     def left_after(self, result: TrialResult) -> float | None:
         self._waiting.pop(result.spec.id, None)

@@ -16,7 +16,7 @@ from exhume.audit.settings import AuditSettings, as_options
 from exhume.config import build, describe, validate
 from exhume.errors import ExhumeError, InvalidInput
 
-__all__ = ["BASELINES", "default_settings", "expand", "load_settings"]
+__all__ = ["BASELINES", "default_settings", "expand", "load_settings", "parse_settings"]
 
 #: chance levels that every sweep runs beside its attacks
 BASELINES = ("prior-mean", "nearest-public")
