@@ -28,6 +28,7 @@ from exhume.priors.batch_norm_statistics import (
     batch_norm_discrepancy,
 )
 from exhume.priors.covariance import (
+    gaussian_log_likelihood,
     precision_product,
     principal_directions,
     probabilistic_principal_components,
@@ -263,9 +264,9 @@ def test_information_is_the_covariance_of_the_score():
     assert float(((empirical - information).abs() / (spread / 4e4).sqrt()).max()) < 4.5
 
 
-def test_shrinkage_is_that_of_scikit_learn():
+def test_ledoit_wolf_shrinkage_is_that_of_scikit_learn():
     batch = examples(GRAY, 20, "wolf")
-    density = Gaussian(ridge=0.0).fit(batch, task_for(GRAY))
+    density = Gaussian(covariance="ledoit-wolf", ridge=0.0).fit(batch, task_for(GRAY))
     oracle = LedoitWolf().fit(batch.inputs.reshape(20, -1).numpy())
     torch.testing.assert_close(
         density.information(), torch.as_tensor(oracle.precision_), rtol=1e-8, atol=1e-6
@@ -288,6 +289,29 @@ def test_low_rank_fit_is_that_of_scikit_learn():
         torch.eye(4).double()[:, :1], torch.tensor([5.0]).double(), 2.0
     )
     assert (float(kept[0]), floor) == (5.0, 1.0)
+
+
+def test_the_log_likelihood_is_that_of_scipy():
+    from scipy.stats import multivariate_normal
+
+    centred = torch.randn(30, 6, generator=generator(0, "rows"), dtype=torch.float64)
+    basis, variances = principal_directions(centred)
+    spectrum = shrunk_covariance(basis, variances, float(centred.square().mean()), 0.3)
+    scatter = centred.T @ centred / 30
+    dense = 0.7 * scatter + 0.3 * scatter.trace() / 6 * torch.eye(6)
+    oracle = multivariate_normal(cov=dense.numpy()).logpdf(centred.numpy()).mean()
+    assert gaussian_log_likelihood(centred, spectrum) == pytest.approx(oracle)
+
+
+def test_the_default_shrinkage_fits_unseen_faces_where_ledoit_wolf_is_too_narrow():
+    faces = exhume.dataset("faces").load()
+    seen, unseen = faces.select(range(0, 200, 2)), faces.select(range(1, 200, 2))
+    task = task_for(faces.spec)
+    default = Gaussian().fit(seen, task)
+    narrow = Gaussian(covariance="ledoit-wolf").fit(seen, task)
+    assert 0.7 < default.check(unseen) < 1.5
+    assert narrow.check(unseen) > 1.3 * default.check(unseen)
+    assert default.fit_check == pytest.approx(default.check(unseen), rel=0.3)
 
 
 @pytest.mark.parametrize("covariance", ["shrinkage", "empirical", "low-rank"])

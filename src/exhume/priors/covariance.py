@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from exhume.formula import formula
 
 __all__ = [
     "Spectrum",
+    "gaussian_log_likelihood",
     "leading_directions",
     "precision_product",
     "principal_directions",
@@ -89,6 +92,26 @@ def probabilistic_principal_components(
     d, k = basis.shape
     rest = d * mean_variance - float(variances.sum())
     return basis, variances, max(rest, 0.0) / max(d - k, 1)
+
+
+@formula(
+    r"\ell = -\tfrac{1}{2n} \sum_i \big( r_i^\top \Sigma^{-1} r_i + \log\det\Sigma "
+    r"+ d \log 2\pi \big)",
+    reference="definition",
+)
+def gaussian_log_likelihood(residuals: Tensor, spectrum: Spectrum) -> float:
+    """Return the mean log-likelihood of residuals under N(0, Σ), in nats.
+
+    Args:
+        residuals: r = x − μ, shape [n, d].
+        spectrum: of Σ, positive in every direction.
+    """
+    basis, variances, floor = spectrum
+    d, k = basis.shape
+    weighed = precision_product(residuals, basis, variances, floor)
+    distance = float((residuals * weighed).sum()) / len(residuals)
+    log_det = float(variances.log().sum()) + (d - k) * math.log(floor)
+    return -0.5 * (distance + log_det + d * math.log(2 * math.pi))
 
 
 def principal_directions(centred: Tensor) -> tuple[Tensor, Tensor]:

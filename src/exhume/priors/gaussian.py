@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -13,6 +14,7 @@ from exhume.formula import formula
 from exhume.keys import generator
 from exhume.priors.covariance import (
     Spectrum,
+    gaussian_log_likelihood,
     leading_directions,
     precision_product,
     principal_directions,
@@ -29,7 +31,10 @@ __all__ = [
     "mahalanobis_per_dimension",
 ]
 
+Covariance = Literal["shrinkage", "ledoit-wolf", "empirical", "low-rank"]
 _FEWEST = 5  # examples below which there is nothing to hold out
+# Candidates for the share of the identity, on a logarithmic scale.
+_SHRINKAGES = tuple(10 ** (-3 + 3 * i / 24) for i in range(25))
 _FOLDS = 5
 _HELD_OUT = 50  # held-out examples that settle the check of the fit
 
@@ -156,7 +161,9 @@ class Gaussian(Prior):
     """Fit a Gaussian to public examples.
 
     Attributes:
-        covariance: ``shrinkage`` (Ledoit and Wolf, full), ``empirical`` (full), or
+        covariance: ``shrinkage`` (full, shrunk as far as makes held-out examples most
+            likely), ``ledoit-wolf`` (full, shrunk for the least squared error of the
+            covariance, which leaves its precision too large), ``empirical`` (full), or
             ``low-rank`` (probabilistic principal components).
         rank: number of principal directions; read by ``low-rank`` only.
         ridge: variance added in every direction, as a fraction of the mean variance of
@@ -180,7 +187,9 @@ class Gaussian(Prior):
   volume = {61}, number = {3}, pages = {611--622}, year = {1999}
 }
 """
-    covariance: Literal["shrinkage", "empirical", "low-rank"] = "shrinkage"
+    covariance: Literal["shrinkage", "ledoit-wolf", "empirical", "low-rank"] = (
+        "shrinkage"
+    )
     rank: int = 64
     ridge: float = 1e-3
 
@@ -209,14 +218,16 @@ class Gaussian(Prior):
                 f"{_FEWEST} to fit and check it, better some hundreds"
             )
             raise InvalidInput(msg)
-        return replace(self._fit(public.inputs), fit_check=self._cross_validate(public))
+        shrinkage = self._likeliest(public) if self.covariance == "shrinkage" else None
+        density = self._fit(public.inputs, shrinkage)
+        return replace(density, fit_check=self._cross_validate(public, shrinkage))
 
-    def _fit(self, inputs: Tensor) -> GaussianDensity:
+    def _fit(self, inputs: Tensor, shrinkage: float | None) -> GaussianDensity:
         flat = inputs.detach().reshape(len(inputs), -1).double()
         location = flat.mean(dim=0)
         centred = flat - location
         mean_variance = float(centred.square().mean())
-        basis, variances, floor = self._spectrum(centred, mean_variance)
+        basis, variances, floor = self._spectrum(centred, mean_variance, shrinkage)
         added = self.ridge * mean_variance
         return GaussianDensity(
             location.reshape(inputs.shape[1:]),
@@ -226,7 +237,9 @@ class Gaussian(Prior):
             inputs.dtype,
         )
 
-    def _spectrum(self, centred: Tensor, mean_variance: float) -> Spectrum:
+    def _spectrum(
+        self, centred: Tensor, mean_variance: float, shrinkage: float | None
+    ) -> Spectrum:
         if self.covariance == "low-rank":
             basis, variances = leading_directions(centred, self.rank)
             return probabilistic_principal_components(basis, variances, mean_variance)
@@ -235,23 +248,46 @@ class Gaussian(Prior):
             # Every direction is in the basis if there are as many variances.
             whole = len(variances) == centred.shape[1]
             return basis, variances, float(variances.min()) if whole else 0.0
-        from sklearn.covariance import ledoit_wolf_shrinkage
+        if shrinkage is None:
+            from sklearn.covariance import ledoit_wolf_shrinkage
 
-        shrinkage = ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True)
-        return shrunk_covariance(basis, variances, mean_variance, float(shrinkage))
+            data = centred.cpu().numpy()
+            shrinkage = float(ledoit_wolf_shrinkage(data, assume_centered=True))
+        return shrunk_covariance(basis, variances, mean_variance, shrinkage)
 
-    def _cross_validate(self, public: Batch) -> float:
-        """Average the check over folds, until enough examples were held out."""
-        order = torch.randperm(
-            len(public), generator=generator(0, "gaussian", "cross-validation")
-        )
+    def _likeliest(self, public: Batch) -> float:
+        """Return the shrinkage under which held-out examples are most likely."""
+        likelihood = dict.fromkeys(_SHRINKAGES, 0.0)
+        for rest, held_out in _folds(public):
+            flat = rest.reshape(len(rest), -1).double()
+            location = flat.mean(dim=0)
+            basis, variances = principal_directions(flat - location)
+            mean_variance = float((flat - location).square().mean())
+            residuals = held_out.inputs.reshape(len(held_out), -1).double() - location
+            for s in _SHRINKAGES:
+                spectrum = shrunk_covariance(basis, variances, mean_variance, s)
+                likelihood[s] += gaussian_log_likelihood(residuals, spectrum)
+        return max(likelihood, key=likelihood.__getitem__)
+
+    def _cross_validate(self, public: Batch, shrinkage: float | None) -> float:
+        """Average the check over folds."""
         total, seen = 0.0, 0
-        for fold in range(_FOLDS):
-            held_out = public.select(order[fold::_FOLDS])
-            rest = torch.cat([order[k::_FOLDS] for k in range(_FOLDS) if k != fold])
-            density = self._fit(public.inputs[rest])
+        for rest, held_out in _folds(public):
+            density = self._fit(rest, shrinkage)
             total += len(held_out) * density.check(held_out)
             seen += len(held_out)
-            if seen >= _HELD_OUT:
-                break
         return total / seen
+
+
+def _folds(public: Batch) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield (inputs to fit, examples held out), until enough were held out."""
+    local = generator(0, "gaussian", "cross-validation")
+    order = torch.randperm(len(public), generator=local)
+    seen = 0
+    for fold in range(_FOLDS):
+        rest = torch.cat([order[k::_FOLDS] for k in range(_FOLDS) if k != fold])
+        held_out = public.select(order[fold::_FOLDS])
+        yield public.inputs[rest], held_out
+        seen += len(held_out)
+        if seen >= _HELD_OUT:
+            return
