@@ -23,6 +23,7 @@ lint: $(VENV)/.ok
 
 docs: $(VENV)/.ok
 	$(BIN)/python -m exhume.formula docs/formulas.md
+	$(BIN)/python -m exhume.cli.catalogue docs/catalogue.md
 
 $(VENV)/.ok: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +68,10 @@ def _root(
     Start with `exhume audit`: it needs no arguments.
     """
     del debug, version  # read by `_Commands` and `_version`
+    # Own modules are found beside one's files, as with `python -m`; last, so that none
+    # of them takes the place of a library.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
 
 
 app.command("audit")(audit)

@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
+import exhume
 from exhume.cli.console import columns, say
 from exhume.errors import UnknownName
 from exhume.problem.presets import PRESETS
 from exhume.registry import KINDS, Entry, did_you_mean, entries
 
-__all__ = ["list_"]
+__all__ = ["LISTED", "THREATS", "Option", "list_", "read_class", "summaries"]
 
 #: what the user writes → kind in the registry
-_PLURALS = {
+LISTED = {
     "attacks": "attack",
     "bounds": "bound",
     "data": "data",
@@ -26,12 +27,15 @@ _PLURALS = {
     "observations": "observation",
     "priors": "prior",
 }
-_THREATS = "threat-models"
+THREATS = "threat-models"
+
+#: name, type and default of an option, as the code writes them
+Option = tuple[str, str, str]
 
 
 def list_(
     kind: Annotated[
-        str, typer.Argument(help=f"{', '.join([*_PLURALS, _THREATS])}; all if omitted.")
+        str, typer.Argument(help=f"{', '.join([*LISTED, THREATS])}; all if omitted.")
     ] = "",
     name: Annotated[str, typer.Argument(help="Show the options of this one.")] = "",
 ) -> None:
@@ -39,9 +43,9 @@ def list_(
 
     For example: exhume list attacks · exhume list attacks gauss-newton
     """
-    kinds = [*_PLURALS, _THREATS] if not kind else [_known(kind)]
+    kinds = [*LISTED, THREATS] if not kind else [_known(kind)]
     for shown in kinds:
-        found = _summaries(shown)
+        found = summaries(shown)
         if name:
             _describe(shown, name, [n for n, _ in found])
             return
@@ -51,42 +55,43 @@ def list_(
 
 
 def _known(kind: str) -> str:
-    singular = {singular: plural for plural, singular in _PLURALS.items()}
-    plural = singular.get(kind, {"threat-model": _THREATS}.get(kind, kind))
-    if plural not in (*_PLURALS, _THREATS):
-        raise UnknownName(did_you_mean("kind", kind, [*_PLURALS, _THREATS]))
+    singular = {singular: plural for plural, singular in LISTED.items()}
+    plural = singular.get(kind, {"threat-model": THREATS}.get(kind, kind))
+    if plural not in (*LISTED, THREATS):
+        raise UnknownName(did_you_mean("kind", kind, [*LISTED, THREATS]))
     return plural
 
 
-def _summaries(kind: str) -> list[tuple[str, str]]:
-    if kind == _THREATS:
+def summaries(kind: str) -> list[tuple[str, str]]:
+    """List names with one line each, of a key of ``LISTED`` or the threat models."""
+    if kind == THREATS:
         return [
             (n, p.description.split(". ")[0].rstrip(".") + ".")
             for n, p in PRESETS.items()
         ]
-    return [(entry.name, entry.summary) for entry in entries(_PLURALS[kind])]
+    return [(entry.name, entry.summary) for entry in entries(LISTED[kind])]
 
 
 def _describe(kind: str, name: str, known: list[str]) -> None:
     if name not in known:
         raise UnknownName(did_you_mean(kind.rstrip("s"), name, known))
-    if kind == _THREATS:
+    if kind == THREATS:
         preset = PRESETS[name]
         say(preset.description)
         say(f"Letter in Carletti et al. (2025): {preset.letter}")
         say(f"Knows: {', '.join(f.lower().replace('_', ' ') for f in preset.facts)}")
         return
-    entry = next(e for e in entries(_PLURALS[kind]) if e.name == name)
+    entry = next(e for e in entries(LISTED[kind]) if e.name == name)
     say(entry.summary, style="bold")
-    document, options = _read_class(entry)
+    document, options = read_class(entry)
     say(document)
     if options:
         say("\nOptions:")
         columns(options)
 
 
-def _read_class(entry: Entry) -> tuple[str, list[tuple[str, str, str]]]:
-    """Read docstring and fields (name, type, default) of the registered class."""
+def read_class(entry: Entry) -> tuple[str, list[Option]]:
+    """Read docstring and options of the registered class, without importing it."""
     tree = ast.parse(Path(entry.path).read_text(encoding="utf-8"))
     base = KINDS[entry.kind][2]
     node = next(
@@ -98,7 +103,7 @@ def _read_class(entry: Entry) -> tuple[str, list[tuple[str, str, str]]]:
     fields = [
         (
             ast.unparse(item.target),
-            ast.unparse(item.annotation),
+            _spelled(item.annotation, tree),
             f"= {ast.unparse(item.value)}" if item.value else "(required)",
         )
         for item in node.body
@@ -106,3 +111,28 @@ def _read_class(entry: Entry) -> tuple[str, list[tuple[str, str, str]]]:
         and not ast.unparse(item.annotation).startswith(("ClassVar", "Final"))
     ]
     return ast.get_docstring(node) or "", fields
+
+
+def _spelled(annotation: ast.expr, tree: ast.Module) -> str:
+    """Write a type; a name of ours, like ``StartKind``, as what it stands for."""
+    if not isinstance(annotation, ast.Name):
+        return ast.unparse(annotation)
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == annotation.id
+            for target in node.targets
+        ):
+            return ast.unparse(node.value)
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").startswith("exhume.")
+            and any(alias.name == annotation.id for alias in node.names)
+        ):
+            return _spelled(annotation, _module(node.module or ""))
+    return annotation.id
+
+
+def _module(name: str) -> ast.Module:
+    """Parse one of our own modules without importing it."""
+    source = Path(exhume.__file__).parent.joinpath(*name.split(".")[1:])
+    return ast.parse(source.with_suffix(".py").read_text(encoding="utf-8"))
