@@ -225,6 +225,16 @@ def test_pickles_are_never_opened(here):
     assert not (here / "exploded").exists()
 
 
+def test_no_safetensors_file_is_taken_for_a_pickle(tmp_path):
+    # Its first bytes are the length of a header: 384 is 0x80 0x01, like a pickle.
+    path, lengths = tmp_path / "s.safetensors", set()
+    for letters in range(1, 1500, 5):
+        path.write_bytes(save({"w" * letters: torch.zeros(1)}))
+        lengths.add(int.from_bytes(path.read_bytes()[:8], "little"))
+        assert kind_of(path) == "safetensors"
+    assert {128, 384, 640, 896, 1152, 1408} <= lengths
+
+
 def test_a_pickle_in_the_place_of_results_is_never_opened(here):
     folder = here / "runs" / "other"
     folder.mkdir()

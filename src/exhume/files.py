@@ -86,6 +86,9 @@ def kind_of(path: Path) -> FileKind:
         return _zip_kind(path)
     if start.startswith(b"\x93NUMPY"):
         return "npy"
+    # First the length of a header, below 2³², then the header: no pickle looks so.
+    if start[4:9] == b"\0\0\0\0{":
+        return "safetensors"
     # A pickle of protocol 2 or later starts with PROTO (0x80) and its number.
     if len(start) > 1 and start[0] == 0x80 and start[1] <= 5:
         return "pickle"
