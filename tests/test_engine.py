@@ -347,6 +347,24 @@ def test_standstill_after_the_last_decay_ends_a_run():
     assert 350 <= last < 400  # the last decay is at 7/8 of the run
 
 
+def test_a_standstill_ends_the_seeds_of_a_group():
+    problem = make_problem(make_world())
+    options = {"iterations": 80, "restarts": 2, "patience": 3}
+    answer = GradInversion(stall=0.5, **options)(problem)
+    assert answer.outcome is Outcome.CONVERGED
+    assert {p.restart for p in answer.trace} == {0, 1}
+    # The cosine counts as settled after 7/8 of the run.
+    assert 70 < max(p.iteration for p in answer.trace) < 80
+
+
+def test_an_exact_fit_needs_no_further_restart():
+    world = make_world(dtype=torch.float64)
+    attack = DeepLeakage(iterations=50, restarts=4)
+    answer = attack.run_from(make_problem(world), 0, world.batch.inputs)
+    assert answer.outcome is Outcome.TOLERANCE
+    assert {p.restart for p in answer.trace} == {0}
+
+
 def test_exact_fit_ends_a_run_by_tolerance():
     world = make_world(dtype=torch.float64)
     problem = make_problem(world)

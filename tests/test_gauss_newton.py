@@ -313,3 +313,9 @@ def test_float32_recovers_less_than_float64_but_recovers():
 def test_budgets_must_be_positive(options):
     with pytest.raises(exhume.errors.InvalidInput, match=next(iter(options))):
         exhume.attack("gauss-newton", **options)
+
+
+def test_an_unknown_start_is_refused_before_anything_runs():
+    expected = "start: .*'prior-mean'.*got 'zeros'"
+    with pytest.raises(exhume.errors.InvalidInput, match=expected):
+        exhume.attack("gauss-newton", start="zeros")

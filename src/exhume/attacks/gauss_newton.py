@@ -15,6 +15,7 @@ from exhume.attacks.engine.levenberg_marquardt import (
     levenberg_marquardt,
 )
 from exhume.attacks.engine.map_residual import MapResidual, release_weights
+from exhume.attacks.engine.start import StartKind, initial
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.problem.attack import Attack
@@ -73,7 +74,7 @@ class GaussNewton(Attack):
     evaluations: int = 40_000
     restarts: int = 3
     seconds: float | None = None
-    start: str = "prior-mean"
+    start: StartKind = "prior-mean"
     labels: Literal["auto", "idlg", "bias-corrected", "joint"] = "auto"
     prior: bool = True
     precision: Literal["float32", "float64"] = "float64"
@@ -223,8 +224,6 @@ class GaussNewton(Attack):
         inputs: Tensor | None,
     ) -> Tensor:
         """Return u₀ of a restart: the chosen start first, random ones after it."""
-        from exhume.attacks.engine.start import initial
-
         random = generator(key, "start", restart)
         count, dtype = residual.batch_size, residual.task.dtype
         if restart <= 1 and inputs is not None:

@@ -56,7 +56,8 @@ class GradInversion(Attack):
           the statistics of the client's batch where the attacker has them, else the
           running ones. A model without BatchNorm has no R_BN, vectors have no TV.
         * Inputs are clamped to their range after each step; the best iterate of the
-          best seed is returned.
+          best seed is returned; a standstill in the last eighth of the decay ends a
+          seed.
         * A known defense is used: h(F(x)) is matched, under Gaussian noise by its
           likelihood.
 
@@ -77,6 +78,8 @@ class GradInversion(Attack):
         step_size: of Adam, in normalised units.
         noise: standard deviation of the noise, in steps.
         warmup: iterations of the rise of the step size.
+        patience: iterations without progress that end a seed in the last eighth.
+        stall: progress lowers the objective by more than this fraction.
     """
 
     iterations: int = 20_000
@@ -94,6 +97,8 @@ class GradInversion(Attack):
     step_size: float = 0.1
     noise: float = 0.2
     warmup: int = 50
+    patience: int = 500
+    stall: float = 1e-4
 
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
@@ -119,7 +124,11 @@ class GradInversion(Attack):
 
     def __post_init__(self) -> None:
         check_options(
-            at_least_one={"iterations": self.iterations, "restarts": self.restarts},
+            at_least_one={
+                "iterations": self.iterations,
+                "restarts": self.restarts,
+                "patience": self.patience,
+            },
             positive={
                 "seconds": self.seconds,
                 "step_size": self.step_size,
@@ -153,6 +162,8 @@ class GradInversion(Attack):
                 iterations=self.iterations,
                 restarts=self.restarts,
                 seconds=self.seconds,
+                patience=self.patience,
+                stall=self.stall,
             ),
             start=self.start,
             labels=(self.labels, "joint"),

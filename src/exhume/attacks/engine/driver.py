@@ -95,7 +95,7 @@ def reconstruct(
     while waiting:
         # A group shares its iterations; independent restarts go one after the other.
         together = waiting if design.group else waiting[:1]
-        if restarts and _left(design, watch) <= 0:
+        if _done(restarts, design, watch):
             break
         batch = []
         for index in together:
@@ -107,6 +107,12 @@ def reconstruct(
         _race(batch, design, watch.cpu_seconds + _share(design, watch, waiting), watch)
         restarts += batch
     return _answer(problem, design, restarts, notes, watch)
+
+
+def _done(restarts: list[Restart], design: Design, watch: Stopwatch) -> bool:
+    """Say whether no further restart is worth it: an exact fit, or no time left."""
+    fitted = any(r.outcome is Outcome.TOLERANCE for r in restarts)
+    return fitted or (bool(restarts) and _left(design, watch) <= 0)
 
 
 def _left(design: Design, watch: Stopwatch) -> float:
