@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import exhume
 from exhume import Batch, EventSpec, Mechanism, Task, ThreatModel, World
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
@@ -58,6 +59,21 @@ class AtAggregate(AtModel):
     """Does nothing, late."""
 
     stage: ClassVar[Stage] = Stage.AGGREGATE
+
+
+def test_a_mechanism_names_what_is_not_of_its_kind():
+    with pytest.raises(InvalidInput, match=r"got 'gradient'.*for example Mechanism"):
+        Mechanism("gradient")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"'gaussian-noise'"):
+        Mechanism(Gradient(), ["gaussian-noise"])  # type: ignore[arg-type]
+    noise = GaussianNoise(std=0.1)
+    assert Mechanism(Gradient(), noise).defenses == (noise,)  # type: ignore[arg-type]
+    assert Mechanism(Gradient(), [noise]).defenses == (noise,)  # type: ignore[arg-type]
+
+
+def test_a_task_takes_networks_only():
+    with pytest.raises(InvalidInput, match=r"the model is a Mlp.*\.build\("):
+        Task(exhume.model("mlp"))
 
 
 def test_defenses_act_in_the_order_of_their_stages():

@@ -27,14 +27,26 @@ class Mechanism:
         defenses: D = Dₙ ∘ … ∘ D₁, in the order in which they act.
 
     Raises:
-        InvalidInput: the defenses are not sorted by stage.
+        InvalidInput: something is not of its kind, or the defenses are not sorted by
+            stage.
     """
 
     observation: ObservationModel
     defenses: tuple[Defense, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "defenses", tuple(self.defenses))
+        given = self.defenses
+        defenses = tuple(given) if isinstance(given, list | tuple) else (given,)
+        if not isinstance(self.observation, ObservationModel) or not all(
+            isinstance(defense, Defense) for defense in defenses
+        ):
+            msg = (
+                f"a mechanism is an observation model and a list of defenses, got "
+                f"{self.observation!r} and {given!r}; for example "
+                f"Mechanism(Gradient(), [GaussianNoise(std=0.01)])"
+            )
+            raise InvalidInput(msg)
+        object.__setattr__(self, "defenses", defenses)
         stages = [defense.stage.value for defense in self.defenses]
         if stages != sorted(stages):
             order = ", ".join(type(d).__name__ for d in self.defenses)

@@ -80,8 +80,9 @@ class Task:
         normalise: optional fixed map applied to inputs first.
 
     Raises:
-        InvalidInput: unknown loss or mode, a model without trainable parameters, or
-            dropout in train mode (its hidden masks are a defense, not part of a task).
+        InvalidInput: not a module, unknown loss or mode, a model without trainable
+            parameters, or dropout in train mode (its hidden masks are a defense, not
+            part of a task).
     """
 
     model: nn.Module
@@ -93,6 +94,12 @@ class Task:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            msg = (
+                f"the model is a {type(self.model).__name__}; expected a torch.nn.Module "
+                f"(a model source makes one: .build(spec, classes, key))"
+            )
+            raise InvalidInput(msg)
         if self.loss not in LOSSES:
             msg = f"the loss {self.loss!r} is not known; known: {', '.join(LOSSES)}"
             raise InvalidInput(msg)
