@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
@@ -16,7 +17,7 @@ from exhume.config import build
 from exhume.errors import InvalidInput, UnknownName
 from exhume.keys import generator
 from exhume.metrics.label_accuracy import label_agreement
-from exhume.metrics.matching import match, squared_distances
+from exhume.metrics.matching import align_labels, match, squared_distances
 from exhume.metrics.mse import mean_squared_errors
 from exhume.metrics.psnr import CAP_DB, peak_signal_to_noise_ratios
 from exhume.metrics.ssim import structural_similarities
@@ -176,6 +177,27 @@ def test_label_agreement_takes_soft_and_hard_labels():
     assert label_agreement(soft, hard).tolist() == [1.0, 0.0, 1.0]
     assert label_agreement(hard, soft).tolist() == [1.0, 0.0, 1.0]
     assert label_agreement(soft, soft).tolist() == [1.0] * 3
+
+
+@given(
+    labels=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=7),
+)
+@example(labels=[(7, 3), (3, 7), (3, 3)])
+@settings(max_examples=60, deadline=None)
+def test_labels_count_once_and_in_any_order(labels):
+    guess = torch.tensor([g for g, _ in labels], dtype=torch.int64)
+    truth = torch.tensor([t for _, t in labels], dtype=torch.int64)
+    aligned = align_labels(guess, truth)
+    assert sorted(aligned.tolist()) == sorted(guess.tolist())
+    overlap = (Counter(guess.tolist()) & Counter(truth.tolist())).total()
+    assert int((aligned == truth).sum()) == overlap
+    assert bool((aligned == truth)[guess == truth].all())
+
+
+def test_right_labels_score_one_though_every_picture_is_wrong():
+    batch = batch_of(IMAGE)
+    found = score(guessed(1 - batch.inputs, batch.targets.sort().values), batch)
+    assert found.label_accuracy == (1.0,) * 4
 
 
 # A metric that does not fit says so (a score never lands in a foreign field).

@@ -95,7 +95,7 @@ class TrialResult:
         spec: what was asked.
         status: ``done``, ``not-applicable`` or ``failed``.
         reason: one sentence if not done, else "".
-        baseline: the attack ignores the observation.
+        baseline: the attack is a chance level, see ``Attack.baseline``.
         outcome: name of the :class:`Outcome`, and its sentence.
         objective: the attack's own objective at its answer.
         objective_at_truth: the same function at the private batch.

@@ -20,12 +20,14 @@ _HEADINGS = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "label-accuracy": "la
 def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Table]:
     """Make one table per data source: medians over examples, beside the bound.
 
-    Rows of chance levels (attacks that ignore the observation) are marked: an attack
-    that is no better has read nothing.
+    Rows of chance levels (the prior mean, the nearest public example) are marked: an
+    attack that is no better has read nothing that is private.
     """
     from exhume.audit.report.grouping import metrics_of, scenarios
 
-    metrics = [m for m in metrics_of(results) if m in _HEADINGS]
+    # PSNR and SSIM of vectors are not defined: no column of dashes for them.
+    scored = {metric for result in results for metric in result.scores}
+    metrics = [m for m in metrics_of(results) if m in scored and m in _HEADINGS]
     return [_table(scenario, metrics) for scenario in scenarios(settings, results)]
 
 

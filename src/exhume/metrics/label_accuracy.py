@@ -1,4 +1,4 @@
-"""Whether the class of a matched example was recovered: 1 or 0."""
+"""Whether the class of an example was recovered: 1 or 0."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ def label_agreement(guess: Tensor, truth: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelAccuracy(Metric):
-    """Recovered class labels, after the inputs have been matched."""
+    """Recovered class labels, in the best order.
+
+    A gradient does not tell the order of a batch. So ``score`` lets every estimated
+    label serve one true label of its class, that of the matched example first: labels
+    that are all right score 1, however bad the inputs are.
+    """
 
     higher_is_better: ClassVar[bool] = True
     compares = "targets"

@@ -8,7 +8,7 @@ from torch import Tensor
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 
-__all__ = ["UNMATCHED", "match", "squared_distances"]
+__all__ = ["UNMATCHED", "align_labels", "match", "squared_distances"]
 
 #: in the result of :func:`match`: this truth has no estimate
 UNMATCHED = -1
@@ -68,3 +68,28 @@ def match(guess: Tensor, truth: Tensor) -> Tensor:
     assignment = torch.full((len(truth),), UNMATCHED, dtype=torch.int64)
     assignment[torch.from_numpy(truths)] = torch.from_numpy(estimates)
     return assignment
+
+
+def align_labels(guess: Tensor, truth: Tensor) -> Tensor:
+    """Reorder estimated classes so that as many as possible agree with the truth.
+
+    Those that agree where they stand stay there; every estimate is used once.
+
+    Args:
+        guess: ŷ, class indices [B].
+        truth: y, class indices [B].
+
+    Returns:
+        ŷ in the best order, shape [B].
+    """
+    wrong = guess != truth
+    rest, wanted = guess[wrong].tolist(), truth[wrong].tolist()
+    aligned: list[int | None] = []
+    for label in wanted:
+        aligned.append(label if label in rest else None)
+        if label in rest:
+            rest.remove(label)
+    filled = [rest.pop() if label is None else label for label in aligned]
+    result = guess.clone()
+    result[wrong] = result.new_tensor(filled)
+    return result

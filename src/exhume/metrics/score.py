@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exhume.config import build
 from exhume.errors import InvalidInput, UnknownName
-from exhume.metrics.matching import UNMATCHED, match
+from exhume.metrics.matching import UNMATCHED, align_labels, match
 from exhume.problem.batch import Batch
 from exhume.problem.bound import NotApplicable
 from exhume.problem.event import EventSpec
@@ -113,12 +113,13 @@ def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
         "targets": reconstruction.targets.detach()[index[rows]],
     }
     truth = {"inputs": batch.inputs[rows], "targets": batch.targets[rows]}
+    estimates = {**found, "targets": _aligned(found["targets"], truth["targets"])}
     values: dict[str, Values] = {}
     not_applicable: dict[str, str] = {}
     for name in names("metric"):
         metric: Metric = build("metric", name)
         what = metric.compares
-        given = _apply(metric, found[what], truth[what], batch.spec)
+        given = _apply(metric, estimates[what], truth[what], batch.spec)
         if isinstance(given, NotApplicable):
             not_applicable[name] = given.reason
         else:
@@ -130,6 +131,13 @@ def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
         values=values,
         not_applicable=not_applicable,
     )
+
+
+def _aligned(guess: Tensor, truth: Tensor) -> Tensor:
+    """Let a wrong picture not make a right label wrong: labels have no order."""
+    if guess.is_floating_point() or guess.shape != truth.shape or guess.dim() != 1:
+        return guess
+    return align_labels(guess, truth.to(guess.device))
 
 
 def _apply(
