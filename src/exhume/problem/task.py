@@ -96,8 +96,8 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             msg = (
-                f"the model is a {type(self.model).__name__}; expected a torch.nn.Module "
-                f"(a model source makes one: .build(spec, classes, key))"
+                f"the model is a {type(self.model).__name__}; expected a "
+                f"torch.nn.Module (its source makes one: .build(spec, classes, key))"
             )
             raise InvalidInput(msg)
         if self.loss not in LOSSES:
