@@ -21,7 +21,7 @@ from exhume.keys import generator
 from exhume.observations.gradient import Gradient
 from exhume.problem.law import Law
 from exhume.problem.reconstruction import Outcome, Stopwatch
-from toys import COLOUR, GRAY, VECTOR, smooth
+from toys import COLOUR, GRAY, VECTOR, convolutional, make_world, smooth
 
 EIGHT_BYTES = torch.float64
 
@@ -219,14 +219,38 @@ def test_the_objective_at_the_truth_is_the_noise_alone():
 
 def test_rounding_weights_make_tensors_count_alike():
     tree = {
-        "big": torch.full((4,), 1e3),
-        "small": torch.full((9,), 1e-3),
+        "big": torch.full((4,), 1e2),
+        "small": torch.full((9,), 1e-2),
         "zero": torch.zeros(2),
     }
     weights = rounding_weights(tree, EIGHT_BYTES)
     scaled = {n: float((weights[n] * tree[n].double()).square().mean()) for n in tree}
     assert scaled["big"] == pytest.approx(scaled["small"], rel=1e-5)
     assert weights["zero"] == pytest.approx(float(weights["big"]), rel=1e-5)
+
+
+def test_rounding_of_a_zero_tensor_does_not_set_its_own_scale():
+    # Rounding leaves about 1e-17 of an exact zero beside tensors of size one.
+    tree = {"weight": torch.ones(4).double(), "bias": torch.full((4,), 1e-17).double()}
+    weights = rounding_weights(tree, EIGHT_BYTES)
+    assert weights["bias"] == pytest.approx(float(weights["weight"]))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_bias_before_batch_norm_does_not_hide_the_rest(size):
+    # Its gradient is zero but for rounding, since BatchNorm removes every mean.
+    made = make_world(
+        GRAY,
+        labels=tuple(range(size)),
+        model=convolutional(GRAY, norm=True),
+        mode="train",
+        dtype=EIGHT_BYTES,
+    )
+    problem = problem_of(made)
+    bias, weight = problem.observed["0.bias"], problem.observed["0.weight"]
+    assert 0 < bias.abs().max() < 1e-12 * weight.abs().max()
+    answer = exhume.attack("gauss-newton", restarts=1)(problem)
+    assert answer.outcome is Outcome.TOLERANCE
 
 
 def test_release_weights_use_declared_noise_and_rounding_elsewhere():

@@ -27,6 +27,9 @@ __all__ = [
 # An exact release still carries the rounding of the arithmetic that made it; a sum over
 # a few hundred terms loses about this many units in the last place.
 _ROUNDING_UNITS = 16
+# A tensor below this many units of the largest one is the rounding of an exact zero:
+# the bias of a layer before BatchNorm has up to 60 (measured), a real one thousands.
+_ZERO_UNITS = 256
 # Standard deviations of ‖r‖² ~ χ²_P beyond which it is not noise (Morozov 1966).
 _DISCREPANCY = 5.0
 
@@ -49,20 +52,22 @@ def rounding_weights(observed: Tree, dtype: torch.dtype) -> Tree:
     """Return Σ^{-1/2} of an exact release: rounding relative to each tensor's size.
 
     Σ_t = (c·ε·‖O_t‖)² / n_t with ε the unit of the released precision: every tensor
-    counts the same whatever its scale, and a prior weighs next to nothing.
+    counts the same whatever its scale, and a prior weighs next to nothing. A tensor
+    that is zero up to rounding (a bias before BatchNorm) has no scale of its own and
+    takes the largest.
 
     Args:
         observed: O by name, in the precision in which it was released.
         dtype: precision of the returned weights.
     """
     size = {n: t.to(dtype).square().mean().sqrt() for n, t in observed.items()}
-    # A tensor that is exactly zero has no scale of its own; give it the largest.
     largest = max(size.values(), key=float).clamp_min(torch.finfo(dtype).tiny ** 0.5)
+    unit = {n: torch.finfo(t.dtype).eps for n, t in observed.items()}
     return {
         name: 1
-        / (_ROUNDING_UNITS * torch.finfo(tensor.dtype).eps)
-        / torch.where(size[name] > 0, size[name], largest)
-        for name, tensor in observed.items()
+        / (_ROUNDING_UNITS * unit[name])
+        / torch.where(own > _ZERO_UNITS * unit[name] * largest, own, largest)
+        for name, own in size.items()
     }
 
 
@@ -70,7 +75,8 @@ def release_weights(observed: Tree, law: Law, dtype: torch.dtype) -> Tree:
     """Return Σ^{-1/2}: the declared noise where there is any, else the rounding."""
     weights = rounding_weights(observed, dtype)
     for name, variance in law.variance.items():
-        v = torch.broadcast_to(variance.to(dtype), observed[name].shape)
+        like = observed[name]
+        v = torch.broadcast_to(variance.to(like.device, dtype), like.shape)
         noisy = v.clamp_min(torch.finfo(dtype).tiny).rsqrt()
         weights[name] = torch.where(v > 0, noisy, weights[name])
     return weights
