@@ -13,6 +13,7 @@ from exhume.attacks.engine.conjugate_gradient import conjugate_gradient
 from exhume.attacks.engine.levenberg_marquardt import Limits, levenberg_marquardt
 from exhume.attacks.engine.map_residual import (
     map_objective,
+    profile_objective,
     release_weights,
     rounding_weights,
 )
@@ -21,7 +22,7 @@ from exhume.keys import generator
 from exhume.observations.gradient import Gradient
 from exhume.problem.law import Law
 from exhume.problem.reconstruction import Outcome, Stopwatch
-from toys import COLOUR, GRAY, VECTOR, convolutional, make_world, smooth
+from toys import COLOUR, GRAY, VECTOR, convolutional, make_world, smooth, smooth_mlp
 
 EIGHT_BYTES = torch.float64
 
@@ -42,6 +43,11 @@ def world(spec, *, defenses=(), size=1, key=0, labels=None, dtype=EIGHT_BYTES):
 
 def problem_of(made, key=0, threat="labels-known"):
     return exhume.ThreatModel(threat).reveal(made, made.observe(key))
+
+
+def normal(*shape, key):
+    local = generator(key, "normal")
+    return torch.randn(shape, generator=local, dtype=EIGHT_BYTES)
 
 
 def residual_of(made, **options):
@@ -117,6 +123,49 @@ def test_products_are_symmetric():
     assert left.item() == pytest.approx(right.item(), rel=1e-9)
 
 
+def test_noise_of_unknown_scale_is_put_at_its_likeliest_scale():
+    # Φ = min over s of ½‖r‖²/s² + P log s, less the constant P/2.
+    residual = normal(50, key=5) * 0.03
+    scales = torch.logspace(-4, 1, 20_000, dtype=EIGHT_BYTES)
+    values = 0.5 * residual.dot(residual) / scales**2 + 40 * scales.log()
+    found = profile_objective(residual, 40, 2.0)
+    assert found.item() == pytest.approx(float(values.min()) - 20 + 2, abs=1e-2)
+
+
+def test_the_slope_of_the_profile_objective_equals_finite_differences():
+    made = world(GRAY, defenses=(exhume.defense("gaussian-noise", std=0.1),))
+    residual = replace(residual_of(made), scale_known=False)
+    point, direction = normal(2, residual.unknowns, key=6)
+    step = 1e-5
+    ends = [residual.objective(point + t * direction) for t in (step, -step)]
+    slope = residual.linearise(point).gradient.dot(direction).item()
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
+
+
+def test_void_coordinates_are_no_degrees_of_freedom():
+    # Nine tenths are void: counted in, they would excuse a residual three times larger.
+    made = world(
+        GRAY,
+        defenses=(
+            exhume.defense("pruning", ratio=0.9, kind="random"),
+            exhume.defense("gaussian-noise", std=1e-3),
+        ),
+    )
+    residual = residual_of(made, prior=False)
+    kept = sum(int(m.sum()) for m in residual.law.mask.values())
+    assert (
+        residual.freedom
+        == kept
+        < 0.11 * sum(t.numel() for t in residual.observed.values())
+    )
+    truth = residual.pack(made.batch.inputs, None)
+    assert residual.fitted(truth)
+    wrong = replace(
+        residual, weights={n: 3**0.5 * w for n, w in residual.weights.items()}
+    )
+    assert not wrong.fitted(truth)
+
+
 def test_an_affine_problem_is_solved_exactly_in_few_steps():
     # With the squared loss of a linear model in its bias alone, F is affine in x: the
     # posterior is Gaussian and its mode has a closed form.
@@ -166,6 +215,32 @@ def test_a_batch_is_recovered_with_and_without_labels(threat):
     scores = exhume.score(answer, made.batch)
     assert max(scores["mse"]) < 1e-12
     assert scores["label-accuracy"] == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("outputs", "size"), [(1, 1), (3, 2)])
+def test_real_targets_that_are_not_known_are_optimised_as_real_numbers(outputs, size):
+    net = smooth_mlp(VECTOR, outputs).to(EIGHT_BYTES)
+    y = normal(size, outputs, key=7).squeeze(-1)
+    batch = exhume.Batch(normal(size, VECTOR.dimension, key=8), y, VECTOR)
+    task = exhume.Task(net, loss="mse")
+    made = exhume.World(task, batch, exhume.Mechanism(Gradient()))
+    answer = exhume.attack("gauss-newton")(problem_of(made, threat="parameter-aware"))
+    assert max(exhume.score(answer, batch).mse) < 1e-12
+    found = answer.targets.flatten().sort().values
+    assert torch.allclose(found, y.flatten().sort().values, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [1e3, 0.05], ids=["inactive", "active"])
+def test_noise_that_was_clipped_is_not_believed_to_be_as_large_as_declared(max_norm):
+    # Clipping scales signal and noise alike, so it costs the attacker next to nothing.
+    noise = exhume.defense("gaussian-noise", std=0.01)
+    clip = exhume.defense("clipping", max_norm=max_norm)
+    errors = {}
+    for defenses in ((noise,), (noise, clip)):
+        made = world(GRAY, defenses=defenses, key=3)
+        answer = exhume.attack("gauss-newton")(problem_of(made))
+        errors[len(defenses)] = (answer.inputs - made.batch.inputs).square().mean()
+    assert errors[2] < 1.5 * errors[1]
 
 
 def test_joint_labels_are_returned_as_optimised_and_score_as_reported():

@@ -26,7 +26,6 @@ from exhume.problem.reconstruction import (
     Stopwatch,
     TracePoint,
 )
-from exhume.problem.tree import size
 
 __all__ = ["GaussNewton"]
 
@@ -45,9 +44,11 @@ class GaussNewton(Attack):
     Minimises Φ(x) = ½‖Σ^{-1/2}(h(F(x)) − O)‖² − log p(x) over the range of an example
     by matrix-free Levenberg–Marquardt: Jacobian-vector and vector-Jacobian products
     inside conjugate gradients. h and Σ come from the defense; where the release is
-    exact, Σ is the rounding of each tensor, so that every tensor counts alike. Unknown
-    labels are inferred from the bias gradient, or optimised as logits together with x
-    and then fixed to their argmax.
+    exact, Σ is the rounding of each tensor, so that every tensor counts alike; where
+    the noise was scaled or selected afterwards (noise, then clipping), Σ is believed up
+    to one factor. Unknown labels are inferred from the bias gradient, or optimised as
+    logits together with x and then fixed to their argmax; unknown real targets are
+    optimised as they are.
 
     Attributes:
         iterations: Levenberg–Marquardt steps per descent.
@@ -154,9 +155,7 @@ class GaussNewton(Attack):
             seconds=math.inf if self.seconds is None else self.seconds,
             inner_iterations=self.inner_iterations,
             # Below the rounding of an exact release there is nothing left to fit.
-            tolerance=-math.inf
-            if residual.law.noisy
-            else _EXACT * size(residual.observed),
+            tolerance=-math.inf if residual.law.noisy else _EXACT * residual.freedom,
             stall=self.stall,
         )
         count = residual.batch_size * residual.spec.dimension
@@ -194,6 +193,7 @@ class GaussNewton(Attack):
             prior=problem.prior
             if self.prior and problem.prior is not UNKNOWN
             else None,
+            scale_known=law.not_gaussian is None or not law.noisy,
         ), notes
 
     def _labels(
@@ -251,7 +251,7 @@ class GaussNewton(Attack):
         notes: tuple[str, ...],
     ) -> Reconstruction:
         inputs, targets = residual.unpack(best.point)
-        if residual.targets is None:
+        if residual.targets is None and residual.task.loss == "cross-entropy":
             # The answer is a class, so Φ is refined and reported with classes.
             return self._refined(problem, residual, best, trace, watch, notes)
         dtype = problem.require(Fact.WEIGHTS).dtype

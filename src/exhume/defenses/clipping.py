@@ -16,7 +16,7 @@ from exhume.problem.batch import Batch
 from exhume.problem.defense import Defense, Plan, Stage
 from exhume.problem.law import Law
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, norm
 
 __all__ = ["ClipNorm", "Clipping", "clip_factor"]
 
@@ -121,8 +121,15 @@ class Clipping(Defense):
         return ClipNorm(self.max_norm, plan.covers)(covered)
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
-        """Append the map; noise that enters it stops being Gaussian."""
-        del observed
+        """Append the map; noise that enters it stops being Gaussian.
+
+        Noise that was seen to stay inside the sphere passed as it was.
+        """
+        if law.noisy_on(plan.covers) and observed is not None:
+            released = norm({name: observed[name].double() for name in plan.covers})
+            # Rounding may leave a clipped release just inside the sphere.
+            if float(released) < (1 - 1e-4) * self.max_norm:
+                return law
         clipped = law.then(ClipNorm(self.max_norm, plan.covers))
         if law.noisy_on(plan.covers):
             return replace(clipped, not_gaussian=_NOISE_CLIPPED)

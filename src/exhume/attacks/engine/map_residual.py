@@ -20,6 +20,7 @@ __all__ = [
     "Linearisation",
     "MapResidual",
     "map_objective",
+    "profile_objective",
     "release_weights",
     "rounding_weights",
 ]
@@ -30,6 +31,8 @@ _ROUNDING_UNITS = 16
 # A tensor below this many units of the largest one is the rounding of an exact zero:
 # the bias of a layer before BatchNorm has up to 60 (measured), a real one thousands.
 _ZERO_UNITS = 256
+# Least share of its declared variance that noise of unknown scale is believed to have.
+_LEAST_SHARE = 1e-8
 # Standard deviations of ‖r‖² ~ χ²_P beyond which it is not noise (Morozov 1966).
 _DISCREPANCY = 5.0
 
@@ -46,6 +49,24 @@ def map_objective(residual: Tensor, prior_energy: Tensor | float) -> Tensor:
         prior_energy: −log p(x), a scalar.
     """
     return 0.5 * residual.dot(residual) + prior_energy
+
+
+@formula(
+    r"\Phi(x) = \tfrac P2 \log \tfrac{\lVert r \rVert^2}{P} - \log p(x)",
+    reference="likelihood of Gaussian noise, maximal over its unknown scale",
+)
+def profile_objective(
+    residual: Tensor, freedom: int, prior_energy: Tensor | float
+) -> Tensor:
+    """Return the negative log posterior if the noise is known up to one factor.
+
+    Args:
+        residual: whitened residual r, shape [n]; void coordinates are zero.
+        freedom: P, the number of coordinates that are not void.
+        prior_energy: −log p(x), a scalar.
+    """
+    share = residual.dot(residual) / freedom + _LEAST_SHARE
+    return 0.5 * freedom * share.log() + prior_energy
 
 
 def rounding_weights(observed: Tree, dtype: torch.dtype) -> Tree:
@@ -97,6 +118,8 @@ class MapResidual:
         targets: known labels, or None to optimise label logits as well.
         classes: K, used where labels are unknown.
         prior: density of an example, or None.
+        scale_known: Σ is known, and not up to one factor only: False where something
+            after the noise has scaled or selected it.
     """
 
     task: Task
@@ -109,14 +132,27 @@ class MapResidual:
     targets: Tensor | None
     classes: int
     prior: Density | None
+    scale_known: bool = True
+
+    @property
+    def freedom(self) -> int:
+        """The number P of observed coordinates that are not void."""
+        ones = {n: torch.ones_like(t) for n, t in self.observed.items()}
+        return sum(int(t.sum()) for t in self.law.keep(ones).values())
 
     def unpack(self, unknown: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut u into inputs [B, *event] and targets ([B], or probabilities [B, K])."""
+        """Cut u into inputs [B, *event] and targets.
+
+        Targets that are not known are probabilities [B, K] for the cross-entropy loss,
+        and real numbers, [B, K] or [B], for any other.
+        """
         count = self.batch_size * self.spec.dimension
         inputs = unknown[:count].reshape(self.batch_size, *self.spec.shape)
         if self.targets is not None:
             return inputs, self.targets
         logits = unknown[count:].reshape(self.batch_size, self.classes)
+        if self.task.loss != "cross-entropy":
+            return inputs, logits.squeeze(-1) if self.classes == 1 else logits
         return inputs, logits.softmax(dim=-1)
 
     def pack(self, inputs: Tensor, logits: Tensor | None) -> Tensor:
@@ -152,8 +188,10 @@ class MapResidual:
     def objective_at(self, inputs: Tensor, targets: Tensor) -> float:
         """Return Φ at explicit inputs and targets."""
         with torch.no_grad():
-            residual = self.residual_at(inputs, targets)
-            return float(map_objective(residual, self.energy(inputs)))
+            residual, energy = self.residual_at(inputs, targets), self.energy(inputs)
+            if self.scale_known:
+                return float(map_objective(residual, energy))
+            return float(profile_objective(residual, self.freedom, energy))
 
     def softened(self, level: float) -> MapResidual:
         """Return the same problem with a blurred observation.
@@ -162,13 +200,18 @@ class MapResidual:
         """
         blur = {n: level * t.square().mean().sqrt() for n, t in self.observed.items()}
         weights = {n: (w**-2 + blur[n] ** 2).rsqrt() for n, w in self.weights.items()}
-        return replace(self, weights=weights)
+        return replace(self, weights=weights, scale_known=True)
 
     def fitted(self, unknown: Tensor) -> bool:
-        """Say whether ‖r‖² is what the noise alone explains (discrepancy principle)."""
+        """Say whether ‖r‖² is what the noise alone explains (discrepancy principle).
+
+        Noise of unknown scale explains anything, so nothing is ever fitted to it.
+        """
+        if not self.scale_known:
+            return False
         with torch.no_grad():
             residual = self.residual(unknown)
-        freedom = residual.numel()
+        freedom = self.freedom
         limit = freedom + _DISCREPANCY * (2 * freedom) ** 0.5
         return float(residual.dot(residual)) <= limit
 
@@ -183,14 +226,22 @@ class MapResidual:
         dummy = torch.zeros_like(residual, requires_grad=True)
         (adjoint,) = torch.autograd.grad(residual, point, dummy, create_graph=True)
         value = residual.detach()
-        (slope,) = torch.autograd.grad(residual, point, value, retain_graph=True)
+        # An unknown scale of the noise is put at its likeliest value, given this point.
+        factor = 1.0
+        if not self.scale_known:
+            factor = 1 / (float(value.square().sum()) / self.freedom + _LEAST_SHARE)
+        (slope,) = torch.autograd.grad(
+            residual, point, factor * value, retain_graph=True
+        )
         inputs = self.unpack(point.detach())[0]
         prior_slope = self._prior_slope(inputs)
         gradient = slope + prior_slope
 
         def product(direction: Tensor) -> Tensor:
             (image,) = torch.autograd.grad(adjoint, dummy, direction, retain_graph=True)
-            (back,) = torch.autograd.grad(residual, point, image, retain_graph=True)
+            (back,) = torch.autograd.grad(
+                residual, point, factor * image, retain_graph=True
+            )
             return back + self._prior_product(inputs, direction)
 
         return Linearisation(gradient, product)
