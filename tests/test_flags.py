@@ -79,6 +79,23 @@ def test_under_optimised():
     assert kinds([right, baseline()], right) == set()
 
 
+def test_under_optimised_under_noise_is_seen_beside_the_noise_of_many_coordinates():
+    # Of 3e6 noisy coordinates a likelihood of 1.5e6 is the same for every candidate;
+    # an attack that never left its start missed a fall of ten thousand nats.
+    start = ((0, 0, 0.0, 1.51e6),)
+    stuck = trial(mse=0.02, objective=1.51e6, objective_at_truth=1.5e6, trace=start)
+    assert kinds([stuck, baseline()], stuck) == {"under-optimised"}
+    best = trial(mse=0.02, objective=1.499e6, objective_at_truth=1.5e6, trace=start)
+    assert kinds([best, baseline()], best) == set()
+
+
+def test_an_objective_of_rounding_alone_is_not_under_optimised():
+    # The truth has exactly zero; what the answer has left is rounding.
+    start = ((0, 0, 0.0, 7e30),)
+    bad = trial(mse=0.02, objective=1.7, objective_at_truth=0.0, trace=start)
+    assert kinds([bad, baseline()], bad) == {"not-identifiable"}
+
+
 @pytest.mark.parametrize("answer", [math.inf, math.nan])
 def test_a_diverged_objective_is_under_optimised(answer):
     bad = trial(mse=0.02, objective=answer, objective_at_truth=0.9)

@@ -19,14 +19,16 @@ from exhume.audit.records import Flag, TrialResult, content_hash
 __all__ = ["find_flags"]
 
 # Conventions: where a quantity becomes worth a sentence; they change no number.
-#: the objective at the truth is lower by this fraction
+#: the objective at the truth is lower by this fraction of itself, or of its fall
 _LOWER = 0.01
+#: relative difference of two objectives that may be rounding
+_ROUNDING = 1e-5
 #: error over the chance level above which a reconstruction is wrong, below which right
 _WRONG, _RIGHT = 0.1, 0.01
 #: chance level where no baseline was run: an error of a tenth of a unit range
 _NO_BASELINE = 0.01
-#: an objective that fell by this factor is zero for all we know
-_ZERO = 1e-6
+#: an objective that fell by this factor is zero for all we know, or to rounding
+_ZERO, _EXACTLY_ZERO = 1e-6, 1e-12
 #: norm of a gradient that no longer carries much: the label's probability is ≥ 0.999
 _VANISHED = 1e-3
 #: one-sided tail probability of three standard errors
@@ -139,18 +141,30 @@ def _objectives(result: TrialResult, chance: float, found: _Found) -> None:
     answer, truth = result.objective, result.objective_at_truth
     if answer is None or truth is None:
         return
-    scale = max(abs(answer), abs(truth))
-    lower = answer - truth > _LOWER * scale or (
-        not math.isfinite(answer) and math.isfinite(truth)
-    )
-    if lower and _error(result) > _RIGHT * chance:
+    start = max((row[3] for row in result.trace if row[1] == 0), default=math.nan)
+    if _truth_is_lower(answer, truth, start) and _error(result) > _RIGHT * chance:
         _raise(found, [result], sentences.UNDER_OPTIMISED)
         return
-    start = max((row[3] for row in result.trace if row[1] == 0), default=None)
-    if start is None or not math.isfinite(start):
-        return
-    if abs(answer) <= _ZERO * start and _error(result) > _WRONG * chance:
+    zero = math.isfinite(start) and abs(answer) <= _ZERO * start
+    if zero and _error(result) > _WRONG * chance:
         _raise(found, [result], sentences.NOT_IDENTIFIABLE)
+
+
+def _truth_is_lower(answer: float, truth: float, start: float) -> bool:
+    """Say whether the optimiser left more than a hundredth of what it could have won.
+
+    Under noise most of a likelihood is the noise of the many coordinates, the same for
+    every candidate, so the difference is held against the fall from the start as well.
+    """
+    if not math.isfinite(answer):
+        return math.isfinite(truth)
+    scale = max(abs(answer), abs(truth))
+    least = _LOWER * scale
+    if math.isfinite(start):
+        if abs(answer) <= _EXACTLY_ZERO * abs(start):
+            return False
+        least = min(least, _LOWER * max(start - truth, 0.0))
+    return answer - truth > max(least, _ROUNDING * scale)
 
 
 def _masking(contenders: Sequence[TrialResult], found: _Found) -> None:
