@@ -222,6 +222,12 @@ def test_data_that_cannot_be_used_is_told_before_anything_runs(tmp_path):
         ({"data": {"name": "folder", "path": str(tmp_path / "no")}}, "no"),
         ({"batch_size": 5000}, "batch_size is 5000"),
         ({"classes": 3}, "classes is 3, but the data has labels up to 9"),
+        ({"prior": "batch-norm-statistics"}, "no BatchNorm layer"),
+        ({"loss": "mse"}, "the loss 'mse' compares value by value"),
+        (
+            {"mode": "train", "model": {"name": "resnet18", "width": 4}},
+            "cannot be computed",
+        ),
     ]:
         with pytest.raises(InvalidInput, match=sentence):
             run(replace(TINY, **changes), out=tmp_path / "run")

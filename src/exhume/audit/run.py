@@ -103,11 +103,15 @@ def run(
 
 def _prepare(specs: Sequence[TrialSpec]) -> None:
     """Load every data source and build every setting once, to fail before the sweep."""
-    from exhume.audit.trial import prepare
+    from exhume.audit.executors import single_threaded
 
-    first = specs[0].seed
-    for spec in {s.setting: s for s in specs if s.seed == first}.values():
-        prepare(spec)
+    # Trials in this process find the fitted prior in a cache: the bits must be theirs.
+    with single_threaded():
+        from exhume.audit.trial import prepare
+
+        first = specs[0].seed
+        for spec in {s.setting: s for s in specs if s.seed == first}.values():
+            prepare(spec)
 
 
 def _folder(settings: AuditSettings, out: str | Path | None) -> Path:

@@ -108,15 +108,22 @@ def make_world(spec: TrialSpec) -> World:
 
 
 def prepare(spec: TrialSpec) -> None:
-    """Load the data and build everything short of the prior, to find errors early.
+    """Build the world of a trial and observe it once, to find errors early.
 
     Raises:
         ExhumeError: what would make every trial of this setting fail.
     """
-    _, public, task = _data_and_task(spec)
-    if spec.prior is not None and public is None:
-        raise _no_public(spec)
-    _mechanism(spec).calibrate(task, public, fold(spec.seed, "observe"))
+    world = make_world(spec)
+    try:
+        world.observe(fold(spec.seed, "observe"))
+    except (ValueError, RuntimeError, IndexError) as error:  # how torch says "no fit"
+        if isinstance(error, ExhumeError):
+            raise
+        msg = (
+            f"the gradient of the private batch cannot be computed ({error}); check "
+            f"that the model, the loss, the mode and the data fit together"
+        )
+        raise InvalidInput(msg) from error
 
 
 def _key(spec: TrialSpec, *names: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from exhume.errors import InvalidInput
+from exhume.files import kind_of
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
 
@@ -79,7 +80,8 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
     Raises:
         InvalidInput: no such array, a damaged file, or a pickle.
     """
-    if not zipfile.is_zipfile(path):
+    # A file of torch.save is a zip archive too, with a pickle inside.
+    if not zipfile.is_zipfile(path) or kind_of(path) == "pickle":
         msg = (
             f"{path} is not an .npz archive (or it is cut short); save arrays with "
             f"numpy.savez, since pickle files are never loaded"
