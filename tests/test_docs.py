@@ -194,7 +194,7 @@ def test_the_readme_runs_as_printed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     error = float(re.search(r"'mse': \{'median': ([^,]+),", done.stdout)[1])  # type: ignore[index]
-    floor = float(done.stdout.rsplit("no attack is below ", 1)[1])
+    floor = float(done.stdout.rsplit("bound on the mean ", 1)[1])
     assert 0 < floor < 0.01
     assert 0 < error < 0.01
 
