@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -179,7 +178,7 @@ def simulate(model: nn.Module, own: Batch, said: Said) -> SharedObservation:
 
 
 def load_model(reference: str, weights: Path | None) -> nn.Module:
-    """Call ``package.module:function``, found from the working directory too.
+    """Call ``package.module:function``; the working directory is on the path.
 
     Raises:
         InvalidInput: no such function, it fails, or returns no ``nn.Module``.
@@ -190,8 +189,6 @@ def load_model(reference: str, weights: Path | None) -> nn.Module:
     if not module_name or not function_name:
         msg = f"--model is {reference!r}; expected package.module:function"
         raise InvalidInput(msg)
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         model = function()
