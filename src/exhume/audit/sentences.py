@@ -64,20 +64,20 @@ def non_adaptive(spec: TrialSpec) -> Flag:
 
 
 def chance(spec: TrialSpec) -> Flag:
-    """Say that an attack is no better than guessing."""
+    """Say that an attack is no better than what is public."""
     if not spec.defenses:
         return Flag(
             "chance",
             "warning",
-            "Nothing defends, and still the attack is no better than guessing without "
-            "the update. It fails on this model, so what it shows of a defense means "
-            "nothing.",
+            "Nothing defends, and still the attack is no better than a chance level. "
+            "It fails on this model, so what it shows of a defense means nothing.",
         )
     return Flag(
         "chance",
         "note",
-        "The attack is no better than guessing without the update (prior mean or a "
-        "public example): either the defense holds, or this attack is too weak.",
+        "The attack is no better than a chance level (the prior mean, or the public "
+        "example with the nearest update): either the defense holds, or this attack is "
+        "too weak.",
     )
 
 
