@@ -87,6 +87,26 @@ class GaussNewton(Attack):
     uses: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.LABELS, Fact.DEFENSE, Fact.PRIOR, Fact.PUBLIC_DATA}
     )
+    bibtex: ClassVar[str] = """
+@article{levenberg1944method,
+  title = {A Method for the Solution of Certain Non-Linear Problems in Least Squares},
+  author = {Levenberg, Kenneth},
+  journal = {Quarterly of Applied Mathematics},
+  volume = {2},
+  number = {2},
+  pages = {164--168},
+  year = {1944}
+}
+@article{marquardt1963algorithm,
+  title = {An Algorithm for Least-Squares Estimation of Nonlinear Parameters},
+  author = {Marquardt, Donald W.},
+  journal = {Journal of the Society for Industrial and Applied Mathematics},
+  volume = {11},
+  number = {2},
+  pages = {431--441},
+  year = {1963}
+}
+"""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "inner_iterations", "evaluations", "restarts"):
