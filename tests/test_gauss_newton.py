@@ -405,6 +405,12 @@ def test_float32_recovers_less_than_float64_but_recovers():
     assert max(errors) < 1e-8
 
 
+def test_a_coarse_computation_is_done_when_it_is_fitted_to_its_own_rounding():
+    problem = problem_of(world(GRAY))
+    answer = exhume.attack("gauss-newton", precision="float32")(problem)
+    assert answer.outcome is Outcome.TOLERANCE
+
+
 @pytest.mark.parametrize(
     "options",
     [{"iterations": 0}, {"restarts": 0}, {"seconds": 0.0}, {"evaluations": 0}],

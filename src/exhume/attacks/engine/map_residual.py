@@ -72,7 +72,7 @@ def profile_objective(
 def rounding_weights(observed: Tree, dtype: torch.dtype) -> Tree:
     """Return Σ^{-1/2} of an exact release: rounding relative to each tensor's size.
 
-    Σ_t = (c·ε·‖O_t‖)² / n_t with ε the unit of the released precision: every tensor
+    Σ_t = (c·ε·‖O_t‖)² / n_t with ε the unit of the coarser precision: every tensor
     counts the same whatever its scale, and a prior weighs next to nothing. A tensor
     that is zero up to rounding (a bias before BatchNorm) has no scale of its own and
     takes the largest.
@@ -83,7 +83,9 @@ def rounding_weights(observed: Tree, dtype: torch.dtype) -> Tree:
     """
     size = {n: t.to(dtype).square().mean().sqrt() for n, t in observed.items()}
     largest = max(size.values(), key=float).clamp_min(torch.finfo(dtype).tiny ** 0.5)
-    unit = {n: torch.finfo(t.dtype).eps for n, t in observed.items()}
+    # The coarser of two precisions: that of the release, and that of the computation.
+    own_unit = torch.finfo(dtype).eps
+    unit = {n: max(torch.finfo(t.dtype).eps, own_unit) for n, t in observed.items()}
     return {
         name: 1
         / (_ROUNDING_UNITS * unit[name])
