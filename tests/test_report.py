@@ -23,6 +23,7 @@ from exhume.audit.report.gallery import gallery
 from exhume.audit.report.grouping import labels, scenarios
 from exhume.audit.report.pictures import limits, png, vector
 from exhume.audit.report.plots import BOUND_LABEL, error_plots
+from exhume.audit.report.result_table import result_rows
 from exhume.audit.report.settings_toml import to_toml
 from exhume.audit.report.verdict import findings, verdict
 from exhume.audit.report.words import median, number, several
@@ -338,6 +339,14 @@ def test_one_exact_picture_does_not_spoil_the_medians(tmp_path):
     assert {"Infinity"} < {
         str(v) for r in stored["results"] for v in r["scores"]["psnr"]
     }
+
+
+def test_labels_are_summed_up_by_the_share_that_is_right():
+    scores = {"mse": [0.1, 0.2, 0.3, 0.8], "label-accuracy": [1.0, 1.0, 0.0, 1.0]}
+    result = trial("dlg", 0.1, size=4, scores=scores)
+    (scenario,) = scenarios(SETTINGS, [result])
+    (row,) = result_rows(scenario, {}, list(scores))
+    assert [entry.text for entry in row.scores] == ["0.25", "0.75"]
 
 
 def test_same_results_in_any_order_give_the_same_bytes(tmp_path):

@@ -20,6 +20,8 @@ _HEADINGS = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "label-accuracy": "la
 def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Table]:
     """Make one table per data source: medians over examples, beside the bound.
 
+    Labels are right or wrong, so theirs is the share that is right.
+
     Rows of chance levels (the prior mean, the nearest public example) are marked: an
     attack that is no better has read nothing that is private.
     """
@@ -38,11 +40,11 @@ def missing_bounds(
     from exhume.audit.report.bound_table import bound_rows
     from exhume.audit.report.grouping import scenarios
 
-    places: dict[str, list[str]] = {}
+    places: dict[str, dict[str, None]] = {}
     for scenario in scenarios(settings, results):
         for row in bound_rows(scenario):
             for reason in row.reasons:
-                places.setdefault(reason, []).append(row.defense)
+                places.setdefault(reason, {})[row.defense] = None
     return [f"no MSE bound ({', '.join(at)}): {why}" for why, at in places.items()]
 
 
@@ -51,7 +53,8 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
     from exhume.audit.report.result_table import result_rows
 
     table = Table(
-        title=f"{scenario.name}: medians over examples (the bound is on the mean)",
+        title=f"{scenario.name}: medians over examples (the bound is on the mean, "
+        f"labels are the share that is right)",
         box=None,
         pad_edge=False,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from exhume.audit.records import Flag, TrialResult
 from exhume.audit.report.flag_list import SEVERITIES
@@ -115,7 +116,8 @@ def _result_row(
 
 def _scored(results: Sequence[TrialResult], metric: str, unit: str) -> Number:
     found = values(results, metric)
-    middle = median(found)
+    # The median of zeros and ones is one of them: it would hide a wrong label of three.
+    middle = median(found) if metric != "label-accuracy" or not found else fmean(found)
     if middle is None:
         why = {r.not_applicable[metric] for r in results if metric in r.not_applicable}
         return Number("–", None, "; ".join(sorted(why)))
