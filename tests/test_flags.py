@@ -190,6 +190,15 @@ def test_a_mean_error_below_a_bound_is_an_alarm():
     assert "0.0086" in found[0].sentence
 
 
+def test_an_attacker_who_is_told_more_than_the_release_may_be_below_the_bound():
+    attacks = [
+        replace(a, spec=replace(a.spec, threat="statistics-known"))
+        for a in attacked(BELOW)
+    ]
+    results = attacks + floors(0.01, 6)
+    assert all("below-bound" not in kinds(results, a) for a in attacks)
+
+
 def test_below_a_bound_whose_prior_does_not_fit_is_a_note():
     attacks = attacked(BELOW, facts={"prior_fit": 1.3})
     found = flag(attacks + floors(0.01, 6), attacks[0], "below-bound")

@@ -200,7 +200,8 @@ def _assumptions(density: Density, batch_size: int) -> tuple[str, ...]:
         f"sharper prior of real data may fall below.",
         "It bounds the mean over draws of data from the prior and over the noise, not "
         "the error on one fixed batch; draws may leave the range of real data.",
-        "The labels, the weights and the defense are known to the attacker.",
+        "The labels, the weights and the defense are known to the attacker, and "
+        "nothing else of the batch is (no BatchNorm statistics).",
         "The mean of the release is a continuous function of the data and "
         "differentiable almost everywhere (checked between draws of the prior).",
     ]
