@@ -432,3 +432,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("here")
     with pytest.raises(InvalidInput, match="cannot be made"):
         run(TINY, out=tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("threat", ["eavesdropper", "parameter-aware"])
+def test_chance_levels_have_the_public_data_whatever_the_threat(threat):
+    for name in ("prior-mean", "nearest-public"):
+        told = run_trial(replace(SPEC, attack={"name": name}, threat=threat))
+        informed = run_trial(replace(SPEC, attack={"name": name}))
+        assert told.status == "done"
+        assert told.scores["mse"] == informed.scores["mse"]

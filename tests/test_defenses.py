@@ -13,6 +13,7 @@ from scipy.stats import chi2
 from torch import nn
 
 from exhume import Mechanism, Task, config, registry
+from exhume.audit.report.citations import citations
 from exhume.defenses.clipping import ClipNorm, Clipping, clip_factor
 from exhume.defenses.gaussian_noise import GaussianNoise, add_noise
 from exhume.defenses.pruning import KeepLargest, Pruning, magnitude_mask, removed_count
@@ -102,8 +103,9 @@ def test_first_defenses_are_registered():
 def test_declares_stage_citation_and_options(name, row):
     defense = make(name, row.acts)
     assert isinstance(defense.stage, Stage)
-    assert defense.bibtex.startswith("@")
-    assert defense.bibtex.count("{") == defense.bibtex.count("}")
+    cited = citations([("defense", config.describe(defense))])
+    assert cited.startswith("@")
+    assert cited.count("{") == cited.count("}")
     described = config.describe(defense)
     assert config.build("defense", described) == defense
     assert described["name"] == name

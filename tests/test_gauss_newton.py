@@ -424,3 +424,25 @@ def test_an_unknown_start_is_refused_before_anything_runs():
     expected = "start: .*'prior-mean'.*got 'zeros'"
     with pytest.raises(exhume.errors.InvalidInput, match=expected):
         exhume.attack("gauss-newton", start="zeros")
+
+
+def test_the_prior_fills_in_what_scarce_observations_leave_open():
+    made = world(GRAY, defenses=(exhume.defense("pruning", ratio=0.98),), key=3)
+    problem = problem_of(made)
+    assert residual_of(made).scarce
+    assert not residual_of(world(GRAY)).scarce
+    answer = exhume.attack("gauss-newton")(problem)
+    alone = exhume.attack("gauss-newton", prior=False)(problem)
+    guess = exhume.attack("prior-mean")(problem)
+    errors = [exhume.score(a, made.batch).mse[0] for a in (answer, alone, guess)]
+    assert errors[0] < 0.8 * min(errors[1:])
+
+
+def test_an_observation_that_is_not_explained_is_said():
+    made = world(GRAY)
+    problem = problem_of(made)
+    assert exhume.attack("gauss-newton")(problem).notes == ()
+    stranger = world(GRAY, key=77).task
+    wrong = replace(problem, task=stranger)
+    answer = exhume.attack("gauss-newton", iterations=5, restarts=1)(wrong)
+    assert "does not explain" in answer.notes[0]

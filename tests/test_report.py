@@ -533,11 +533,25 @@ def test_cites_each_method_used_and_no_other(swept):
     text = citations(methods(sweep()))
     keys = re.findall(r"^@\w+\{([^,]+),", text, flags=re.MULTILINE)
     assert keys == sorted(set(keys))
-    assert ("attack", "gauss-newton") in methods(sweep())
+    assert "gauss-newton" in {
+        o["name"] for kind, o in methods(sweep()) if kind == "attack"
+    }
     assert "Deep Leakage from Gradients" in text
     assert "GradInversion" not in text
-    assert citations([("attack", "nobody.knows.this")]) == ""
+    assert citations([("attack", {"name": "nobody.knows.this"})]) == ""
     assert text in swept[0].sections["cite"]
+
+
+def test_only_the_variant_that_ran_is_cited():
+    random = citations(
+        [("defense", {"name": "pruning", "ratio": 0.5, "kind": "random"})]
+    )
+    assert "konecny2016" in random
+    assert "aji2017" not in random
+    full = citations([("prior", {"name": "gaussian", "covariance": "shrinkage"})])
+    assert full == ""
+    low = citations([("prior", {"name": "gaussian", "covariance": "low-rank"})])
+    assert "tipping1999" in low
 
 
 SETTINGS_OF_ALL_KINDS = [

@@ -36,6 +36,12 @@ _EXACT = 0.01
 # Relative blur of the observation, from rough to sharp.
 _SOFTENING = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
+_UNEXPLAINED = (
+    "The answer does not explain the observation to its noise: the descent is caught "
+    "in a local minimum or ended early, or weights, labels, mode or defense are not "
+    "what the attack was told."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GaussNewton(Attack):
@@ -57,7 +63,8 @@ class GaussNewton(Attack):
             the same bits on every machine.
         restarts: descents at most. They end as soon as one fits the observation to its
             noise; the second softens the observation first and sharpens it step by
-            step, the others do so from random points. The smallest Φ wins.
+            step (the first does so too where observations are scarce), the others do
+            so from random points. The smallest Φ wins.
         seconds: CPU seconds over all restarts; None for no limit.
         start: ``prior-mean``, or any other kind of ``attacks.engine.start``.
         labels: ``auto`` (known, else ``bias-corrected``, else ``joint``), or one of
@@ -79,7 +86,7 @@ class GaussNewton(Attack):
     labels: Literal["auto", "idlg", "bias-corrected", "joint"] = "auto"
     prior: bool = True
     precision: Literal["float32", "float64"] = "float64"
-    stall: float = 1e-9
+    stall: float = 1e-7
 
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
@@ -131,7 +138,7 @@ class GaussNewton(Attack):
         trace: list[TracePoint] = []
         for restart in range(self.restarts):
             x0 = self._start(problem, residual, key, restart, inputs)
-            if restart > 0:
+            if restart > 0 or residual.scarce:
                 x0 = self._soften(residual, x0, watch)
             descent = self._descend(residual, x0, watch)
             trace += [TracePoint(restart, *row) for row in descent.trace]
@@ -276,6 +283,8 @@ class GaussNewton(Attack):
             return self._refined(problem, residual, best, trace, watch, notes)
         dtype = problem.require(Fact.WEIGHTS).dtype
         inputs = problem.spec.clamp(inputs.detach().to(dtype))
+        if residual.scale_known and not residual.fitted(best.point):
+            notes = (*notes, _UNEXPLAINED)
         return Reconstruction(
             inputs=inputs,
             targets=targets.detach(),

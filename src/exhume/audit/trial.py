@@ -30,6 +30,7 @@ from exhume.metrics.score import score
 from exhume.problem.attack import Attack
 from exhume.problem.batch import Batch
 from exhume.problem.bound import Bound, NotApplicable
+from exhume.problem.knowledge import Fact
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Observation
 from exhume.problem.prior import Density
@@ -223,13 +224,25 @@ def _bounded(setting: TrialResult, world: World) -> TrialResult:
     return replace(setting, bound=record)
 
 
+def _threat(spec: TrialSpec, attack: Attack) -> ThreatModel:
+    """Return what an attack is told; a chance level is the evaluator's own.
+
+    It shows what guessing achieves, so it has the public data whatever the threat.
+    """
+    threat = ThreatModel(spec.threat)
+    if not attack.baseline:
+        return threat
+    guessing = threat.known | {Fact.PUBLIC_DATA, Fact.PRIOR}
+    return replace(threat, facts=guessing)
+
+
 def _attacked(
     setting: TrialResult, world: World, observation: Observation
 ) -> TrialResult:
     spec = setting.spec
     assert spec.attack is not None
     attack: Attack = build("attack", spec.attack)
-    problem = ThreatModel(spec.threat).reveal(world, observation)
+    problem = _threat(spec, attack).reveal(world, observation)
     guess = attack(problem, key=fold(spec.seed, "attack"))
     told = replace(
         setting,

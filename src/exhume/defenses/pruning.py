@@ -86,6 +86,33 @@ class KeepLargest:
         return {**tree, **KeepWhere(unflatten(mask, covered))(covered)}
 
 
+_MAGNITUDE = """\
+@inproceedings{aji2017sparse,
+  title = {Sparse Communication for Distributed Gradient Descent},
+  author = {Aji, Alham Fikri and Heafield, Kenneth},
+  booktitle = {Conference on Empirical Methods in Natural Language Processing},
+  pages = {440--445},
+  year = {2017},
+}
+@inproceedings{lin2018deep,
+  title = {Deep Gradient Compression: Reducing the Communication Bandwidth for
+           Distributed Training},
+  author = {Lin, Yujun and Han, Song and Mao, Huizi and Wang, Yu and Dally, William J.},
+  booktitle = {International Conference on Learning Representations},
+  year = {2018},
+}
+"""
+_RANDOM = """\
+@article{konecny2016federated,
+  title = {Federated Learning: Strategies for Improving Communication Efficiency},
+  author = {Kone{\\v{c}}n{\\'y}, Jakub and McMahan, H. Brendan and Yu, Felix X. and
+            Richt{\\'a}rik, Peter and Suresh, Ananda Theertha and Bacon, Dave},
+  journal = {arXiv preprint arXiv:1610.05492},
+  year = {2016},
+}
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pruning(Defense):
     """Set a fraction of the covered entries to zero, ranked over all tensors together.
@@ -108,29 +135,9 @@ class Pruning(Defense):
     """
 
     stage: ClassVar[Stage] = Stage.UPDATE
-    bibtex: ClassVar[str] = """\
-@inproceedings{aji2017sparse,
-  title = {Sparse Communication for Distributed Gradient Descent},
-  author = {Aji, Alham Fikri and Heafield, Kenneth},
-  booktitle = {Conference on Empirical Methods in Natural Language Processing},
-  pages = {440--445},
-  year = {2017},
-}
-@inproceedings{lin2018deep,
-  title = {Deep Gradient Compression: Reducing the Communication Bandwidth for
-           Distributed Training},
-  author = {Lin, Yujun and Han, Song and Mao, Huizi and Wang, Yu and Dally, William J.},
-  booktitle = {International Conference on Learning Representations},
-  year = {2018},
-}
-@article{konecny2016federated,
-  title = {Federated Learning: Strategies for Improving Communication Efficiency},
-  author = {Kone{\\v{c}}n{\\'y}, Jakub and McMahan, H. Brendan and Yu, Felix X. and
-            Richt{\\'a}rik, Peter and Suresh, Ananda Theertha and Bacon, Dave},
-  journal = {arXiv preprint arXiv:1610.05492},
-  year = {2016},
-}
-"""
+    variant_bibtex: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "kind": {"magnitude": _MAGNITUDE, "random": _RANDOM}
+    }
 
     ratio: float
     kind: Literal["magnitude", "random"] = "magnitude"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -156,6 +156,24 @@ class GaussianDensity(Density):
         return precision_product(residuals, basis, variances, self.floor)
 
 
+_LEDOIT_WOLF = """
+@article{ledoit2004well,
+  title = {A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices},
+  author = {Ledoit, Olivier and Wolf, Michael},
+  journal = {Journal of Multivariate Analysis},
+  volume = {88}, number = {2}, pages = {365--411}, year = {2004}
+}
+"""
+_LOW_RANK = """
+@article{tipping1999probabilistic,
+  title = {Probabilistic Principal Component Analysis},
+  author = {Tipping, Michael E. and Bishop, Christopher M.},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume = {61}, number = {3}, pages = {611--622}, year = {1999}
+}
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Prior):
     """Fit a Gaussian to public examples.
@@ -173,20 +191,9 @@ class Gaussian(Prior):
         InvalidInput: an option is out of its range.
     """
 
-    bibtex: ClassVar[str] = """
-@article{ledoit2004well,
-  title = {A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices},
-  author = {Ledoit, Olivier and Wolf, Michael},
-  journal = {Journal of Multivariate Analysis},
-  volume = {88}, number = {2}, pages = {365--411}, year = {2004}
-}
-@article{tipping1999probabilistic,
-  title = {Probabilistic Principal Component Analysis},
-  author = {Tipping, Michael E. and Bishop, Christopher M.},
-  journal = {Journal of the Royal Statistical Society: Series B},
-  volume = {61}, number = {3}, pages = {611--622}, year = {1999}
-}
-"""
+    variant_bibtex: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "covariance": {"ledoit-wolf": _LEDOIT_WOLF, "low-rank": _LOW_RANK}
+    }
     covariance: Literal["shrinkage", "ledoit-wolf", "empirical", "low-rank"] = (
         "shrinkage"
     )

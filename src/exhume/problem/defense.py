@@ -85,11 +85,13 @@ class Defense(ABC):
     Attributes:
         stage: where it acts.
         bibtex: the entry to cite, or "".
+        variant_bibtex: option → its value → further entries to cite for this choice.
         only: glob patterns of the tensors that it covers (``("*",)`` covers all).
     """
 
     stage: ClassVar[Stage]
     bibtex: ClassVar[str] = ""
+    variant_bibtex: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     only: tuple[str, ...] = ("*",)
 
     def covered(self, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:

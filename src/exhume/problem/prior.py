@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -78,9 +79,11 @@ class Prior(ABC):
 
     Attributes:
         bibtex: the entry to cite, or "".
+        variant_bibtex: option → its value → further entries to cite for this choice.
     """
 
     bibtex: ClassVar[str] = ""
+    variant_bibtex: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     @abstractmethod
     def fit(self, public: Batch, task: Task) -> Density:

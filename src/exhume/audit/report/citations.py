@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 
-from exhume.audit.records import TrialResult
+from exhume.audit.records import Options, TrialResult
 from exhume.errors import UnknownName
 from exhume.registry import find
 
@@ -15,9 +16,13 @@ _START = re.compile(r"^\s*(?=@\w+\s*\{)", re.MULTILINE)
 _KEY = re.compile(r"@\w+\s*\{\s*([^,\s]+)\s*,")
 
 
-def methods(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
-    """List the (kind, name) of every registered object that occurs, sorted."""
-    found: set[tuple[str, str]] = set()
+#: kind of a registered object, and the object as plain data
+Method = tuple[str, Options]
+
+
+def methods(results: Sequence[TrialResult]) -> list[Method]:
+    """List every registered object that occurs, each once, sorted."""
+    found: list[Method] = []
     for result in results:
         spec = result.spec
         single = {
@@ -28,21 +33,33 @@ def methods(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
             "observation": spec.observation,
             "prior": spec.prior,
         }
-        found |= {(kind, o["name"]) for kind, o in single.items() if o is not None}
-        found |= {("defense", defense["name"]) for defense in spec.defenses}
-        found |= {("metric", metric) for metric in result.scores}
-    return sorted(found)
+        found += [(kind, o) for kind, o in single.items() if o is not None]
+        found += [("defense", defense) for defense in spec.defenses]
+        found += [("metric", {"name": metric}) for metric in result.scores]
+    unique = {json.dumps(method, sort_keys=True): method for method in found}
+    return [unique[text] for text in sorted(unique)]
 
 
-def citations(used: Iterable[tuple[str, str]]) -> str:
+def citations(used: Iterable[Method]) -> str:
     """Join the entries of the methods, each key once, sorted by key."""
     entries: dict[str, str] = {}
-    for kind, name in used:
-        try:
-            text = getattr(find(kind, name), "bibtex", "")
-        except UnknownName:  # a method of somebody else's, stored with the run
-            continue
-        for entry in _START.split(text):
+    for kind, options in used:
+        for entry in _START.split(_bibtex(kind, options)):
             if found := _KEY.match(entry):
                 entries.setdefault(found[1], entry.strip())
     return "\n\n".join(entries[key] for key in sorted(entries))
+
+
+def _bibtex(kind: str, options: Options) -> str:
+    """Return the entries of a method and of the variant that its options choose."""
+    try:
+        cls = find(kind, options["name"])
+    except UnknownName:  # a method of somebody else's, stored with the run
+        return ""
+    variants = getattr(cls, "variant_bibtex", {})
+    chosen = [
+        variants.get(option, {}).get(value, "")
+        for option, value in options.items()
+        if option in variants
+    ]
+    return "\n".join([getattr(cls, "bibtex", ""), *chosen])
