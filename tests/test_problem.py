@@ -265,3 +265,11 @@ def test_a_stopwatch_counts():
     assert cost.evaluations == 5
     assert cost.cpu_seconds >= 0
     assert cost.wall_seconds > 0
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_must_be_one_of_the_classes(label):
+    made = make_world(GRAY)
+    wrong = Batch(made.batch.inputs, torch.full((len(made.batch),), label), GRAY)
+    with pytest.raises(InvalidInput, match="the model has 5 outputs"):
+        replace(made, batch=wrong)

@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from exhume.audit.records import TrialResult, TrialSpec
 from exhume.audit.report import browser, build, write_report
+from exhume.audit.report.build import _threat
 from exhume.audit.report.citations import citations, methods
 from exhume.audit.report.figure import SERIES
 from exhume.audit.report.gallery import gallery
@@ -29,6 +31,7 @@ from exhume.audit.report.verdict import findings, verdict
 from exhume.audit.report.words import median, number, several
 from exhume.audit.settings import AuditSettings
 from exhume.audit.sweep import parse_settings
+from exhume.problem.knowledge import Fact
 
 NOISE = ({"name": "gaussian-noise", "std": 0.125, "only": ["*"]},)
 CLIPPING = [({"name": "clipping", "max_norm": m, "only": ["*"]},) for m in (10.0, 0.1)]
@@ -659,3 +662,15 @@ def test_no_picture_without_a_report(tmp_path):
         pytest.skip("no Chromium is installed")
     with pytest.raises(InvalidInput, match="there is no report"):
         browser.screenshot(tmp_path / "report.html", tmp_path / "report.png")
+
+
+def test_statistics_that_do_not_exist_are_not_known():
+    told = replace(SETTINGS, threat="statistics-known")
+    plain = trial("dlg", 0.01)
+    normed = replace(plain, facts={**plain.facts, "batch_norm_layers": 3.0})
+
+    def known(result):
+        return dict(_threat(told, [result])["facts"])[Fact.BATCH_NORM_STATISTICS.value]
+
+    assert not known(plain)
+    assert known(normed)

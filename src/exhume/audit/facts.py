@@ -75,8 +75,9 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
         ``parameters`` (P), ``dimension`` (d), ``unknowns`` (B·d), ``public_examples``,
         ``gradient_norm`` (of the exact update), ``released_norm``,
         ``cosine_to_exact`` (of the release), ``relative_noise``,
-        ``labels_identify_order`` (1.0 or 0.0), and ``prior_fit`` where the prior was
-        checked on held-out examples (about 1 if it fits).
+        ``labels_identify_order`` (1.0 or 0.0), ``batch_norm_layers``, and
+        ``prior_fit`` where the prior was checked on held-out examples (about 1 if it
+        fits).
     """
     exact = world.mechanism.observation.forward(
         world.task,
@@ -93,6 +94,7 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
         "released_norm": _norm(observation.values),
         "cosine_to_exact": cosine(observation.values, exact),
         "relative_noise": relative_noise(law.variance, exact),
+        "batch_norm_layers": float(len(observation.batch_statistics)),
         "labels_identify_order": float(labels_identify_order(world.batch.targets)),
     }
     if world.prior is not None and world.prior.fit_check is not None:

@@ -26,7 +26,8 @@ class World:
         prior: a density fitted to public data, or None.
 
     Raises:
-        InvalidInput: a private example is among the public ones.
+        InvalidInput: a private example is among the public ones, or a label is not one
+            of the model's classes.
     """
 
     task: Task
@@ -36,6 +37,7 @@ class World:
     prior: Density | None = None
 
     def __post_init__(self) -> None:
+        self._check_labels()
         if self.public is None:
             return
         if self.public.spec.shape != self.batch.spec.shape:
@@ -48,6 +50,19 @@ class World:
             msg = (
                 "a private example is also among the public ones, which would hand the "
                 "answer to the attacker; split the data first"
+            )
+            raise InvalidInput(msg)
+
+    def _check_labels(self) -> None:
+        labels = self.batch.targets
+        if labels.is_floating_point() or self.task.loss != "cross-entropy":
+            return
+        classes = self.task.output_size(self.batch.inputs.to(self.task.dtype))
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= classes:
+            msg = (
+                f"labels lie in [{least}, {most}], but the model has {classes} "
+                f"outputs; expected 0 to {classes - 1}"
             )
             raise InvalidInput(msg)
 

@@ -90,7 +90,7 @@ def _view(
         "metrics": metrics,
         "metric_names": {m: _METRIC_NAMES.get(m, m.replace("-", " ")) for m in metrics},
         "tiles": _tiles(listed, flags),
-        "threat": _threat(settings),
+        "threat": _threat(settings, results),
         "flags": flag_groups(listed, flags),
         "costs": cost_rows(listed),
         "failures": failures(listed),
@@ -201,7 +201,7 @@ def _ranges(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _threat(settings: AuditSettings) -> dict[str, Any]:
+def _threat(settings: AuditSettings, results: Sequence[TrialResult]) -> dict[str, Any]:
     """Put the threat model in words, and say of each fact whether it is known."""
     from exhume.problem.knowledge import Fact
 
@@ -209,6 +209,8 @@ def _threat(settings: AuditSettings) -> dict[str, Any]:
     if preset is None:
         return {"name": settings.threat, "letter": "", "description": "", "facts": []}
     absent = {"PRIOR"} if settings.prior is None else set()
+    if not any(r.facts.get("batch_norm_layers") for r in results):
+        absent.add("BATCH_NORM_STATISTICS")
     return {
         "name": settings.threat,
         "letter": preset.letter,
