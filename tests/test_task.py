@@ -26,6 +26,11 @@ def seeded(net, dtype=torch.float64):
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.empty(p.shape, dtype=dtype).uniform_(-0.6, 0.6, generator=g))
+        for name, buffer in net.named_buffers():
+            # Spectral norm draws its singular vectors when the layer is made.
+            if name.endswith(("._u", "._v")):
+                drawn = torch.randn(buffer.shape, generator=g, dtype=dtype)
+                buffer.copy_(F.normalize(drawn, dim=0))
     return net.to(dtype)
 
 

@@ -1,0 +1,18 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_in_every_run():
+    """Start each test from one global state.
+
+    The package never draws from it, but plain layers that a test builds do; without
+    this a tolerance would hold or fail by chance.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
