@@ -75,12 +75,16 @@ def _files(kind: str) -> dict[str, Path]:
 
 @lru_cache(maxsize=512)
 def _defines_member(kind: str, path: Path) -> bool:
-    """Say whether a file has a class derived from the kind's base (read, not run)."""
+    """Say whether a file has a class derived from the kind's base (read, not run).
+
+    An abstract class between the two ends in the name of the base: a MatchingAttack is
+    an Attack.
+    """
     base = KINDS[kind][2]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return any(
         isinstance(node, ast.ClassDef)
-        and any(ast.unparse(b).split(".")[-1].split("[")[0] == base for b in node.bases)
+        and any(ast.unparse(b).split("[")[0].endswith(base) for b in node.bases)
         for node in tree.body
     )
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import (
     Design,
     Group,
     Limits,
     check_options,
-    reconstruct,
 )
+from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import Objective, make_objective
 from exhume.attacks.engine.parametrisation import (
     ParametrisationName,
@@ -25,16 +23,14 @@ from exhume.attacks.engine.smoothness import EuclideanNorm, mean_total_variation
 from exhume.attacks.engine.start import StartKind
 from exhume.attacks.engine.targets import InferredLabels
 from exhume.priors.batch_norm_statistics import BatchNormStatisticsDensity
-from exhume.problem.attack import Attack
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.prior import Density
-from exhume.problem.reconstruction import Reconstruction
 
 __all__ = ["GradInversion"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradInversion(Attack):
+class GradInversion(MatchingAttack):
     """Yin et al. (CVPR 2021): layer-wise matching, image priors, group consistency.
 
     Minimises α_G Σ_l ‖F(x, y)_l − O_l‖₂ + α_TV TV(x) + α_2 ‖x‖₂ + α_BN R_BN(x) by Adam
@@ -100,18 +96,7 @@ class GradInversion(Attack):
     patience: int = 500
     stall: float = 1e-4
 
-    needs: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
-    )
-    uses: ClassVar[frozenset[Fact]] = frozenset(
-        {
-            Fact.LABELS,
-            Fact.DEFENSE,
-            Fact.PRIOR,
-            Fact.PUBLIC_DATA,
-            Fact.BATCH_NORM_STATISTICS,
-        }
-    )
+    uses: ClassVar[frozenset[Fact]] = MatchingAttack.uses | {Fact.BATCH_NORM_STATISTICS}
     bibtex: ClassVar[str] = """
 @inproceedings{yin2021see,
   title = {See Through Gradients: Image Batch Recovery via {GradInversion}},
@@ -170,20 +155,6 @@ class GradInversion(Attack):
             group=Group(self.group, units, self.align) if self.group > 0 else None,
             notes=self._notes(problem),
         )
-
-    def run(self, problem: Problem, key: int) -> Reconstruction:
-        """Reconstruct from drawn starts."""
-        return self.run_from(problem, key, None)
-
-    def run_from(
-        self, problem: Problem, key: int, inputs: Tensor | None
-    ) -> Reconstruction:
-        """Reconstruct with an explicit start of the first seed, shape [B, *event]."""
-        return reconstruct(problem, self.design(problem), key, inputs)
-
-    def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
-        """Return the objective of one candidate, without the pull of the group."""
-        return self._objective(problem).value(inputs, targets)
 
     def _objective(self, problem: Problem) -> Objective:
         priors, _ = mean_total_variation(problem, self.total_variation)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from exhume.attacks.engine.driver import Design, Limits, check_options, reconstruct
+from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.lbfgs import LBFGS
+from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import Objective, make_objective
 from exhume.attacks.engine.parametrisation import (
     ParametrisationName,
@@ -16,15 +15,13 @@ from exhume.attacks.engine.parametrisation import (
     make_parametrisation,
 )
 from exhume.attacks.engine.start import StartKind
-from exhume.problem.attack import Attack
-from exhume.problem.knowledge import Fact, Problem
-from exhume.problem.reconstruction import Reconstruction
+from exhume.problem.knowledge import Problem
 
 __all__ = ["ImprovedDeepLeakage"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImprovedDeepLeakage(Attack):
+class ImprovedDeepLeakage(MatchingAttack):
     """Zhao et al. (2020): read the label off, then min ‖F(x, y) − O‖² over x.
 
     The sign rule holds for one example; a larger batch is counted class by class
@@ -62,12 +59,6 @@ class ImprovedDeepLeakage(Attack):
     patience: int = 5
     stall: float = 1e-3
 
-    needs: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
-    )
-    uses: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.LABELS, Fact.DEFENSE, Fact.PRIOR, Fact.PUBLIC_DATA}
-    )
     bibtex: ClassVar[str] = """
 @article{zhao2020idlg,
   title = {{iDLG}: Improved Deep Leakage from Gradients},
@@ -108,20 +99,6 @@ class ImprovedDeepLeakage(Attack):
             start=self.start,
             labels=("idlg", "bias-corrected", "joint"),
         )
-
-    def run(self, problem: Problem, key: int) -> Reconstruction:
-        """Reconstruct from drawn starts."""
-        return self.run_from(problem, key, None)
-
-    def run_from(
-        self, problem: Problem, key: int, inputs: Tensor | None
-    ) -> Reconstruction:
-        """Reconstruct with an explicit first start, shape [B, *event]."""
-        return reconstruct(problem, self.design(problem), key, inputs)
-
-    def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
-        """Return ‖F(x, y) − O‖² (or the likelihood) at a candidate."""
-        return self._objective(problem).value(inputs, targets)
 
     def _objective(self, problem: Problem) -> Objective:
         return make_objective(problem, "euclidean")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from exhume.attacks.engine.adam import Adam
-from exhume.attacks.engine.driver import Design, Limits, check_options, reconstruct
+from exhume.attacks.engine.driver import Design, Limits, check_options
+from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import Objective, make_objective
 from exhume.attacks.engine.parametrisation import (
     ParametrisationName,
@@ -18,15 +17,13 @@ from exhume.attacks.engine.parametrisation import (
 from exhume.attacks.engine.smoothness import mean_total_variation
 from exhume.attacks.engine.start import StartKind
 from exhume.attacks.engine.targets import InferredLabels
-from exhume.problem.attack import Attack
 from exhume.problem.knowledge import Fact, Problem
-from exhume.problem.reconstruction import Reconstruction
 
 __all__ = ["InvertingGradients"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvertingGradients(Attack):
+class InvertingGradients(MatchingAttack):
     """Geiping et al. (NeurIPS 2020): min 1 − cos(F(x, y), O) + α TV(x) in the range.
 
     Adam on the sign of the gradient, learning rate 0.1 in normalised units (the model's
@@ -72,12 +69,6 @@ class InvertingGradients(Attack):
     patience: int = 500
     stall: float = 1e-4
 
-    needs: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
-    )
-    uses: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.LABELS, Fact.DEFENSE, Fact.PRIOR, Fact.PUBLIC_DATA}
-    )
     bibtex: ClassVar[str] = """
 @inproceedings{geiping2020inverting,
   title = {Inverting Gradients -- How Easy Is It to Break Privacy in Federated
@@ -120,20 +111,6 @@ class InvertingGradients(Attack):
             labels=(self.labels, "joint"),
             notes=mean_total_variation(problem, self.total_variation)[1],
         )
-
-    def run(self, problem: Problem, key: int) -> Reconstruction:
-        """Reconstruct from drawn starts."""
-        return self.run_from(problem, key, None)
-
-    def run_from(
-        self, problem: Problem, key: int, inputs: Tensor | None
-    ) -> Reconstruction:
-        """Reconstruct with an explicit first start, shape [B, *event]."""
-        return reconstruct(problem, self.design(problem), key, inputs)
-
-    def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
-        """Return 1 − cos(F(x, y), O) + α TV(x) at a candidate."""
-        return self._objective(problem).value(inputs, targets)
 
     def _objective(self, problem: Problem) -> Objective:
         priors, _ = mean_total_variation(problem, self.total_variation)
