@@ -27,6 +27,7 @@ __all__ = [
     "did_you_mean",
     "entries",
     "find",
+    "member_node",
     "names",
     "registered_name",
 ]
@@ -75,18 +76,22 @@ def _files(kind: str) -> dict[str, Path]:
 
 @lru_cache(maxsize=512)
 def _defines_member(kind: str, path: Path) -> bool:
-    """Say whether a file has a class derived from the kind's base (read, not run).
+    return member_node(kind, path) is not None
+
+
+def member_node(kind: str, path: Path) -> ast.ClassDef | None:
+    """Return the class of a file that is derived from the kind's base; read, not run.
 
     An abstract class between the two ends in the name of the base: a MatchingAttack is
     an Attack.
     """
     base = KINDS[kind][2]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return any(
-        isinstance(node, ast.ClassDef)
-        and any(ast.unparse(b).split("[")[0].endswith(base) for b in node.bases)
-        for node in tree.body
-    )
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and any(
+            ast.unparse(b).split("[")[0].endswith(base) for b in node.bases
+        ):
+            return node
+    return None
 
 
 def _summary(path: Path) -> str:

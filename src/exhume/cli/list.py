@@ -12,7 +12,7 @@ import exhume
 from exhume.cli.console import columns, say
 from exhume.errors import UnknownName
 from exhume.problem.presets import PRESETS
-from exhume.registry import KINDS, Entry, did_you_mean, entries
+from exhume.registry import Entry, did_you_mean, entries, member_node
 
 __all__ = ["LISTED", "THREATS", "Option", "list_", "read_class", "summaries"]
 
@@ -93,13 +93,8 @@ def _describe(kind: str, name: str, known: list[str]) -> None:
 def read_class(entry: Entry) -> tuple[str, list[Option]]:
     """Read docstring and options of the registered class, without importing it."""
     tree = ast.parse(Path(entry.path).read_text(encoding="utf-8"))
-    base = KINDS[entry.kind][2]
-    node = next(
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-        and any(ast.unparse(b).split(".")[-1].split("[")[0] == base for b in node.bases)
-    )
+    node = member_node(entry.kind, entry.path)
+    assert node is not None  # an entry is a file that has one
     fields = [
         (
             ast.unparse(item.target),
