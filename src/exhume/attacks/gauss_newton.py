@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from exhume.attacks.engine.driver import check_options
 from exhume.attacks.engine.levenberg_marquardt import (
     Descent,
     Limits,
@@ -116,13 +117,16 @@ class GaussNewton(Attack):
 """
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "inner_iterations", "evaluations", "restarts"):
-            if getattr(self, name) < 1:
-                msg = f"{name} is {getattr(self, name)}; it must be at least 1"
-                raise InvalidInput(msg)
-        if self.seconds is not None and self.seconds <= 0:
-            msg = f"seconds is {self.seconds}; give a positive budget, or none"
-            raise InvalidInput(msg)
+        check_options(
+            at_least_one={
+                "iterations": self.iterations,
+                "inner_iterations": self.inner_iterations,
+                "evaluations": self.evaluations,
+                "restarts": self.restarts,
+            },
+            positive={"seconds": self.seconds},
+            not_negative={"stall": self.stall},
+        )
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
         """Descend from every start and return the point with the smallest Φ."""

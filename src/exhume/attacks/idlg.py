@@ -8,7 +8,7 @@ from typing import ClassVar
 from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.lbfgs import LBFGS
 from exhume.attacks.engine.matching_attack import MatchingAttack
-from exhume.attacks.engine.objective import Objective, make_objective
+from exhume.attacks.engine.objective import make_objective
 from exhume.attacks.engine.parametrisation import (
     ParametrisationName,
     Units,
@@ -80,7 +80,7 @@ class ImprovedDeepLeakage(MatchingAttack):
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
-        objective = self._objective(problem)
+        objective = make_objective(problem, "euclidean")
         one = next(iter(objective.discrepancy.observed.values())).new_ones(())
         units = Units(0 * one, one)
         return Design(
@@ -99,6 +99,3 @@ class ImprovedDeepLeakage(MatchingAttack):
             start=self.start,
             labels=("idlg", "bias-corrected", "joint"),
         )
-
-    def _objective(self, problem: Problem) -> Objective:
-        return make_objective(problem, "euclidean")

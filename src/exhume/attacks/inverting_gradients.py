@@ -8,7 +8,7 @@ from typing import ClassVar
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.matching_attack import MatchingAttack
-from exhume.attacks.engine.objective import Objective, make_objective
+from exhume.attacks.engine.objective import make_objective
 from exhume.attacks.engine.parametrisation import (
     ParametrisationName,
     make_parametrisation,
@@ -94,8 +94,9 @@ class InvertingGradients(MatchingAttack):
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
         units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
+        priors, notes = mean_total_variation(problem, self.total_variation)
         return Design(
-            objective=self._objective(problem),
+            objective=make_objective(problem, "cosine", priors=priors),
             parametrisation=make_parametrisation(
                 self.parametrisation, problem.spec, units
             ),
@@ -109,9 +110,5 @@ class InvertingGradients(MatchingAttack):
             ),
             start=self.start,
             labels=(self.labels, "joint"),
-            notes=mean_total_variation(problem, self.total_variation)[1],
+            notes=notes,
         )
-
-    def _objective(self, problem: Problem) -> Objective:
-        priors, _ = mean_total_variation(problem, self.total_variation)
-        return make_objective(problem, "cosine", priors=priors)
