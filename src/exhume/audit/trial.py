@@ -10,7 +10,7 @@ import json
 import platform
 import time
 import traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from exhume.keys import fold
 from exhume.metrics.score import score
 from exhume.problem.attack import Attack
 from exhume.problem.batch import Batch
-from exhume.problem.bound import Bound, NotApplicable
+from exhume.problem.bound import Bound, BoundValue, NotApplicable, RiskValue
 from exhume.problem.knowledge import Fact
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Observation
@@ -214,14 +214,36 @@ def _bounded(setting: TrialResult, world: World) -> TrialResult:
     value = bound(world, world.prior, fold(spec.seed, "observe"))
     if isinstance(value, NotApplicable):
         return replace(setting, status="not-applicable", reason=value.reason)
+    return replace(setting, bound=_bound_record(value), arrays=_bound_arrays(value))
+
+
+def _bound_record(value: BoundValue | RiskValue) -> dict[str, Any]:
+    """Write a bound as plain data; arrays go elsewhere."""
     record = {
-        **asdict(value),
-        "assumptions": list(value.assumptions),
-        "details": {name: float(v) for name, v in value.details.items()},
-        "mse": value.mse,
-        "mse_standard_error": value.mse_standard_error,
+        f.name: getattr(value, f.name)
+        for f in fields(value)
+        if f.name != "per_coordinate"
     }
-    return replace(setting, bound=record)
+    record |= {
+        "assumptions": list(value.assumptions),
+        "binds": value.binds.name,
+        "details": {name: float(v) for name, v in value.details.items()},
+    }
+    if isinstance(value, BoundValue):
+        record |= {
+            "mse": value.mse,
+            "mse_standard_error": value.mse_standard_error,
+            "per_example": list(value.per_example),
+        }
+    return record
+
+
+def _bound_arrays(
+    value: BoundValue | RiskValue,
+) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    if isinstance(value, RiskValue) or value.per_coordinate is None:
+        return {}
+    return {"bound_map": _array(value.per_coordinate)}
 
 
 def _threat(spec: TrialSpec, attack: Attack) -> ThreatModel:

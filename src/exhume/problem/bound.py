@@ -1,16 +1,29 @@
-"""What a bound is: a number no attack can beat, or the reason why there is none."""
+"""What a bound is: a number that attacks cannot beat, or why there is none."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
 
 from exhume.problem.prior import Density
 from exhume.problem.world import World
 
-__all__ = ["Bound", "BoundValue", "NotApplicable"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Binds", "Bound", "BoundValue", "NotApplicable", "RiskValue"]
+
+
+class Binds(Enum):
+    """Whom a statement binds; the value says it in words."""
+
+    EVERY_ATTACK = "every attack"
+    UNBIASED_ATTACKS = "unbiased attacks only: any attack with a prior may beat it"
+    NO_PRIOR = "attacks without a prior only"
+    NOBODY = "nobody strictly: it is an approximation"
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,10 @@ class BoundValue:
         batch_size: B.
         assumptions: under which it holds, one sentence each.
         reference: where it was proved.
+        binds: whom it binds; only a bound for every attack is compared with attacks.
         details: further numbers by name (a weaker bound, the number of draws).
+        per_coordinate: the same for every coordinate, shape [B, *event], summing to
+            ``total`` up to Monte-Carlo correction; None if the bound knows sums only.
     """
 
     name: str
@@ -42,7 +58,16 @@ class BoundValue:
     batch_size: int
     assumptions: tuple[str, ...]
     reference: str
+    binds: Binds = Binds.EVERY_ATTACK
     details: Mapping[str, float] = field(default_factory=dict)
+    per_coordinate: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def per_example(self) -> tuple[float, ...]:
+        """The bound on each example's mean squared error; empty if it is not known."""
+        if self.per_coordinate is None:
+            return ()
+        return tuple(self.per_coordinate.flatten(1).mean(dim=1).tolist())
 
     @property
     def mse(self) -> float:
@@ -55,8 +80,33 @@ class BoundValue:
         return self.standard_error / self.unknowns
 
 
+@dataclass(frozen=True)
+class RiskValue:
+    """A bound on an attacker's success that is not a squared error.
+
+    Attributes:
+        name: registered name of the bound.
+        quantity: what is bounded, in words, e.g. ``largest probability of success``.
+        value: the bound, in the units of ``quantity``.
+        standard_error: Monte-Carlo standard error of ``value``; 0 if it is exact.
+        assumptions: under which it holds, one sentence each.
+        reference: where it was proved.
+        binds: whom it binds.
+        details: further numbers by name (ε, δ, the chance level κ).
+    """
+
+    name: str
+    quantity: str
+    value: float
+    standard_error: float
+    assumptions: tuple[str, ...]
+    reference: str
+    binds: Binds = Binds.EVERY_ATTACK
+    details: Mapping[str, float] = field(default_factory=dict)
+
+
 class Bound(ABC):
-    """A lower bound on reconstruction error; leaves are frozen dataclasses.
+    """A bound on reconstruction error or success; leaves are frozen dataclasses.
 
     Attributes:
         bibtex: the entries to cite, or "".
@@ -67,7 +117,7 @@ class Bound(ABC):
     @abstractmethod
     def __call__(
         self, world: World, prior: Density | None = None, key: int = 0
-    ) -> BoundValue | NotApplicable:
+    ) -> BoundValue | RiskValue | NotApplicable:
         """Evaluate the bound for a world's task, mechanism, labels and batch size.
 
         The private inputs are not used: the bound is an average over the prior.
