@@ -15,6 +15,7 @@ from exhume.attacks.engine.discrepancy import (
     absolute_deviation,
     cosine_distance,
     gaussian_likelihood,
+    laplace_likelihood,
     layerwise_euclidean,
     likelihood_precision,
     squared_euclidean,
@@ -59,9 +60,9 @@ def test_discrepancies_against_numpy():
     assert float(cosine_distance(a, b)) == pytest.approx(cosine)
     layers = np.linalg.norm((u - v)[:3]) + np.linalg.norm((u - v)[3:])
     assert float(layerwise_euclidean(a, b)) == pytest.approx(layers)
-    precision = tree([4.0, 1.0, 0.0], [2.0])
-    weighed = 0.5 * (np.array([4.0, 1.0, 0.0, 2.0]) * (u - v) ** 2).sum()
-    assert float(gaussian_likelihood(a, b, precision)) == pytest.approx(weighed)
+    assert float(gaussian_likelihood(a, b)) == pytest.approx(((u - v) ** 2).sum() / 2)
+    absolute = np.sqrt(2) * np.abs(u - v).sum()
+    assert float(laplace_likelihood(a, b)) == pytest.approx(absolute)
 
 
 @settings(max_examples=50, deadline=None)

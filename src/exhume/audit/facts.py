@@ -11,7 +11,7 @@ from torch import Tensor
 from exhume.formula import formula
 from exhume.problem.observation import Candidate, Observation
 from exhume.problem.reconstruction import Reconstruction
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, size
 from exhume.problem.world import World
 
 __all__ = [
@@ -79,14 +79,15 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
         ``prior_fit`` where the prior was checked on held-out examples (about 1 if it
         fits).
     """
+    induced = world.mechanism.induced(world.task, observation.plans, observation.values)
     exact = world.mechanism.observation.forward(
-        world.task,
+        induced.task,
         Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets),
     )
     exact = {name: tensor.detach() for name, tensor in exact.items()}
-    law = world.mechanism.law(observation.plans, observation.values)
+    law = induced.law
     facts = {
-        "parameters": float(sum(t.numel() for t in world.task.parameters().values())),
+        "parameters": float(size(exact)),
         "dimension": float(world.batch.spec.dimension),
         "unknowns": float(len(world.batch) * world.batch.spec.dimension),
         "public_examples": float(0 if world.public is None else len(world.public)),

@@ -16,7 +16,14 @@ from exhume.bounds.cramer_rao import (
     trace_of_inverse,
     unbiased_cramer_rao_bound,
 )
-from exhume.bounds.fisher import MeanMap, fisher_information, jump_share, mean_map
+from exhume.bounds.fisher import (
+    MeanMap,
+    fisher_information,
+    information_map,
+    jump_share,
+    mean_map,
+    variance_map,
+)
 from exhume.errors import InvalidInput
 from exhume.keys import fold
 from exhume.problem.bound import Bound, BoundValue, NotApplicable
@@ -93,32 +100,35 @@ class BayesianCramerRao(Bound):
                 f" the prior 'gaussian' has"
             )
         plans = world.mechanism.calibrate(world.task, world.public, key)
-        law = world.mechanism.law(plans)
+        induced = world.mechanism.induced(world.task, plans)
+        law, targets = induced.law, world.batch.targets
         batches = [
             density.sample(len(world.batch), fold(key, "bound", draw)).to(
                 device=world.task.device, dtype=torch.float64
             )
             for draw in range(self.draws)
         ]
-        mean = mean_map(
-            world.task, world.mechanism.observation, law, world.batch.targets
-        )
+        mean = mean_map(induced.task, induced.model, law, targets)
         like = {name: t.detach() for name, t in mean(batches[0]).items()}
         refusal = _refusal(law, like)
         if refusal is not None:
             return NotApplicable(refusal)
-        precision = law.precision(like)
-        refusal = _jumps(mean, precision, batches)
+        refusal = _jumps(information_map(mean, law, batches[0]), batches)
         if refusal is not None:
             return NotApplicable(refusal)
-        informations = [fisher_information(mean, precision, x) for x in batches]
-        return _value(informations, density, len(world.batch))
+        variance = variance_map(induced.task, induced.model, law, targets)
+        informations = [
+            fisher_information(information_map(mean, law, x, variance), None, x)
+            for x in batches
+        ]
+        return _value(informations, density, batches[0].shape)
 
 
 def _value(
-    informations: list[Tensor], density: Density, batch_size: int
+    informations: list[Tensor], density: Density, shape: torch.Size
 ) -> BoundValue | NotApplicable:
-    """Assemble the bound from the Fisher information at every draw."""
+    """Assemble the bound for inputs of a shape from the information at every draw."""
+    batch_size = shape[0]
     fisher = sum(informations[1:], informations[0]) / len(informations)
     one_prior = density.information().to(fisher)
     prior = torch.block_diag(*[one_prior] * batch_size)
@@ -143,7 +153,13 @@ def _value(
         assumptions=_assumptions(density, batch_size),
         reference="van Trees 1968; Gill and Levit 1995",
         details=details | _unbiased(fisher) | _fit(density),
+        per_coordinate=_per_coordinate(fisher + prior, shape),
     )
+
+
+def _per_coordinate(information: Tensor, shape: torch.Size) -> Tensor:
+    """Return the diagonal of (E J_F + J_P)⁻¹: each coordinate has its own bound."""
+    return torch.linalg.inv(information).diagonal().reshape(shape)
 
 
 def _with_leave_one_out(
@@ -169,18 +185,13 @@ def _refusal(law: Law, like: Tree) -> str | None:
         return "no noise is added, so the release has infinite information"
     if exact:
         return f"released without noise, infinite information: {', '.join(exact)}"
-    if law.cov_depends_on_data:
-        return (
-            "the covariance of the noise depends on the private data, so the noise "
-            "itself leaks; a bound from the mean alone would be too high"
-        )
     return None
 
 
-def _jumps(mean: MeanMap, precision: Tree, batches: list[Tensor]) -> str | None:
+def _jumps(whitened: MeanMap, batches: list[Tensor]) -> str | None:
     """Say so if the release jumps between draws of the prior, or return None."""
     share = max(
-        jump_share(mean, precision, start, end)
+        jump_share(whitened, None, start, end)
         for start, end in itertools.pairwise(batches[: _PATHS + 1])
     )
     if share <= _SMOOTH:

@@ -14,7 +14,7 @@ from exhume.keys import generator
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, flatten
+from exhume.problem.tree import Tree, flatten, scale
 
 __all__ = [
     "MeanMap",
@@ -22,9 +22,11 @@ __all__ = [
     "fisher_information",
     "fisher_trace",
     "gaussian_fisher_information",
+    "information_map",
     "jacobian",
     "jump_share",
     "mean_map",
+    "variance_map",
 ]
 
 #: inputs [B, *event] → mean of the release, composable with ``torch.func``
@@ -62,6 +64,59 @@ def mean_map(
         return law.mean(observation.forward_func(exact, candidate))
 
     return mean
+
+
+def variance_map(
+    task: Task, observation: ObservationModel, law: Law, targets: Tensor
+) -> MeanMap | None:
+    """Return x ↦ v(x), in float64, or None if the variance does not depend on x.
+
+    Args:
+        task: model, loss, mode.
+        observation: F.
+        law: of the release.
+        targets: y of the whole batch.
+    """
+    declared = law.variance_at
+    if declared is None:
+        return None
+    exact = task.to(torch.float64)
+
+    def variance(inputs: Tensor) -> Tree:
+        return declared(exact, observation, Candidate(inputs.double(), targets))
+
+    return variance
+
+
+def information_map(
+    mean: MeanMap, law: Law, at: Tensor, variance: MeanMap | None = None
+) -> MeanMap:
+    """Return a map whose Jacobian R at one point satisfies RᵀR = J_F there.
+
+    It is x ↦ Σ^{-1/2} h(F(x)), times the root of the noise's own information, beside
+    log v(x)/√2 if the variance depends on the data.
+
+    Args:
+        mean: x ↦ h(F(x)), from :func:`mean_map`.
+        law: with noise on every kept coordinate.
+        at: the point x₀, shape [B, *event].
+        variance: x ↦ v(x), from :func:`variance_map`.
+
+    Raises:
+        ValueError: a kept coordinate has no noise.
+    """
+    like = {name: t.detach() for name, t in mean(at).items()}
+    if variance is None:
+        whiten, root = law.whitener(like), law.information_factor**0.5
+        return lambda inputs: scale(root, whiten(mean(inputs)))
+    fixed = {name: v.detach().rsqrt() for name, v in variance(at).items()}
+
+    def released(inputs: Tensor) -> Tree:
+        logs = {n: v.log() / 2**0.5 for n, v in variance(inputs).items()}
+        shown = {n: fixed[n] * t for n, t in law.keep(mean(inputs)).items()}
+        return {**shown, **{f"log-variance of {n}": t for n, t in logs.items()}}
+
+    return released
 
 
 @formula(
@@ -105,7 +160,7 @@ def gaussian_fisher_information(
     reference="Kay 1993, Eq. 3.31, for constant Σ; J is the Jacobian of h∘F",
 )
 def fisher_information(
-    mean: MeanMap, precision: Tree, inputs: Tensor, *, chunk: int | None = None
+    mean: MeanMap, precision: Tree | None, inputs: Tensor, *, chunk: int | None = None
 ) -> Tensor:
     """Compute the exact Fisher information of a whole batch at one point.
 
@@ -114,7 +169,8 @@ def fisher_information(
 
     Args:
         mean: g = h∘F, from :func:`mean_map`.
-        precision: Σ⁻¹ = diag(1/v) by name, zero where a coordinate says nothing.
+        precision: Σ⁻¹ = diag(1/v) by name, zero where a coordinate says nothing; None
+            if ``mean`` is whitened already, see :func:`information_map`.
         inputs: x, shape [B, *event]; q = B·d unknowns.
         chunk: columns at once; None takes what is fast and fits.
 
@@ -122,7 +178,7 @@ def fisher_information(
         J_F, shape [q, q], float64, symmetric.
     """
     inputs = inputs.detach().double()
-    weights = {name: weight.to(torch.float64) for name, weight in precision.items()}
+    weights = _weights(mean, precision, inputs)
     pull = torch.func.vjp(mean, inputs)[1]
 
     def column(tangent: Tensor) -> Tensor:
@@ -154,13 +210,18 @@ def jacobian(mean: MeanMap, inputs: Tensor, *, chunk: int = _COLUMNS) -> Tensor:
     reference="Hutchinson 1990",
 )
 def fisher_trace(
-    mean: MeanMap, precision: Tree, inputs: Tensor, *, probes: int = 8, key: int = 0
+    mean: MeanMap,
+    precision: Tree | None,
+    inputs: Tensor,
+    *,
+    probes: int = 8,
+    key: int = 0,
 ) -> TraceEstimate:
     """Estimate the trace of the Fisher information without forming it.
 
     Args:
         mean: g = h∘F.
-        precision: Σ⁻¹ by name.
+        precision: Σ⁻¹ by name; None if ``mean`` is whitened already.
         inputs: x, shape [B, *event].
         probes: number K ≥ 2 of random directions; the error falls as 1/√K.
         key: randomness of the directions.
@@ -172,7 +233,8 @@ def fisher_trace(
         msg = f"the trace was to be estimated from {probes} probe(s); use 2 or more"
         raise InvalidInput(msg)
     source = generator(key, "fisher-trace")
-    weights, inputs = flatten(precision).double(), inputs.detach().double()
+    inputs = inputs.detach().double()
+    weights = flatten(_weights(mean, precision, inputs))
     along_direction = _derivative(mean, inputs)
     values = []
     for _ in range(probes):
@@ -189,7 +251,12 @@ def fisher_trace(
     reference="fundamental theorem of calculus, by Gauss-Legendre quadrature",
 )
 def jump_share(
-    mean: MeanMap, precision: Tree, start: Tensor, end: Tensor, *, nodes: int = 16
+    mean: MeanMap,
+    precision: Tree | None,
+    start: Tensor,
+    end: Tensor,
+    *,
+    nodes: int = 16,
 ) -> float:
     """Measure how much of the release's change its derivative misses: 0 if smooth.
 
@@ -198,14 +265,14 @@ def jump_share(
 
     Args:
         mean: g = h∘F.
-        precision: Σ⁻¹ by name.
+        precision: Σ⁻¹ by name; None if ``mean`` is whitened already.
         start: x₀, shape [B, *event].
         end: x₁, same shape; x_s lies on the segment between them.
         nodes: points of the quadrature.
     """
     import numpy as np
 
-    root = flatten(precision).double().sqrt()
+    root = flatten(_weights(mean, precision, start)).sqrt()
     start, end = start.detach().double(), end.detach().double()
     change = flatten(mean(end)) - flatten(mean(start))
     predicted = torch.zeros_like(change)
@@ -215,6 +282,13 @@ def jump_share(
     whole = float(torch.linalg.vector_norm(root * change))
     missed = float(torch.linalg.vector_norm(root * (change - predicted)))
     return missed / whole if whole > 0 else missed
+
+
+def _weights(mean: MeanMap, precision: Tree | None, inputs: Tensor) -> Tree:
+    """Return Σ⁻¹ in float64, ones for a whitened map."""
+    if precision is None:
+        return {n: torch.ones_like(t.detach()) for n, t in mean(inputs).items()}
+    return {name: weight.to(torch.float64) for name, weight in precision.items()}
 
 
 def _derivative(mean: MeanMap, inputs: Tensor) -> Callable[[Tensor], Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from exhume.problem.prior import Density
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Binds", "Bound", "BoundValue", "NotApplicable", "RiskValue"]
 
 
-class Binds(Enum):
+class Binds(StrEnum):
     """Whom a statement binds; the value says it in words."""
 
     EVERY_ATTACK = "every attack"

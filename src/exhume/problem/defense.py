@@ -19,9 +19,13 @@ from exhume.registry import registered_name
 
 if TYPE_CHECKING:
     from exhume.problem.batch import Batch
+    from exhume.problem.observation import Candidate, ObservationModel
     from exhume.problem.task import Task
 
-__all__ = ["Defense", "Plan", "Stage"]
+__all__ = ["Aggregation", "Defense", "Plan", "Stage"]
+
+
+_SUM_OF_NOISES = "a sum of several clients' noise is of no simple family"
 
 
 class Stage(Enum):
@@ -127,6 +131,43 @@ class Defense(ABC):
             key: randomness of the plan (a public mask, say).
         """
 
+    def transform_task(self, task: Task, plan: Plan) -> Task:
+        """Return the task that the client really trains (model stage)."""
+        del plan
+        return task
+
+    def transform_model(self, model: ObservationModel, plan: Plan) -> ObservationModel:
+        """Return the forward model F after this defense (example stage, aggregates).
+
+        What a deterministic map of the finished update can say belongs to the law; this
+        is for what needs the examples, such as clipping each of their gradients.
+        """
+        del plan
+        return model
+
+    def personalise(
+        self,
+        task: Task,
+        model: ObservationModel,
+        candidate: Candidate,
+        plan: Plan,
+        key: int,
+    ) -> Plan:
+        """Complete the plan on the client, from its private examples.
+
+        The result stays on the client: the attacker is never told it, and a law is made
+        from the public plan. Most defenses have nothing to add.
+
+        Args:
+            task: after the model stage.
+            model: F after the defenses before this one.
+            candidate: the private S.
+            plan: what ``calibrate`` returned.
+            key: private randomness of this release.
+        """
+        del task, model, candidate, key
+        return plan
+
     def apply(self, update: Mapping[str, Tensor], plan: Plan, key: int) -> Tree:
         """Release an update: new tensors of the same dtypes and shapes.
 
@@ -193,3 +234,59 @@ class Defense(ABC):
             numbers=numbers or {},
             arrays=arrays or {},
         )
+
+
+class Aggregation(Defense):
+    """A defense that shows the server a combination of several clients' updates.
+
+    The private batch is cut into one part per client; every client runs the defenses
+    before this one on its own part, with its own noise.
+    """
+
+    stage: ClassVar[Stage] = Stage.AGGREGATE
+
+    @abstractmethod
+    def split(self, candidate: Candidate) -> tuple[Candidate, ...]:
+        """Cut a batch into the parts of the clients, in order.
+
+        Raises:
+            InvalidInput: the batch has fewer examples than there are clients.
+        """
+
+    @abstractmethod
+    def combine(self, updates: list[Tree], plan: Plan, key: int) -> Tree:
+        """Run the protocol on the clients' releases; return what the server learns.
+
+        Args:
+            updates: one release per client, in the order of :meth:`split`.
+            plan: the calibrated plan.
+            key: randomness of the protocol.
+        """
+
+    @abstractmethod
+    def weights(self) -> tuple[float, ...]:
+        """Return w_k of the sum Σ_k w_k O_k, one per client; 0 if it dropped out."""
+
+    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
+        """Leave one client's update as it is; :meth:`combine` does the work."""
+        del plan, key
+        return covered
+
+    def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
+        """Return the law of Σ_k w_k O_k: independent noises add, Σ_k w_k² Σ.
+
+        The maps of ``law`` act on the clients and are part of the forward model.
+        """
+        del plan, observed
+        factor = sum(w**2 for w in self.weights())
+        law = replace(
+            law,
+            maps=(),
+            variance={n: factor * v for n, v in law.variance.items()},
+            covariance=None
+            if law.covariance is None
+            else law.covariance.scaled(factor),
+        )
+        if law.family != "gaussian" and sum(w > 0 for w in self.weights()) > 1:
+            return replace(law, not_gaussian=_SUM_OF_NOISES)
+        return law

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from exhume.errors import InvalidInput
+from exhume.problem.covariance import Covariance
 from exhume.problem.tree import Tree
 
-__all__ = ["KeepWhere", "Law"]
+if TYPE_CHECKING:
+    from exhume.problem.observation import Candidate, ObservationModel
+    from exhume.problem.task import Task
+
+    VarianceMap = Callable[[Task, ObservationModel, Candidate], Tree]
+
+__all__ = ["Family", "KeepWhere", "Law", "Whitener"]
 
 TreeMap = Callable[[Tree], Tree]
+Family = Literal["gaussian", "laplace"]
+
+#: Fisher information of the location of noise with variance 1
+_INFORMATION = {"gaussian": 1.0, "laplace": 2.0}
+_MIXED = (
+    "Gaussian and Laplace noise are added to the same coordinates, so the sum is "
+    "neither"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +54,10 @@ class KeepWhere:
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """O = h(F(S)) + n with n ~ N(0, diag v): deterministic maps, then Gaussian noise.
+    """O = h(F(S)) + n with zero-mean noise n: deterministic maps, then noise.
+
+    The noise is Gaussian, n ~ N(0, diag v), unless ``family`` says Laplace; some
+    tensors may share correlated Gaussian noise.
 
     A coordinate is in one of three states: *noisy* (v > 0), *exact* (v = 0, released
     without noise), or *void* (masked: a constant or pure noise, nothing about S). Only
@@ -48,11 +67,14 @@ class Law:
         maps: h, applied in order to the exact F(S); each is a picklable callable from
             tree to tree, differentiable almost everywhere.
         variance: name → v, a scalar or a tensor of the parameter's shape; a name that
-            is absent has v = 0.
+            is absent has v = 0. Of correlated noise it holds the diagonal.
+        covariance: of the tensors whose noise is correlated, or None.
+        family: of the noise: density ∝ exp(−n²/2v), or ∝ exp(−|n| √(2/v)).
         mask: name → bool tensor, True where the coordinate was kept; a name that is
             absent is kept whole.
-        cov_depends_on_data: the covariance is a function of the private data, so that
-            the noise itself leaks.
+        variance_at: (task, F, candidate) → v, if the variance is a function of the
+            private data, so that the noise itself leaks; ``variance`` is then what
+            public data make of it. Composable with ``torch.func``.
         irregular: a sentence if p(O | S) jumps as S moves (data-dependent masks), so
             that Fisher information does not exist; None otherwise.
         not_gaussian: a sentence if the law is not of this form; None otherwise.
@@ -61,7 +83,9 @@ class Law:
     maps: tuple[TreeMap, ...] = ()
     variance: Mapping[str, Tensor] = field(default_factory=dict)
     mask: Mapping[str, Tensor] = field(default_factory=dict)
-    cov_depends_on_data: bool = False
+    covariance: Covariance | None = None
+    family: Family = "gaussian"
+    variance_at: VarianceMap | None = None
     irregular: str | None = None
     not_gaussian: str | None = None
 
@@ -70,11 +94,22 @@ class Law:
         """Whether any coordinate carries noise."""
         return any(bool((v > 0).any()) for v in self.variance.values())
 
-    def mean(self, update: Tree) -> Tree:
+    @property
+    def cov_depends_on_data(self) -> bool:
+        """Whether the covariance is a function of the private data."""
+        return self.variance_at is not None
+
+    @property
+    def information_factor(self) -> float:
+        """Fisher information of the location of this noise at variance 1."""
+        return _INFORMATION[self.family]
+
+    def mean(self, update: Mapping[str, Tensor]) -> Tree:
         """Return h(update), the mean of the release, void coordinates set to 0."""
+        tree = dict(update)
         for transform in self.maps:
-            update = transform(update)
-        return self.keep(update)
+            tree = transform(tree)
+        return self.keep(tree)
 
     def noisy_on(self, names: Iterable[str]) -> bool:
         """Whether a coordinate of any of these tensors carries noise."""
@@ -132,6 +167,19 @@ class Law:
                 raise InvalidInput(msg)
         return self.keep(result)
 
+    def whitener(self, like: Mapping[str, Tensor]) -> TreeMap:
+        """Return t ↦ R t with RᵀR = Σ⁻¹; void coordinates go to 0.
+
+        Args:
+            like: any tree of the release's layout, dtype and device.
+
+        Raises:
+            ValueError: a kept coordinate has no noise, so its precision is infinite.
+            InvalidInput: the noise is too small for the precision of ``like``.
+        """
+        weights = {n: t.sqrt() for n, t in self.precision(like).items()}
+        return Whitener(weights, self.covariance, self.mask)
+
     def then(self, transform: TreeMap) -> Law:
         """Append a deterministic map of the mean.
 
@@ -142,15 +190,57 @@ class Law:
         before = (*self.maps, KeepWhere(self.mask)) if self.mask else self.maps
         return replace(self, maps=(*before, transform))
 
-    def plus_noise(self, variance: Mapping[str, Tensor]) -> Law:
-        """Add independent Gaussian noise: variances add.
+    def plus_noise(
+        self,
+        variance: Mapping[str, Tensor],
+        *,
+        family: Family = "gaussian",
+        covariance: Covariance | None = None,
+    ) -> Law:
+        """Add independent noise: covariances add.
 
         A void coordinate that receives noise is pure noise; it stays void.
+
+        Args:
+            variance: v by name, of the tensors with independent coordinates.
+            family: of the added noise.
+            covariance: of tensors with correlated Gaussian noise, apart from those in
+                ``variance``.
+
+        Raises:
+            InvalidInput: the sum of two correlated noises, or of a correlated and an
+                independent one, has no cheap inverse.
         """
+        correlated = self._correlated(variance, covariance)
+        diagonal = {} if covariance is None else covariance.diagonal()
         total = dict(self.variance)
-        for name, v in variance.items():
+        for name, v in {**variance, **diagonal}.items():
             total[name] = total[name] + v if name in total else v
-        return replace(self, variance=total)
+        mixed = self.noisy and self.family != family
+        return replace(
+            self,
+            variance=total,
+            covariance=correlated,
+            family=family if not self.noisy else self.family,
+            not_gaussian=self.not_gaussian or (_MIXED if mixed else None),
+        )
+
+    def _correlated(
+        self, variance: Mapping[str, Tensor], added: Covariance | None
+    ) -> Covariance | None:
+        """Return the covariance of all correlated tensors after an addition."""
+        if self.covariance is not None:
+            if added is not None:
+                msg = "two correlated noises cannot be combined; use one of them"
+                raise InvalidInput(msg)
+            own = {n: v for n, v in variance.items() if n in self.covariance.names}
+            return self.covariance.plus(own) if own else self.covariance
+        if added is None:
+            return None
+        before = {n: v for n, v in self.variance.items() if n in added.names}
+        correlated = added.plus(before) if before else added
+        removed = {n: m for n, m in self.mask.items() if n in added.names}
+        return correlated.masked(removed) if removed else correlated
 
     def masked(self, mask: Mapping[str, Tensor]) -> Law:
         """Keep only the coordinates where ``mask`` is True; the others become void.
@@ -160,4 +250,31 @@ class Law:
         both = dict(self.mask)
         for name, m in mask.items():
             both[name] = both[name] & m if name in both else m
-        return replace(self, mask=both)
+        correlated = self.covariance
+        if correlated is not None:
+            own = {n: m for n, m in mask.items() if n in correlated.names}
+            correlated = correlated.masked(own) if own else correlated
+        return replace(self, mask=both, covariance=correlated)
+
+
+@dataclass(frozen=True, eq=False)
+class Whitener:
+    """The linear map t ↦ R t with RᵀR = Σ⁻¹, void coordinates at zero.
+
+    Attributes:
+        weights: 1/√v by name, 0 on void coordinates; of independent tensors.
+        covariance: of the correlated tensors, or None.
+        mask: of the void coordinates.
+    """
+
+    weights: Mapping[str, Tensor]
+    covariance: Covariance | None
+    mask: Mapping[str, Tensor]
+
+    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return the whitened tree, in the layout of ``tree``."""
+        white = {name: self.weights[name] * t for name, t in tree.items()}
+        if self.covariance is None:
+            return white
+        kept = KeepWhere(self.mask)
+        return {**white, **kept(self.covariance.whiten(kept(tree)))}

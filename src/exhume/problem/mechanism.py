@@ -9,13 +9,30 @@ from torch import Tensor
 
 from exhume.errors import InvalidInput
 from exhume.keys import fold
+from exhume.problem.aggregate import Aggregate
 from exhume.problem.batch import Batch
-from exhume.problem.defense import Defense, Plan
+from exhume.problem.defense import Aggregation, Defense, Plan
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, Observation, ObservationModel
 from exhume.problem.task import Task
+from exhume.problem.tree import Tree
 
-__all__ = ["Mechanism"]
+__all__ = ["Induced", "Mechanism"]
+
+
+@dataclass(frozen=True, eq=False)
+class Induced:
+    """What a mechanism with calibrated plans amounts to: O = h(F(S)) + n.
+
+    Attributes:
+        task: after the defenses of the model stage.
+        model: F, after those that need the examples or several clients.
+        law: h and the noise.
+    """
+
+    task: Task
+    model: ObservationModel
+    law: Law
 
 
 @dataclass(frozen=True)
@@ -55,13 +72,18 @@ class Mechanism:
                 f"(data, model, example, update, aggregate); reorder them"
             )
             raise InvalidInput(msg)
+        if sum(isinstance(defense, Aggregation) for defense in self.defenses) > 1:
+            msg = "a mechanism aggregates clients at most once; remove one aggregation"
+            raise InvalidInput(msg)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> tuple[Plan, ...]:
-        """Calibrate every defense on the model and public data."""
-        return tuple(
-            defense.calibrate(task, public, fold(key, "calibrate", i))
-            for i, defense in enumerate(self.defenses)
-        )
+        """Calibrate every defense on public data and the model it will meet."""
+        plans = []
+        for i, defense in enumerate(self.defenses):
+            plan = defense.calibrate(task, public, fold(key, "calibrate", i))
+            task = defense.transform_task(task, plan)
+            plans.append(plan)
+        return tuple(plans)
 
     def release(
         self, update: Mapping[str, Tensor], plans: tuple[Plan, ...], key: int
@@ -73,7 +95,12 @@ class Mechanism:
         return released
 
     def sample(
-        self, task: Task, batch: Batch, key: int, public: Batch | None = None
+        self,
+        task: Task,
+        batch: Batch,
+        key: int,
+        public: Batch | None = None,
+        plans: tuple[Plan, ...] | None = None,
     ) -> Observation:
         """Run the mechanism once on private data.
 
@@ -82,29 +109,84 @@ class Mechanism:
             batch: the private S.
             key: all randomness of the run.
             public: public data for calibration.
+            plans: calibrated plans, if there are any already.
         """
-        plans = self.calibrate(task, public, key)
+        if plans is None:
+            plans = self.calibrate(task, public, key)
         inputs = batch.inputs.to(task.dtype)
-        exact = self.observation.forward(task, Candidate(inputs, batch.targets))
+        whole = Candidate(inputs, batch.targets)
+        values = self._run(task, whole, plans, key)
+        defended = self.induced(task, plans).task
         statistics = {
             name: (mean.detach(), var.detach())
-            for name, (mean, var) in task.batch_statistics(inputs).items()
+            for name, (mean, var) in defended.batch_statistics(inputs).items()
         }
-        values = self.release({n: t.detach() for n, t in exact.items()}, plans, key)
         return Observation(values, statistics, plans, key)
 
-    def law(
-        self, plans: tuple[Plan, ...], observed: Mapping[str, Tensor] | None = None
-    ) -> Law:
-        """Return p(O | S) for calibrated plans.
+    def _run(
+        self, task: Task, whole: Candidate, plans: tuple[Plan, ...], key: int
+    ) -> Tree:
+        last = self.defenses[-1] if self.defenses else None
+        if not isinstance(last, Aggregation):
+            return self._client(task, whole, plans, key)
+        clients = Mechanism(self.observation, self.defenses[:-1])
+        updates = [
+            clients._client(task, part, plans[:-1], fold(key, "client", k))
+            for k, part in enumerate(last.split(whole))
+        ]
+        return last.combine(updates, plans[-1], fold(key, "combine"))
+
+    def _client(
+        self, task: Task, own: Candidate, plans: tuple[Plan, ...], key: int
+    ) -> Tree:
+        """Release one client's update."""
+        model, personal = self.observation, []
+        for i, (defense, public_plan) in enumerate(
+            zip(self.defenses, plans, strict=True)
+        ):
+            secret = fold(key, "personalise", i)
+            plan = defense.personalise(task, model, own, public_plan, secret)
+            task = defense.transform_task(task, plan)
+            model = defense.transform_model(model, plan)
+            personal.append(plan)
+        exact = {n: t.detach() for n, t in model.forward(task, own).items()}
+        return self.release(exact, tuple(personal), key)
+
+    def induced(
+        self,
+        task: Task,
+        plans: tuple[Plan, ...],
+        observed: Mapping[str, Tensor] | None = None,
+    ) -> Induced:
+        """Return the task, forward model and law that calibrated plans amount to.
 
         Args:
+            task: before any defense.
             plans: one plan per defense.
             observed: the release, if there is one; its zeros show what a defense
                 removed unless a later one adds noise or removes more.
         """
-        law = Law()
+        laws = self._laws(plans, observed)
+        model = self.observation
+        for defense, plan, law in zip(self.defenses, plans, laws, strict=False):
+            task = defense.transform_task(task, plan)
+            if isinstance(defense, Aggregation):
+                model = Aggregate(model, law.mean, defense)
+            model = defense.transform_model(model, plan)
+        return Induced(task, model, laws[-1])
+
+    def law(
+        self, plans: tuple[Plan, ...], observed: Mapping[str, Tensor] | None = None
+    ) -> Law:
+        """Return the law alone, see :meth:`induced`; it does not depend on the task."""
+        return self._laws(plans, observed)[-1]
+
+    def _laws(
+        self, plans: tuple[Plan, ...], observed: Mapping[str, Tensor] | None
+    ) -> list[Law]:
+        """Return the law before every defense, and that of the release."""
+        laws = [Law()]
         for i, (defense, plan) in enumerate(zip(self.defenses, plans, strict=True)):
             seen = all(later.preserves_zeros for later in self.defenses[i + 1 :])
-            law = defense.push(law, plan, observed if seen else None)
-        return law
+            laws.append(defense.push(laws[-1], plan, observed if seen else None))
+        return laws

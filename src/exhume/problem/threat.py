@@ -72,14 +72,18 @@ class ThreatModel:
             world: the truth.
             observation: one run of the world's mechanism.
         """
-        law = world.mechanism.law(observation.plans, observation.values)
+        mechanism = world.mechanism
+        induced = mechanism.induced(world.task, observation.plans, observation.values)
+        # Whoever does not know the defense takes the client for an undefended one.
+        defended = Fact.DEFENSE in self.known
+        model = induced.model if defended else mechanism.observation
         values = {
-            Fact.WEIGHTS: world.task,
+            Fact.WEIGHTS: induced.task,
             Fact.LABELS: sorted_targets(world.batch.targets),
             Fact.BATCH_SIZE: len(world.batch),
             Fact.BATCH_NORM_STATISTICS: observation.batch_statistics or UNKNOWN,
-            Fact.LOCAL_SCHEDULE: world.mechanism.observation,
-            Fact.DEFENSE: law,
+            Fact.LOCAL_SCHEDULE: model,
+            Fact.DEFENSE: induced.law,
             Fact.PRIOR: UNKNOWN if world.prior is None else world.prior,
             Fact.PUBLIC_DATA: UNKNOWN if world.public is None else world.public,
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exhume.formula import formula
-from exhume.problem.law import Law
+from exhume.problem.law import Law, Whitener
 from exhume.problem.tree import Tree, flatten, subtract
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "absolute_deviation",
     "cosine_distance",
     "gaussian_likelihood",
+    "laplace_likelihood",
     "layerwise_euclidean",
     "likelihood_precision",
     "make_discrepancy",
@@ -98,16 +99,28 @@ def cosine_distance(update: Tree, observed: Tree) -> Tensor:
     r"\tfrac12 \lVert \Sigma^{-1/2} (O - h(F(x))) \rVert_2^2",
     reference="Balunović et al., ICLR 2022, Gaussian defenses",
 )
-def gaussian_likelihood(update: Tree, observed: Tree, precision: Tree) -> Tensor:
+def gaussian_likelihood(mean: Tree, observed: Tree) -> Tensor:
     """Return −log p(O | x) of Gaussian noise, up to a constant, ≥ 0.
 
     Args:
-        update: h(F(x)), the mean of the release, by name.
-        observed: O, same layout.
-        precision: the diagonal of Σ⁻¹, same layout; 0 where a coordinate is void.
+        mean: Σ^{-1/2} h(F(x)), by name.
+        observed: Σ^{-1/2} O, same layout.
     """
-    difference = flatten(subtract(update, observed))
-    return 0.5 * (flatten(precision) * difference.square()).sum()
+    return 0.5 * squared_euclidean(mean, observed)
+
+
+@formula(
+    r"\sqrt 2\, \lVert \Sigma^{-1/2} (O - h(F(x))) \rVert_1",
+    reference="Balunović et al., ICLR 2022, Laplace defenses; Σ = diag(2 b²)",
+)
+def laplace_likelihood(mean: Tree, observed: Tree) -> Tensor:
+    """Return −log p(O | x) of Laplace noise, up to a constant, ≥ 0.
+
+    Args:
+        mean: Σ^{-1/2} h(F(x)), by name.
+        observed: Σ^{-1/2} O, same layout.
+    """
+    return 2**0.5 * absolute_deviation(mean, observed)
 
 
 def likelihood_precision(observed: Tree, law: Law) -> Tree:
@@ -144,7 +157,7 @@ class Discrepancy:
 
     With a declared law the update first passes h (clipping, masks), void coordinates
     count nowhere, and declared noise weighs every coordinate: distances become the
-    Gaussian likelihood, the cosine is taken between whitened vectors. Without a law
+    likelihood of the noise, the cosine is taken between whitened vectors. Without a law
     every coordinate of F(x) is compared with O as it is, zeros of an undeclared mask
     included: that is what it means not to know the defense.
 
@@ -152,32 +165,31 @@ class Discrepancy:
         name: a name in ``DiscrepancyName``.
         observed: O, void coordinates at zero.
         law: the declared law, or the identity.
-        precision: the diagonal of Σ⁻¹ if the law is noisy, else None.
+        whiten: t ↦ Σ^{-1/2} t if the law is noisy, else None.
     """
 
     name: DiscrepancyName
     observed: Tree
     law: Law
-    precision: Tree | None
+    whiten: Whitener | None
 
     def __call__(self, update: Tree) -> Tensor:
         """Return the distance of F(x) from O, a scalar."""
         mean = self.law.mean(update)
-        if self.precision is None:
+        if self.whiten is None:
             return _PLAIN[self.name](mean, self.observed)
+        mean, observed = self.whiten(mean), self.whiten(self.observed)
         if self.name == "cosine":
-            return cosine_distance(self._whitened(mean), self._whitened(self.observed))
-        return gaussian_likelihood(mean, self.observed, self.precision)
-
-    def _whitened(self, tree: Tree) -> Tree:
-        assert self.precision is not None
-        return {name: self.precision[name].sqrt() * t for name, t in tree.items()}
+            return cosine_distance(mean, observed)
+        if self.law.family == "laplace":
+            return laplace_likelihood(mean, observed)
+        return gaussian_likelihood(mean, observed)
 
     @property
     def floor(self) -> float:
         """What rounding alone makes of the distance at the exact answer."""
         unit = 16 * torch.finfo(next(iter(self.observed.values())).dtype).eps
-        if self.precision is not None:
+        if self.whiten is not None:
             return 0.0
         if self.name == "cosine":
             return unit**2
@@ -205,5 +217,8 @@ def make_discrepancy(
     known = Law() if law is None else law
     kept = known.keep({n: t.to(dtype) for n, t in observed.items()})
     weighs = known.noisy and known.not_gaussian is None
-    precision = likelihood_precision(kept, known) if weighs else None
-    return Discrepancy(name, kept, known, precision)
+    if not weighs:
+        return Discrepancy(name, kept, known, None)
+    weights = {n: t.sqrt() for n, t in likelihood_precision(kept, known).items()}
+    whiten = Whitener(weights, known.covariance, known.mask)
+    return Discrepancy(name, kept, known, whiten)

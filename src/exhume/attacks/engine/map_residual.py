@@ -10,15 +10,16 @@ from torch import Tensor
 
 from exhume.formula import formula
 from exhume.problem.event import EventSpec
-from exhume.problem.law import Law
+from exhume.problem.law import Law, Whitener
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.prior import Density
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, flatten
+from exhume.problem.tree import Tree, flatten, subtract
 
 __all__ = [
     "Linearisation",
     "MapResidual",
+    "laplace_objective",
     "map_objective",
     "profile_objective",
     "release_weights",
@@ -33,6 +34,10 @@ _ROUNDING_UNITS = 16
 _ZERO_UNITS = 256
 # Least share of its declared variance that noise of unknown scale is believed to have.
 _LEAST_SHARE = 1e-8
+# Width of the kink of |r| that a Newton method needs rounded, in standard deviations.
+_KINK = 0.05
+# Variance of n² for noise of variance 1: E n⁴ − 1.
+_SPREAD = {"gaussian": 2.0, "laplace": 5.0}
 # Standard deviations of ‖r‖² ~ χ²_P beyond which it is not noise (Morozov 1966).
 _DISCREPANCY = 5.0
 
@@ -67,6 +72,24 @@ def profile_objective(
     """
     share = residual.dot(residual) / freedom + _LEAST_SHARE
     return 0.5 * freedom * share.log() + prior_energy
+
+
+@formula(
+    r"\Phi(x) = \sum_i \sqrt{2 (r_i^2 + \epsilon^2)} - \log p(x)",
+    reference="Laplace noise: Balunović et al., ICLR 2022, with a smooth modulus",
+)
+def laplace_objective(residual: Tensor, prior_energy: Tensor | float) -> Tensor:
+    """Return the negative log posterior under Laplace noise, up to a constant.
+
+    Args:
+        residual: r = (h(F(x)) − O)/√v, shape [P].
+        prior_energy: −log p(x), a scalar.
+    """
+    return 2**0.5 * (_smooth_modulus(residual) - _KINK).sum() + prior_energy
+
+
+def _smooth_modulus(residual: Tensor) -> Tensor:
+    return (residual.square() + _KINK**2).sqrt()
 
 
 def rounding_weights(observed: Tree, dtype: torch.dtype) -> Tree:
@@ -114,7 +137,7 @@ class MapResidual:
         model: observation model F.
         law: h, masks and noise; the identity law for an exact release.
         observed: O by name.
-        weights: Σ^{-1/2}, by name.
+        weights: Σ^{-1/2}, by name, of tensors with independent noise.
         spec: of one example.
         batch_size: B.
         targets: known labels, or None to optimise label logits as well.
@@ -181,10 +204,9 @@ class MapResidual:
     def residual_at(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return r at explicit inputs and targets."""
         mean = self.law.mean(self.model.forward(self.task, Candidate(inputs, targets)))
-        kept = self.law.keep(self.observed)
-        return flatten(
-            {n: self.weights[n] * (mean[n] - kept[n]) for n in self.observed}
-        )
+        difference = subtract(mean, self.law.keep(self.observed))
+        whiten = Whitener(self.weights, self.law.covariance, self.law.mask)
+        return flatten(whiten(difference))
 
     def energy(self, inputs: Tensor) -> Tensor:
         """Return −log p(x), zero without a prior."""
@@ -201,9 +223,11 @@ class MapResidual:
         """Return Φ at explicit inputs and targets."""
         with torch.no_grad():
             residual, energy = self.residual_at(inputs, targets), self.energy(inputs)
-            if self.scale_known:
-                return float(map_objective(residual, energy))
-            return float(profile_objective(residual, self.freedom, energy))
+            if not self.scale_known:
+                return float(profile_objective(residual, self.freedom, energy))
+            if self.law.family == "laplace":
+                return float(laplace_objective(residual, energy))
+            return float(map_objective(residual, energy))
 
     def softened(self, level: float) -> MapResidual:
         """Return the same problem with a blurred observation.
@@ -212,7 +236,10 @@ class MapResidual:
         """
         blur = {n: level * t.square().mean().sqrt() for n, t in self.observed.items()}
         weights = {n: (w**-2 + blur[n] ** 2).rsqrt() for n, w in self.weights.items()}
-        return replace(self, weights=weights, scale_known=True)
+        law = self.law
+        if law.covariance is not None:
+            law = replace(law, covariance=law.covariance.blurred(_squares(blur)))
+        return replace(self, weights=weights, law=law, scale_known=True)
 
     def fitted(self, unknown: Tensor) -> bool:
         """Say whether ‖r‖² is what the noise alone explains (discrepancy principle).
@@ -224,7 +251,7 @@ class MapResidual:
         with torch.no_grad():
             residual = self.residual(unknown)
         freedom = self.freedom
-        limit = freedom + _DISCREPANCY * (2 * freedom) ** 0.5
+        limit = freedom + _DISCREPANCY * (_SPREAD[self.law.family] * freedom) ** 0.5
         return float(residual.dot(residual)) <= limit
 
     def linearise(self, unknown: Tensor) -> Linearisation:
@@ -238,10 +265,7 @@ class MapResidual:
         dummy = torch.zeros_like(residual, requires_grad=True)
         (adjoint,) = torch.autograd.grad(residual, point, dummy, create_graph=True)
         value = residual.detach()
-        # An unknown scale of the noise is put at its likeliest value, given this point.
-        factor = 1.0
-        if not self.scale_known:
-            factor = 1 / (float(value.square().sum()) / self.freedom + _LEAST_SHARE)
+        factor = self._reweighting(value)
         (slope,) = torch.autograd.grad(
             residual, point, factor * value, retain_graph=True
         )
@@ -257,6 +281,17 @@ class MapResidual:
             return back + self._prior_product(inputs, direction)
 
         return Linearisation(gradient, product)
+
+    def _reweighting(self, residual: Tensor) -> Tensor | float:
+        """Return ρ′(r)/r of the objective Σ ρ(r): 1 for Gaussian noise of known scale.
+
+        An unknown scale is put at its likeliest value, given this point.
+        """
+        if not self.scale_known:
+            return 1 / (float(residual.square().sum()) / self.freedom + _LEAST_SHARE)
+        if self.law.family == "laplace":
+            return 2**0.5 / _smooth_modulus(residual)
+        return 1.0
 
     def _prior_slope(self, inputs: Tensor) -> Tensor:
         slope = inputs.new_zeros(self.unknowns)
@@ -278,6 +313,10 @@ class MapResidual:
         """The number q of unknown reals, label logits included."""
         logits = 0 if self.targets is not None else self.batch_size * self.classes
         return self.batch_size * self.spec.dimension + logits
+
+
+def _squares(tree: Tree) -> Tree:
+    return {name: t.square() for name, t in tree.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,228 @@
+"""Covariances of noise whose coordinates are not independent of each other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.errors import InvalidInput
+from exhume.problem.tree import Tree, flatten, unflatten
+
+__all__ = ["Covariance", "KroneckerFactors", "LowRank"]
+
+# Singular values of the whitened factor below this are nothing beside the identity.
+_NOTHING = 1e-9
+
+
+class Covariance(ABC):
+    """Σ of zero-mean Gaussian noise over several tensors together, positive definite.
+
+    It is applied through one root R with RᵀR = Σ⁻¹; Σ itself is never formed.
+    """
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The tensors that the noise covers, in order."""
+
+    @abstractmethod
+    def diagonal(self) -> Tree:
+        """Return the variance of every coordinate, by name."""
+
+    @abstractmethod
+    def whiten(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return R t for the covered tensors, linear and differentiable."""
+
+    @abstractmethod
+    def colour(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return R⁻¹ z, which has covariance Σ if z is white."""
+
+    def plus(self, variance: Mapping[str, Tensor]) -> Covariance:
+        """Return the covariance after independent noise on some covered tensors.
+
+        Raises:
+            InvalidInput: the sum has no cheap inverse.
+        """
+        raise InvalidInput(self._refusal("more noise is added", variance))
+
+    def masked(self, mask: Mapping[str, Tensor]) -> Covariance:
+        """Return Σ of the kept coordinates, the others independent of them.
+
+        Raises:
+            InvalidInput: the submatrix has no cheap inverse.
+        """
+        raise InvalidInput(self._refusal("coordinates are removed", mask))
+
+    def blurred(self, variance: Mapping[str, Tensor]) -> Covariance:
+        """Return the covariance with about this much more variance per tensor.
+
+        Used to soften a problem, where an approximation will do.
+        """
+        own = sum(float(v.mean()) for v in self.diagonal().values())
+        more = sum(float(variance[name].mean()) for name in self.names)
+        return self.scaled(1 + more / own)
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Covariance:
+        """Return factor · Σ, factor > 0."""
+
+    def _refusal(self, what: str, names: Mapping[str, Tensor]) -> str:
+        return (
+            f"{what} ({', '.join(names)}) after noise whose covariance is of the form "
+            f"{type(self).__name__}, and the result has no cheap inverse; use noise "
+            f"with a covariance that is diagonal, or diagonal plus low rank"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Covariance):
+    """Σ = diag(v) + U Uᵀ, closed under more independent noise and under masks.
+
+    With D = diag(v) and D^{-1/2} U = Q diag(s) Vᵀ it is kept as
+    Σ = D^{1/2} (I + Q diag(s²) Qᵀ) D^{1/2}; one product costs O(P k).
+
+    Attributes:
+        root: √v by name, positive, of the shapes of the parameters.
+        basis: Q, shape [P, k], orthonormal columns, in the order of ``root``.
+        excess: s², shape [k], positive.
+    """
+
+    root: Mapping[str, Tensor]
+    basis: Tensor
+    excess: Tensor
+
+    @classmethod
+    def of(cls, variance: Mapping[str, Tensor], factor: Tensor) -> LowRank:
+        """Decompose diag(v) + U Uᵀ.
+
+        Args:
+            variance: v > 0 by name, of the shapes of the parameters.
+            factor: U, shape [P, k], rows in the order of ``variance``.
+
+        Raises:
+            InvalidInput: a variance is not positive.
+        """
+        root = {name: v.sqrt() for name, v in variance.items()}
+        if not all(bool((v > 0).all()) for v in root.values()):
+            msg = "a variance of correlated noise is not positive; add a floor"
+            raise InvalidInput(msg)
+        whitened = factor / flatten(root).to(factor).unsqueeze(-1)
+        basis, values, _ = torch.linalg.svd(whitened, full_matrices=False)
+        kept = values > _NOTHING
+        return cls(root, basis[:, kept], values[kept].square())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that the noise covers, in order."""
+        return tuple(self.root)
+
+    def diagonal(self) -> Tree:
+        """Return v_i (1 + Σ_k s_k² Q_ik²)."""
+        growth = 1 + self.basis.square() @ self.excess
+        own = unflatten(growth, self.root)
+        return {name: r.square() * own[name] for name, r in self.root.items()}
+
+    def whiten(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return (I + Q diag((1 + s²)^{-1/2} − 1) Qᵀ) D^{-1/2} t."""
+        scaled = {n: tree[n] / r.to(tree[n]) for n, r in self.root.items()}
+        flat = flatten(scaled)
+        basis, excess = self.basis.to(flat), self.excess.to(flat)
+        weight = (1 + excess).rsqrt() - 1
+        return unflatten(flat + basis @ (weight * (basis.T @ flat)), scaled)
+
+    def colour(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return D^{1/2} (I + Q diag((1 + s²)^{1/2} − 1) Qᵀ) z."""
+        covered = {name: tree[name] for name in self.root}
+        flat = flatten(covered)
+        basis, excess = self.basis.to(flat), self.excess.to(flat)
+        weight = (1 + excess).sqrt() - 1
+        coloured = unflatten(flat + basis @ (weight * (basis.T @ flat)), covered)
+        return {n: r.to(coloured[n]) * coloured[n] for n, r in self.root.items()}
+
+    def plus(self, variance: Mapping[str, Tensor]) -> LowRank:
+        """Add to the diagonal part and decompose again."""
+        total = {
+            name: r.square() + variance.get(name, torch.zeros(())).to(r)
+            for name, r in self.root.items()
+        }
+        return LowRank.of(total, self._factor())
+
+    def blurred(self, variance: Mapping[str, Tensor]) -> LowRank:
+        """Return the covariance with exactly this much more variance."""
+        return self.plus(variance)
+
+    def masked(self, mask: Mapping[str, Tensor]) -> LowRank:
+        """Cut removed coordinates out of the low-rank part."""
+        ones = {n: torch.ones_like(r, dtype=torch.bool) for n, r in self.root.items()}
+        kept = flatten({n: mask.get(n, m) for n, m in ones.items()})
+        variance = {name: r.square() for name, r in self.root.items()}
+        return LowRank.of(variance, self._factor() * kept.to(self.basis).unsqueeze(-1))
+
+    def scaled(self, factor: float) -> LowRank:
+        """Scale the diagonal part; the shape relative to it stays."""
+        root = {name: factor**0.5 * r for name, r in self.root.items()}
+        return LowRank(root, self.basis, self.excess)
+
+    def _factor(self) -> Tensor:
+        root = flatten(self.root).to(self.basis).unsqueeze(-1)
+        return root * self.basis * self.excess.sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerFactors(Covariance):
+    """Σ = ⊕_l A_l ⊗ B_l: one pair of small factors per tensor, independent tensors.
+
+    A tensor of shape [m, …] is read as a matrix [m, n], a vector as [m, 1]; then
+    Cov(X_ij, X_kl) = A_ik B_jl.
+
+    Attributes:
+        left: A_l^{1/2} by name, symmetric positive definite, shape [m, m].
+        right: B_l^{1/2} by name, symmetric positive definite, shape [n, n].
+        shapes: of the tensors, by name.
+    """
+
+    left: Mapping[str, Tensor]
+    right: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that the noise covers, in order."""
+        return tuple(self.left)
+
+    def diagonal(self) -> Tree:
+        """Return A_ii B_jj."""
+        return {
+            name: torch.outer(
+                self.left[name].square().sum(1), self.right[name].square().sum(1)
+            ).reshape(self.shapes[name])
+            for name in self.names
+        }
+
+    def whiten(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return A^{-1/2} X B^{-1/2}, tensor by tensor."""
+        return {name: self._whitened(name, tree[name]) for name in self.names}
+
+    def _whitened(self, name: str, tensor: Tensor) -> Tensor:
+        matrix = tensor.reshape(len(tensor), -1)
+        left, right = self.left[name].to(matrix), self.right[name].to(matrix)
+        half = torch.linalg.solve(left, matrix)
+        return torch.linalg.solve(right, half.T).T.reshape(tensor.shape)
+
+    def colour(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return A^{1/2} Z B^{1/2}, tensor by tensor."""
+        result = {}
+        for name in self.names:
+            matrix = tree[name].reshape(len(tree[name]), -1)
+            left, right = self.left[name].to(matrix), self.right[name].to(matrix)
+            result[name] = (left @ matrix @ right).reshape(tree[name].shape)
+        return result
+
+    def scaled(self, factor: float) -> KroneckerFactors:
+        """Scale the left factors."""
+        left = {name: factor**0.5 * a for name, a in self.left.items()}
+        return KroneckerFactors(left, self.right, self.shapes)
