@@ -15,6 +15,7 @@ from exhume.formula import formula
 from exhume.problem.batch import Batch
 from exhume.problem.defense import Defense, Plan, Stage
 from exhume.problem.law import Law
+from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, norm
 
@@ -134,6 +135,10 @@ class Clipping(Defense):
         if law.noisy_on(plan.covers):
             return replace(clipped, not_gaussian=_NOISE_CLIPPED)
         return clipped
+
+    def account(self, before: Guarantee, plan: Plan) -> Guarantee:
+        """Bound the share of one client: its whole update."""
+        return before.clipped(plan.covers, self.max_norm, "client")
 
     @property
     def preserves_zeros(self) -> bool:

@@ -16,6 +16,7 @@ from exhume.keys import generator
 from exhume.problem.batch import Batch
 from exhume.problem.defense import Defense, Plan, Stage
 from exhume.problem.law import Law
+from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 
@@ -46,7 +47,7 @@ class GaussianNoise(Defense):
     """Release O = g + N(0, std² I) on the covered tensors.
 
     The noise of a tensor depends on the key, its name, shape and type alone. It is not
-    tied to a sensitivity, so it carries no differential-privacy guarantee by itself.
+    tied to a sensitivity, so it is differentially private only behind a clipping.
 
     Attributes:
         std: σ ≥ 0, in the units of the update; 0 adds nothing.
@@ -104,6 +105,10 @@ class GaussianNoise(Defense):
             return law
         variance = torch.tensor(self.std, dtype=torch.float64).square()
         return law.plus_noise(dict.fromkeys(plan.covers, variance))
+
+    def account(self, before: Guarantee, plan: Plan) -> Guarantee:
+        """Add σ²; it counts if the update was clipped before."""
+        return before.plus_noise(dict.fromkeys(plan.covers, self.std**2))
 
     @property
     def adds_noise(self) -> bool:

@@ -15,6 +15,7 @@ from exhume.keys import generator
 from exhume.problem.batch import Batch
 from exhume.problem.defense import Defense, Plan, Stage
 from exhume.problem.law import KeepWhere, Law
+from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, flatten, size, unflatten
 
@@ -184,6 +185,18 @@ class Pruning(Defense):
         if law.noisy_on(plan.covers):
             pruned = replace(pruned, not_gaussian=_SELECTS_NOISE)
         return pruned
+
+    def account(self, before: Guarantee, plan: Plan) -> Guarantee:
+        """Keep the sensitivity, unless the examples decide together what is removed.
+
+        A random mask is public. The largest entries of one client's clipped update have
+        no larger norm; but one example can change which entries of a sum are largest.
+        """
+        if self.kind == "random":
+            return before.masked(plan.arrays)
+        if before.unit == "client":
+            return before.processed()
+        return super().account(before, plan)
 
     @property
     def preserves_zeros(self) -> bool:

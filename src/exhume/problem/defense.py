@@ -20,6 +20,7 @@ from exhume.registry import registered_name
 if TYPE_CHECKING:
     from exhume.problem.batch import Batch
     from exhume.problem.observation import Candidate, ObservationModel
+    from exhume.problem.privacy import Guarantee
     from exhume.problem.task import Task
 
 __all__ = ["Aggregation", "Defense", "Plan", "Stage"]
@@ -207,6 +208,25 @@ class Defense(ABC):
             observed: the final release if every later defense preserves zeros (the
                 pattern this one left is then visible to anyone), else None.
         """
+
+    def account(self, before: Guarantee, plan: Plan) -> Guarantee:
+        """Return what differential privacy can rely on after this defense.
+
+        A clipping returns ``before.clipped(names, norm, unit)``; noise returns
+        ``before.plus_noise(variances)``, by coordinate, correlated noise by its
+        smallest eigenvalue; a mask from public data ``before.masked(kept)``. A scale
+        that comes from the private data returns ``before.void(sentence)``. A map that
+        cannot raise the sensitivity of one unit returns ``before.processed()``.
+
+        The default is right for any map of the release alone: free after complete
+        noise, of unknown sensitivity before it.
+        """
+        del plan
+        name = registered_name(type(self))
+        return before.processed(
+            f"{name!r} acts between clipping and noise, and how far one example can "
+            f"move its output is not known"
+        )
 
     @property
     def adds_noise(self) -> bool:

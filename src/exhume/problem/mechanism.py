@@ -14,6 +14,7 @@ from exhume.problem.batch import Batch
 from exhume.problem.defense import Aggregation, Defense, Plan
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, Observation, ObservationModel
+from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 
@@ -180,6 +181,13 @@ class Mechanism:
     ) -> Law:
         """Return the law alone, see :meth:`induced`; it does not depend on the task."""
         return self._laws(plans, observed)[-1]
+
+    def guarantee(self, plans: tuple[Plan, ...]) -> Guarantee:
+        """Return what differential privacy can rely on: sensitivity, noise, unit."""
+        found = Guarantee(plans[0].shapes) if plans else Guarantee()
+        for defense, plan in zip(self.defenses, plans, strict=True):
+            found = defense.account(found, plan)
+        return found
 
     def _laws(
         self, plans: tuple[Plan, ...], observed: Mapping[str, Tensor] | None

@@ -42,7 +42,7 @@ def gaussian_multiplier(norms: Iterable[float], stds: Iterable[float]) -> float:
     pairs = list(zip(norms, stds, strict=True))
     if not pairs or any(std == 0 for _, std in pairs):
         return 0.0
-    return 1 / math.hypot(*(norm / std for norm, std in pairs))
+    return _inverse(math.hypot(*(norm / std for norm, std in pairs)))
 
 
 @formula(
@@ -67,9 +67,14 @@ def laplace_multiplier(
     triples = list(zip(norms, stds, sizes, strict=True))
     if not triples or any(std == 0 for _, std, _ in triples):
         return 0.0
-    return 1 / sum(
-        math.sqrt(2 * size) * norm / std for norm, std, size in triples if size
+    return _inverse(
+        sum(math.sqrt(2 * size) * norm / std for norm, std, size in triples)
     )
+
+
+def _inverse(value: float) -> float:
+    # Zero where masks removed everything: then nothing is released.
+    return 1 / value if value > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ class Guarantee:
         if self.sealed:
             return self
         if self.variance and family != self.family:
-            return self.processed("noise of two families is added before it is complete")
+            return self.processed("noise of two families is mixed")
         total = dict(self.variance)
         for name, v in variance.items():
             added = torch.as_tensor(v, dtype=torch.float64).cpu()
@@ -172,7 +177,9 @@ class Guarantee:
         return replace(self, variance=total, family=family)
 
     def masked(self, kept: Mapping[str, Tensor]) -> Guarantee:
-        """Set coordinates to zero by a mask that does not depend on the private data."""
+        """Set coordinates to zero by a mask that does not depend on private data."""
+        if self.sealed:
+            return self
         both = dict(self.kept)
         for name, mask in kept.items():
             both[name] = both[name] & mask.cpu() if name in both else mask.cpu()
@@ -187,9 +194,10 @@ class Guarantee:
         """
         if self.multiplier > 0:
             return replace(self, sealed=True)
+        unnoised = replace(self, variance={})
         if unknown is None or not self.bounded:
-            return self
-        return replace(self, unit=None, bounded=(), broken=(*self.broken, unknown))
+            return unnoised
+        return replace(unnoised, unit=None, bounded=(), broken=(*self.broken, unknown))
 
     def void(self, reason: str) -> Guarantee:
         """Give up: what the defense does has no guarantee, whatever follows."""
@@ -240,7 +248,7 @@ class Guarantee:
 
     @property
     def _unbounded(self) -> tuple[str, ...]:
-        inside = frozenset().union(*(s.names for s in self.bounded))
+        inside = frozenset[str]().union(*(s.names for s in self.bounded))
         return tuple(n for n in self._named if n not in inside)
 
     def _released(self, name: str) -> int:
