@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,27 +15,15 @@ from exhume.bounds.cramer_rao import (
     trace_of_inverse,
     unbiased_cramer_rao_bound,
 )
-from exhume.bounds.fisher import (
-    MeanMap,
-    fisher_information,
-    information_map,
-    jump_share,
-    mean_map,
-    variance_map,
-)
+from exhume.bounds.fisher import fisher_information
+from exhume.bounds.regularity import information_maps
 from exhume.errors import InvalidInput
 from exhume.keys import fold
 from exhume.problem.bound import Bound, BoundValue, NotApplicable
-from exhume.problem.law import Law
 from exhume.problem.prior import Density
-from exhume.problem.tree import Tree
 from exhume.problem.world import World
 
 __all__ = ["BayesianCramerRao"]
-
-# Part of the release's change that may be jumps (and quadrature error at kinks).
-_SMOOTH = 0.05
-_PATHS = 4  # segments between draws on which jumps are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,27 +86,18 @@ class BayesianCramerRao(Bound):
                 f"the prior {density.name!r} has no {' and no '.join(sorted(missing))};"
                 f" the prior 'gaussian' has"
             )
-        plans = world.mechanism.calibrate(world.task, world.public, key)
-        induced = world.mechanism.induced(world.task, plans)
-        law, targets = induced.law, world.batch.targets
         batches = [
             density.sample(len(world.batch), fold(key, "bound", draw)).to(
                 device=world.task.device, dtype=torch.float64
             )
             for draw in range(self.draws)
         ]
-        mean = mean_map(induced.task, induced.model, law, targets)
-        like = {name: t.detach() for name, t in mean(batches[0]).items()}
-        refusal = _refusal(law, like)
-        if refusal is not None:
-            return NotApplicable(refusal)
-        refusal = _jumps(information_map(mean, law, batches[0]), batches)
-        if refusal is not None:
-            return NotApplicable(refusal)
-        variance = variance_map(induced.task, induced.model, law, targets)
+        maps = information_maps(world, batches, key)
+        if isinstance(maps, NotApplicable):
+            return maps
         informations = [
-            fisher_information(information_map(mean, law, x, variance), None, x)
-            for x in batches
+            fisher_information(whitened, None, x)
+            for whitened, x in zip(maps, batches, strict=True)
         ]
         return _value(informations, density, batches[0].shape)
 
@@ -172,36 +150,6 @@ def _with_leave_one_out(
     ]
     whole = bayesian_cramer_rao_bound(fisher, prior)
     return whole, torch.tensor(without, dtype=torch.float64)
-
-
-def _refusal(law: Law, like: Tree) -> str | None:
-    """Say why the law has no finite Fisher information, or return None."""
-    exact = law.exact_names(like)
-    if law.irregular is not None:
-        return f"the release has no Fisher information: {law.irregular}"
-    if law.not_gaussian is not None:
-        return f"the release is not Gaussian: {law.not_gaussian}"
-    if exact and not law.noisy:
-        return "no noise is added, so the release has infinite information"
-    if exact:
-        return f"released without noise, infinite information: {', '.join(exact)}"
-    return None
-
-
-def _jumps(whitened: MeanMap, batches: list[Tensor]) -> str | None:
-    """Say so if the release jumps between draws of the prior, or return None."""
-    share = max(
-        jump_share(whitened, None, start, end)
-        for start, end in itertools.pairwise(batches[: _PATHS + 1])
-    )
-    if share <= _SMOOTH:
-        return None
-    return (
-        f"the release jumps as the data move ({share:.0%} of its change between two "
-        f"examples is not explained by its derivative, as with ReLU or max pooling), "
-        f"so its Fisher information misses what the jumps tell; use a smooth "
-        f"activation such as sigmoid, tanh or GELU"
-    )
 
 
 def _assumptions(density: Density, batch_size: int) -> tuple[str, ...]:
