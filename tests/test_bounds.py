@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, replace
 
@@ -20,6 +21,13 @@ from exhume.bounds.cramer_rao import (
     trace_of_inverse,
     unbiased_cramer_rao_bound,
 )
+from exhume.bounds.fisher import fisher_information
+from exhume.bounds.fisher_information_leakage import (
+    diagonal_fisher_information_loss,
+    fisher_information_loss,
+    fisher_spectral_norm,
+)
+from exhume.bounds.regularity import information_maps
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
@@ -29,7 +37,7 @@ from exhume.observations.gradient import Gradient
 from exhume.priors.gaussian import GaussianDensity
 from exhume.priors.total_variation import TotalVariationDensity
 from exhume.problem.batch import Batch
-from exhume.problem.bound import BoundValue, NotApplicable
+from exhume.problem.bound import Binds, BoundValue, NotApplicable, RiskValue
 from exhume.problem.event import EventSpec
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
@@ -39,7 +47,14 @@ DIMENSION, OBSERVED, STD = 8, 20, 0.7
 SPEC = EventSpec.vector(DIMENSION)
 
 #: name → options under which the suite evaluates the bound
-ROWS = {"bayesian-cramer-rao": {"draws": 4}}
+ROWS = {
+    "bayes-security": {},
+    "bayesian-cramer-rao": {"draws": 4},
+    "fisher-information-leakage": {},
+    "hammersley-chapman-robbins": {"diameter": 1.0},
+    "no-prior-gaussian": {"radius": 0.1},
+    "reconstruction-robustness": {"radius": 0.1},
+}
 
 
 def normal(*shape, key):
@@ -84,6 +99,11 @@ def network_world(*defenses, activation=None, batch_size=1, inputs=None):
     return World(Task(net), batch, mechanism, prior=gaussian_prior(0.5, 6))
 
 
+def defended_world(std, **options):
+    """A world to which every bound applies: clipped, then noisy."""
+    return network_world(Clipping(max_norm=0.1), GaussianNoise(std=std), **options)
+
+
 def value(bound):
     assert isinstance(bound, BoundValue), bound
     return bound
@@ -107,42 +127,49 @@ class TestEveryBound:
         return exhume.bound(name, **ROWS[name])(world, key=key)
 
     def test_value_is_finite_positive_plain_data(self, name):
-        found = value(self.evaluate(name, network_world(GaussianNoise(std=0.05))))
+        found = self.evaluate(name, defended_world(0.05))
+        assert isinstance(found, BoundValue | RiskValue), found
         assert found.name == name
-        assert found.total > 0
         assert found.standard_error >= 0
+        assert found.binds in Binds
+        assert found.reference
+        assert all(math.isfinite(number) for number in found.details.values())
+        assert all(sentence.endswith(".") for sentence in found.assumptions)
+        assert len(found.assumptions) > 0
+        plain = {**asdict(found), "per_coordinate": None}
+        json.dumps(plain, allow_nan=False)
+        if isinstance(found, RiskValue):
+            assert 0 < found.value < 1
+            assert found.quantity
+            return
+        assert found.total > 0
         assert (found.unknowns, found.batch_size) == (6, 1)
         assert found.mse == found.total / 6
         assert found.mse_standard_error == found.standard_error / 6
-        plain = {**asdict(found), "per_coordinate": None}
-        json.dumps(plain, allow_nan=False)
-        assert all(sentence.endswith(".") for sentence in found.assumptions)
-        assert len(found.assumptions) > 0
 
     def test_deterministic_without_touching_global_randomness(self, name):
-        world = network_world(GaussianNoise(std=0.05))
+        world = defended_world(0.05)
         before = torch.random.get_rng_state()
         first, second = (self.evaluate(name, world, key=3) for _ in range(2))
         assert first == second
         assert torch.equal(before, torch.random.get_rng_state())
 
     def test_private_inputs_are_not_used(self, name):
-        noise = GaussianNoise(std=0.05)
-        one = self.evaluate(name, network_world(noise))
-        swapped = network_world(noise, inputs=normal(1, 6, key=77).float())
+        one = self.evaluate(name, defended_world(0.05))
+        swapped = defended_world(0.05, inputs=normal(1, 6, key=77).float())
         assert self.evaluate(name, swapped) == one
 
-    def test_grows_with_the_noise(self, name):
+    def test_less_is_possible_with_more_noise(self, name):
         stds = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
-        totals = [
-            value(self.evaluate(name, network_world(GaussianNoise(std=s)))).total
-            for s in stds
-        ]
-        assert totals == sorted(totals)
-        assert totals[0] < totals[-1]
+        found = [self.evaluate(name, defended_world(std)) for std in stds]
+        assert len({type(one) for one in found}) == 1
+        levels = [-b.value if isinstance(b, RiskValue) else b.total for b in found]
+        assert levels == sorted(levels)
+        assert levels[0] < levels[-1]
 
     def test_no_noise_is_refused(self, name):
-        assert "no noise" in refusal(self.evaluate(name, network_world()))
+        found = self.evaluate(name, network_world(Clipping(max_norm=0.1)))
+        assert re.search("no noise", refusal(found))
 
 
 # --- closed forms --------------------------------------------------------------------
@@ -231,6 +258,91 @@ def test_formulas_are_ordered_for_any_information():
         unbiased_cramer_rao_bound(torch.ones(3, 3))
     with pytest.raises(InvalidInput, match="singular in float64"):
         trace_of_inverse(torch.diag(torch.tensor([1.0, 1e-16]).double()))
+
+
+# --- Fisher information leakage ------------------------------------------------------
+
+
+def leakage(**options):
+    return exhume.bound("fisher-information-leakage", **options)
+
+
+@pytest.mark.parametrize("dfil", [1.342, 0.02631])
+def test_an_attack_that_shrinks_beats_the_bound_of_unbiased_attacks(dfil):
+    # The reference: prior std .2, tr JᵀJ / d = 18.63, noise 5 and .7.
+    std = (float(MATRIX.square().sum()) / DIMENSION * dfil) ** 0.5
+    prior = gaussian_prior(0.2)
+    world = linear_world(GaussianNoise(std=std), prior=prior)
+    found = value(leakage()(world))
+    assert found.mse == pytest.approx(dfil)
+    assert found.binds is Binds.UNBIASED_ATTACKS
+    floor = value(BayesianCramerRao(draws=2)(world))
+    assert floor.mse < found.mse
+    if dfil > 1:
+        assert floor.mse == pytest.approx(0.0389, abs=1e-4)
+    truth = prior.sample(20_000, key=1)
+    released = truth @ MATRIX.T + std * normal(20_000, OBSERVED, key=2)
+    covariance = torch.linalg.inv(
+        MATRIX.T @ MATRIX / std**2 + torch.eye(DIMENSION).double() / 0.2**2
+    )
+    guess = 0.5 + (released - 0.5 * MATRIX.sum(1)) @ MATRIX @ covariance / std**2
+    errors = (guess - truth).square().mean(1)
+    spread = float(errors.std()) / 20_000**0.5
+    assert float(errors.mean()) == pytest.approx(floor.mse, abs=4.5 * spread)
+    assert float(errors.mean()) + 4.5 * spread < found.mse
+    # The unbiased attack does not beat it, on the whole nor in any attribute.
+    unbiased = (released @ torch.linalg.pinv(MATRIX).T - truth).square()
+    assert float(unbiased.mean()) > found.mse
+    least = found.details["variance_of_any_attribute"]
+    assert float(unbiased.mean(0).min()) > least
+    assert least < found.mse
+
+
+def test_leakage_is_read_off_the_information():
+    information = MATRIX.T @ MATRIX / STD**2
+    found = value(leakage()(linear_world(GaussianNoise(std=STD)))).details
+    trace, norm = (
+        float(information.trace()),
+        float(torch.linalg.eigvalsh(information)[-1]),
+    )
+    assert found["fil"] == pytest.approx(fisher_information_loss(norm))
+    expected = diagonal_fisher_information_loss(trace, DIMENSION)
+    assert found["dfil"] == pytest.approx(expected)
+    assert fisher_information_loss(9.0) == 3
+    assert diagonal_fisher_information_loss(8.0, 2) == 2
+
+
+def test_the_largest_eigenvalue_needs_no_matrix(monkeypatch):
+    world = network_world(GaussianNoise(std=0.05), batch_size=3)
+    inputs = normal(3, 6, key=1)
+    (released, _) = information_maps(world, [inputs, -inputs], key=0)
+    dense = fisher_information(released, None, inputs)
+    largest = float(torch.linalg.eigvalsh(dense)[-1])
+    assert fisher_spectral_norm(released, inputs) == pytest.approx(largest, rel=1e-5)
+    exact = value(leakage(draws=8)(world))
+    monkeypatch.setattr("exhume.bounds.fisher_information_leakage._DENSE", 0)
+    sketched = value(leakage(draws=8)(world))
+    assert sketched.total == pytest.approx(
+        exact.total, abs=4 * (exact.standard_error + sketched.standard_error)
+    )
+    assert sketched.total != exact.total
+    assert sketched.details["fil"] == pytest.approx(exact.details["fil"], rel=1e-5)
+
+
+def test_leakage_is_evaluated_at_public_examples_without_a_prior():
+    world = replace(network_world(GaussianNoise(std=0.05)), prior=None)
+    assert "nowhere to evaluate" in refusal(leakage()(world))
+    inputs = normal(5, 6, key=1).float()
+    public = Batch(inputs, torch.zeros(5, dtype=torch.long), world.batch.spec)
+    found = value(leakage()(replace(world, public=public)))
+    assert found.details["draws"] == 4
+    other = value(leakage()(replace(world, public=public.select(torch.arange(2)))))
+    assert other.details["draws"] == 2
+
+
+def test_a_release_that_jumps_has_no_leakage_number():
+    relu = network_world(GaussianNoise(std=0.1), activation=nn.ReLU())
+    assert "jumps as the data move" in refusal(leakage()(relu))
 
 
 # --- Monte Carlo ---------------------------------------------------------------------
