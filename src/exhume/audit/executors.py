@@ -10,19 +10,29 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 from exhume.audit.records import TrialResult, TrialSpec
 from exhume.errors import InvalidInput
 
-__all__ = ["Executor", "map_trials", "single_threaded", "worker_count"]
+__all__ = [
+    "Executor",
+    "Job",
+    "map_jobs",
+    "map_trials",
+    "single_threaded",
+    "worker_count",
+]
 
 Executor = Literal["serial", "processes"]
+Spec = TypeVar("Spec")
+Result = TypeVar("Result")
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _NO_GUARD = (
@@ -37,14 +47,50 @@ def map_trials(
     executor: Executor = "processes",
     workers: int = 0,
 ) -> Generator[TrialResult, None, None]:
-    """Run trials and yield each result as soon as it is there.
-
-    With ``processes`` the order is that of completion. A trial that kills its worker is
-    tried once more on its own, and becomes a failed row if it does so again. When the
-    iterator is closed or interrupted, trials that still run are stopped.
+    """Run trials and yield each result as soon as it is there, see :func:`map_jobs`.
 
     Args:
         specs: what to run.
+        executor: ``serial`` or ``processes``.
+        workers: number of processes; 0 takes one per core.
+
+    Raises:
+        InvalidInput: the executor is not known, or no worker process can start.
+    """
+    workers = min(worker_count(workers), len(specs)) or 1
+    return map_jobs(_TRIAL, deque(specs), executor=executor, workers=workers)
+
+
+@dataclass(frozen=True)
+class Job(Generic[Spec, Result]):
+    """A kind of work: pure functions of plain data, at the top level of a module.
+
+    Attributes:
+        run: what a worker calls, on one thread; it should not raise.
+        failed: makes the result of a spec that killed its worker, from the reason.
+    """
+
+    run: Callable[[Spec], Result]
+    failed: Callable[[Spec, str], Result]
+
+
+def map_jobs(
+    job: Job[Spec, Result],
+    queue: deque[Spec],
+    *,
+    executor: Executor = "processes",
+    workers: int = 0,
+) -> Generator[Result, None, None]:
+    """Run what is in a queue and yield each result as soon as it is there.
+
+    Whoever reads the results may append to the queue: the end is when nothing waits and
+    nothing runs. With ``processes`` the order is that of completion. A spec that kills
+    its worker is tried once more on its own, and becomes a failed row if it does so
+    again. When the iterator is closed or interrupted, what still runs is stopped.
+
+    Args:
+        job: what to do with a spec.
+        queue: of specs; it is emptied.
         executor: ``serial`` or ``processes``.
         workers: number of processes; 0 takes one per core.
 
@@ -56,8 +102,8 @@ def map_trials(
         msg = f"no executor is called {executor!r}; known: {known}"
         raise InvalidInput(msg)
     if executor == "serial":
-        return (_work(spec) for spec in specs)
-    return _in_processes(specs, min(worker_count(workers), len(specs)))
+        return _in_turn(job, queue)
+    return _in_processes(job, queue, worker_count(workers))
 
 
 def worker_count(workers: int) -> int:
@@ -90,80 +136,99 @@ def single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(spec: TrialSpec) -> TrialResult:
-    with single_threaded():
-        from exhume.audit.trial import run_trial
+def _run_trial(spec: TrialSpec) -> TrialResult:
+    from exhume.audit.trial import run_trial
 
-        return run_trial(spec)
+    return run_trial(spec)
 
 
-def _failed(spec: TrialSpec, reason: str) -> TrialResult:
+def _failed_trial(spec: TrialSpec, reason: str) -> TrialResult:
     return TrialResult(spec=spec, status="failed", reason=reason)
 
 
+_TRIAL = Job(_run_trial, _failed_trial)
+
+
+def _work(job: Job[Spec, Result], spec: Spec) -> Result:
+    with single_threaded():
+        return job.run(spec)
+
+
+def _in_turn(
+    job: Job[Spec, Result], queue: deque[Spec]
+) -> Generator[Result, None, None]:
+    while queue:
+        yield _work(job, queue.popleft())
+
+
 def _in_processes(
-    specs: Sequence[TrialSpec], workers: int
-) -> Generator[TrialResult, None, None]:
-    suspects: list[TrialSpec] = []
+    job: Job[Spec, Result], waiting: deque[Spec], workers: int
+) -> Generator[Result, None, None]:
+    suspects: list[Spec] = []
     succeeded = False
-    waiting = deque(specs)
-    while waiting:
-        with _pool(workers) as pool:
-            for spec, result in _together(pool, waiting, workers):
-                if result is None:
-                    suspects.append(spec)
-                else:
-                    succeeded = True
-                    yield result
-        if suspects and not succeeded:
-            _probe()
-    # Whoever was running when a worker died is tried alone, so that guilt is certain.
-    while suspects:
-        with _pool(1) as pool:
-            yield from _alone(pool, suspects)
+    while waiting or suspects:
+        while waiting:
+            with _pool(workers) as pool:
+                for spec, result in _together(pool, job, waiting, workers):
+                    if result is None:
+                        suspects.append(spec)
+                    else:
+                        succeeded = True
+                        yield result
+            if suspects and not succeeded:
+                _probe()
+        # Whoever was running when a worker died is tried alone: guilt is certain then.
+        while suspects:
+            with _pool(1) as pool:
+                yield from _alone(pool, job, suspects)
 
 
 def _together(
-    pool: ProcessPoolExecutor, waiting: deque[TrialSpec], workers: int
-) -> Iterator[tuple[TrialSpec, TrialResult | None]]:
+    pool: ProcessPoolExecutor,
+    job: Job[Spec, Result],
+    waiting: deque[Spec],
+    workers: int,
+) -> Iterator[tuple[Spec, Result | None]]:
     """Run until nothing waits or a worker dies; None for what then was running."""
-    running: dict[Future[TrialResult], TrialSpec] = {}
+    running: dict[Future[Result], Spec] = {}
     broken = False
     while running or (waiting and not broken):
         # No more than one trial per worker is handed out: a death has few suspects.
         while waiting and not broken and len(running) < workers:
             try:
-                running[pool.submit(_work, waiting[0])] = waiting[0]
+                running[pool.submit(_work, job, waiting[0])] = waiting[0]
                 waiting.popleft()
             except BrokenProcessPool:
                 broken = True
         ended, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in ended:
             spec = running.pop(future)
-            result = _outcome(future, spec)
+            result = _outcome(future, job, spec)
             broken = broken or result is None
             yield spec, result
 
 
-def _outcome(future: Future[TrialResult], spec: TrialSpec) -> TrialResult | None:
+def _outcome(
+    future: Future[Result], job: Job[Spec, Result], spec: Spec
+) -> Result | None:
     """Return what a worker sent, or None if a worker died."""
     error = future.exception()
     if error is None:
         return future.result()
     if isinstance(error, BrokenProcessPool):
         return None
-    return _failed(spec, f"{type(error).__name__} in the worker process: {error}")
+    return job.failed(spec, f"{type(error).__name__} in the worker process: {error}")
 
 
 def _alone(
-    pool: ProcessPoolExecutor, suspects: list[TrialSpec]
-) -> Generator[TrialResult, None, None]:
+    pool: ProcessPoolExecutor, job: Job[Spec, Result], suspects: list[Spec]
+) -> Generator[Result, None, None]:
     """Run suspects one after the other until the worker dies of one, or all ended."""
     while suspects:
         spec = suspects.pop(0)
-        result = _outcome(pool.submit(_work, spec), spec)
+        result = _outcome(pool.submit(_work, job, spec), job, spec)
         if result is None:
-            yield _failed(
+            yield job.failed(
                 spec,
                 "the worker process died twice in this trial (out of memory, or a "
                 "crash in native code); try a smaller problem",

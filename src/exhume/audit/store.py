@@ -12,19 +12,23 @@ import math
 import sqlite3
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
 from exhume.audit.records import TrialResult, TrialSpec
 from exhume.errors import InvalidInput
 
-__all__ = ["Store"]
+__all__ = ["ResultFile", "Store"]
+
+#: a dataclass with ``spec`` (which has an ``id``), ``status`` and ``arrays``
+Result = TypeVar("Result", bound=Any)
 
 #: "exhm": tells a store from any other SQLite file
 _APPLICATION = 0x6578686D
@@ -41,8 +45,8 @@ CREATE TABLE results (
 _WAIT_SECONDS = 60.0
 
 
-class Store:
-    """Trial results by the id of their spec; a context manager.
+class ResultFile(ABC, Generic[Result]):
+    """Results by the id of their spec; a context manager.
 
     Several processes may read while one writes. Writing an id again replaces it.
 
@@ -83,7 +87,7 @@ class Store:
         """Close the file; what was put stays."""
         self._db.close()
 
-    def put(self, result: TrialResult) -> None:
+    def put(self, result: Result) -> None:
         """Write a result; it is on disk when this returns.
 
         Raises:
@@ -105,12 +109,12 @@ class Store:
                 row,
             )
 
-    def get(self, spec_id: str) -> TrialResult | None:
+    def get(self, spec_id: str) -> Result | None:
         """Return a result, or None if the trial has not ended."""
         query = "SELECT record, arrays FROM results WHERE id = ?"
         with self._explained():
             row = self._db.execute(query, (spec_id,)).fetchone()
-            return None if row is None else _load(*row)
+            return None if row is None else self._load(*row)
 
     def ids(self) -> set[str]:
         """List the trials that have a result, failed ones included."""
@@ -131,11 +135,26 @@ class Store:
         with self._explained():
             return dict(self._db.execute("SELECT id, runs FROM results").fetchall())
 
-    def results(self) -> list[TrialResult]:
+    def results(self) -> list[Result]:
         """Return every result, in the order in which the trials first ended."""
         query = "SELECT record, arrays FROM results ORDER BY rowid"
         with self._explained():
-            return [_load(*row) for row in self._db.execute(query)]
+            return [self._load(*row) for row in self._db.execute(query)]
+
+    @abstractmethod
+    def restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> Result:
+        """Make a result of the fields that were stored of it.
+
+        Args:
+            record: its fields but the arrays, as JSON has them (lists for tuples).
+            arrays: by name.
+        """
+
+    def _load(self, text: str, blob: bytes) -> Result:
+        record = json.loads(text, object_hook=_decode)
+        with np.load(io.BytesIO(blob), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return self.restore(record, arrays)
 
     def _open(self) -> None:
         """Check that the file is a store, and make the table of a fresh one."""
@@ -185,7 +204,7 @@ class Store:
             raise InvalidInput(msg) from e
 
 
-def _dump_record(result: TrialResult) -> str:
+def _dump_record(result: Any) -> str:
     record = {
         f.name: getattr(result, f.name)
         for f in fields(result)
@@ -216,15 +235,18 @@ def _dump_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _load(text: str, blob: bytes) -> TrialResult:
-    record = json.loads(text, object_hook=_decode)
-    given = record.pop("spec")
-    spec = TrialSpec(**{**given, "defenses": tuple(given["defenses"])})
-    for name in ("notes", "released_in_clear"):
-        record[name] = tuple(record[name])
-    record["trace"] = tuple(tuple(row) for row in record["trace"])
-    if record["outcome"] is not None:
-        record["outcome"] = tuple(record["outcome"])
-    with np.load(io.BytesIO(blob), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return TrialResult(spec=spec, arrays=arrays, **record)
+class Store(ResultFile[TrialResult]):
+    """The results of trials."""
+
+    def restore(
+        self, record: dict[str, Any], arrays: dict[str, np.ndarray]
+    ) -> TrialResult:
+        """Make a result of what was stored of it."""
+        given = record.pop("spec")
+        spec = TrialSpec(**{**given, "defenses": tuple(given["defenses"])})
+        for name in ("notes", "released_in_clear"):
+            record[name] = tuple(record[name])
+        record["trace"] = tuple(tuple(row) for row in record["trace"])
+        if record["outcome"] is not None:
+            record["outcome"] = tuple(record["outcome"])
+        return TrialResult(spec=spec, arrays=arrays, **record)
