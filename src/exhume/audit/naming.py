@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from exhume.audit.records import Options
 
-__all__ = ["defense_family", "defense_label", "defense_strength"]
+__all__ = ["defense_family", "defense_label", "defense_strength", "label_without"]
 
 _NOBODY = "no defense"
 # Options that read as an adjective before the name, with the default of the class.
@@ -33,9 +33,13 @@ def defense_family(stack: Sequence[Options]) -> str:
     """
     if not stack:
         return "none"
-    varied = _varied(stack)
+    return label_without(stack, *(_varied(stack) or (-1, "")))
+
+
+def label_without(stack: Sequence[Options], position: int, option: str) -> str:
+    """Name a stack, but not the value of one option of one of its defenses."""
     return " + ".join(
-        _label(options, without=varied[1] if varied and varied[0] == i else "")
+        _label(options, without=option if position == i else "")
         for i, options in enumerate(stack)
     )
 

@@ -16,7 +16,17 @@ from exhume.audit.settings import AuditSettings, as_options
 from exhume.config import build, describe, validate
 from exhume.errors import ExhumeError, InvalidInput
 
-__all__ = ["BASELINES", "default_settings", "expand", "load_settings", "parse_settings"]
+__all__ = [
+    "BASELINES",
+    "Checked",
+    "check_order",
+    "default_settings",
+    "expand",
+    "load_settings",
+    "parse_settings",
+    "parse_toml",
+    "read_toml",
+]
 
 #: chance levels that every sweep runs beside its attacks
 BASELINES = ("prior-mean", "nearest-public")
@@ -31,16 +41,25 @@ def load_settings(path: str | Path) -> AuditSettings:
         InvalidInput: the file is missing, is not TOML, or has a key or value that is
             not known; the message names it and offers the nearest.
     """
+    return validate(AuditSettings, read_toml(path), what=str(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read settings from a TOML file, with "none" as None.
+
+    Raises:
+        InvalidInput: the file is missing, cannot be read, or is not TOML.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        msg = f"there is no file {path}; give the path of an audit's TOML file"
+        msg = f"there is no file {path}; give the path of a TOML file of settings"
         raise InvalidInput(msg) from error
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path} cannot be read as text ({error}); give a TOML file"
         raise InvalidInput(msg) from error
-    return parse_settings(text, what=str(path))
+    return parse_toml(text, what=str(path))
 
 
 def parse_settings(text: str, *, what: str) -> AuditSettings:
@@ -50,12 +69,20 @@ def parse_settings(text: str, *, what: str) -> AuditSettings:
         text: TOML.
         what: how messages call it.
     """
+    return validate(AuditSettings, parse_toml(text, what=what), what=what)
+
+
+def parse_toml(text: str, *, what: str) -> dict[str, Any]:
+    """Read settings from TOML, with "none" as None.
+
+    Raises:
+        InvalidInput: it is not TOML.
+    """
     try:
-        given = tomllib.loads(text)
+        return _with_null(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         msg = f"{what} is not valid TOML: {error}"
         raise InvalidInput(msg) from error
-    return validate(AuditSettings, _with_null(given), what=what)
 
 
 def default_settings() -> AuditSettings:
@@ -86,7 +113,7 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     Raises:
         InvalidInput: every name or option that is wrong, in one message.
     """
-    checked = _Checked()
+    checked = Checked()
     data = [checked.options("data", d) for d in _listed(settings.data)]
     stacks = [s for given in settings.defenses for s in _stacks(given, checked)]
     attacks = [checked.options("attack", a) for a in settings.attacks]
@@ -106,7 +133,7 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     }
     checked.run(lambda: _check_names(settings))
     for stack in stacks:
-        checked.run(lambda stack=stack: _check_order(common["observation"], stack))
+        checked.run(lambda stack=stack: check_order(common["observation"], stack))
     checked.report()
 
     def specs(kind: str, chosen: Iterable[Options], seeds: list[int]) -> Any:
@@ -129,12 +156,13 @@ def _listed(value: list[Options | str] | Options | str) -> list[Options | str]:
 
 
 @dataclass
-class _Checked:
+class Checked:
     """Builds objects and gathers every problem, so that one run shows them all."""
 
     problems: list[str] = field(default_factory=list)
 
     def run(self, check: Callable[[], Any]) -> Any:
+        """Return what ``check`` does; on failure keep the sentence, return None."""
         try:
             return check()
         except ExhumeError as error:
@@ -148,6 +176,7 @@ class _Checked:
         return _plain({**(full or {}), **{"name": options.get("name")}})
 
     def report(self) -> None:
+        """Raise every problem in one message, if there is any."""
         found = list(dict.fromkeys(self.problems))
         if found:
             raise InvalidInput("\n".join(found))
@@ -174,7 +203,8 @@ def _check_names(settings: AuditSettings) -> None:
         raise InvalidInput(did_you_mean("loss", settings.loss, sorted(LOSSES)))
 
 
-def _check_order(observation: Options, stack: Stack) -> None:
+def check_order(observation: Options, stack: Stack) -> None:
+    """Raise InvalidInput if the defenses cannot follow each other."""
     from exhume.problem.mechanism import Mechanism
 
     try:
@@ -186,7 +216,7 @@ def _check_order(observation: Options, stack: Stack) -> None:
 
 
 def _stacks(
-    given: list[Options | str] | Options | str, checked: _Checked
+    given: list[Options | str] | Options | str, checked: Checked
 ) -> list[Stack]:
     """Expand one entry of ``defenses`` to the stacks that it stands for."""
     families = [_strengths(as_options(d)) for d in _listed(given)]

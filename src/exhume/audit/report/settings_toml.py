@@ -1,25 +1,31 @@
-"""The settings of an audit as the TOML that asks for the same audit again."""
+"""Settings as the TOML that asks for the same run again."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
-
-from exhume.audit.settings import AuditSettings
 
 __all__ = ["to_toml"]
 
 
-def to_toml(settings: AuditSettings) -> str:
-    """Write every setting that is not the default, one per line."""
-    default = AuditSettings()
+def to_toml(settings: Any) -> str:
+    """Write every setting that is not the default, one per line.
+
+    Args:
+        settings: a dataclass whose fields have defaults.
+    """
     lines = []
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if value != getattr(default, field.name):
+        if value != _default(field):
             lines.append(f"{field.name} = {_value(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _default(field: Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is MISSING else made()
 
 
 def _value(value: Any, depth: int = 0) -> str:
