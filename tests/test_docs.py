@@ -229,6 +229,19 @@ def test_bring_your_own_runs_as_printed(here):
     assert min(found) > 20
 
 
+def test_the_page_of_bounds_runs_as_printed():
+    text = (ROOT / "docs" / "bounds.md").read_text("utf-8")
+    assert [f"`{name}`" in text for name in registry.names("bound")].count(False) == 0
+    namespace: dict = {}
+    for code in python(ROOT / "docs" / "bounds.md"):
+        exec(code, namespace)
+    assert namespace["spent"].value == pytest.approx(33.1, abs=0.05)
+    assert namespace["risk"].value > 0.5
+    share = namespace["floor"].mse / namespace["guess"]
+    assert share == pytest.approx(2 / 3, abs=0.05)
+    assert namespace["leak"].mse > namespace["guess"]
+
+
 # --- extending -----------------------------------------------------------------------
 
 EXTENDING = ROOT / "docs" / "extending.md"
