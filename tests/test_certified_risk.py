@@ -296,7 +296,7 @@ def test_hammersley_chapman_robbins_numbers():
 def test_hammersley_chapman_robbins_binds_the_unbiased_attack_and_no_other():
     # x in [0, 1] is released as x + N(0, z²); the sensitivity of adding is 1/2 about
     # the centre, so replacing moves by 1 = 2 · ½.
-    z = 0.5
+    z = 2.0
     multiplier = z / 0.5
     floor = hammersley_chapman_robbins_bound(1.0, gaussian_renyi_two(multiplier, 1, 2))
     source = torch.Generator().manual_seed(0)
@@ -351,6 +351,37 @@ def test_bayes_security_says_when_it_is_an_approximation():
     full = exhume.bound("bayes-security", adjacency="add-or-remove")(world(*PAIR))
     assert full.binds is Binds.EVERY_ATTACK
     assert full.value == pytest.approx(2 * stats.norm.cdf(0.5) - 1)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_no_test_of_real_releases_gains_more_than_bayes_security_says(scale):
+    one = world(*PAIR)
+    plans = one.mechanism.calibrate(one.task, None, 0)
+    source = torch.Generator().manual_seed(0)
+    with_client = {
+        name: scale * torch.randn(p.shape, generator=source)
+        for name, p in one.task.parameters().items()
+    }
+    without = {name: torch.zeros_like(t) for name, t in with_client.items()}
+    seen = {}
+    for present, update in ((True, with_client), (False, without)):
+        # The likelihood ratio grows with the product with what is looked for.
+        seen[present] = torch.tensor(
+            [
+                sum(
+                    float((with_client[n] * t).sum())
+                    for n, t in one.mechanism.release(update, plans, key).items()
+                )
+                for key in range(2000 * present, 2000 * (present + 1))
+            ]
+        )
+    gap = stats.ks_2samp(seen[True], seen[False]).statistic
+    bound = exhume.bound("bayes-security", adjacency="add-or-remove")(one).value
+    limit = 4 / (2 * 1000) ** 0.5
+    assert gap < bound + limit
+    if scale >= 1:
+        # An update that is clipped moves by all of the sensitivity: the bound is met.
+        assert gap > bound - limit
 
 
 @pytest.mark.parametrize(("unknowns", "sigma"), [(4, 0.5), (30, 2.0)])

@@ -108,6 +108,8 @@ class GaussianNoise(Defense):
 
     def account(self, before: Guarantee, plan: Plan) -> Guarantee:
         """Add σ²; it counts if the update was clipped before."""
+        if not self.adds_noise:
+            return before
         return before.plus_noise(dict.fromkeys(plan.covers, self.std**2))
 
     @property
