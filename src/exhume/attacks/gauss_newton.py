@@ -203,7 +203,7 @@ class GaussNewton(Attack):
         """Assemble Φ from what the problem tells."""
         dtype = getattr(torch, self.precision)
         task = problem.require(Fact.WEIGHTS).to(dtype)
-        law = Law() if problem.law is UNKNOWN else problem.law
+        law = Law() if problem.law is UNKNOWN else problem.law.for_descent
         count = problem.require(Fact.BATCH_SIZE)
         notes: tuple[str, ...] = ()
         if targets is None:

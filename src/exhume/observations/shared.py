@@ -95,6 +95,11 @@ class SharedObservation:
             )
             raise InvalidInput(msg)
         task = self.task(model)
+        forward, law = Gradient(), self.law
+        if self.defenses is not UNKNOWN:
+            mechanism = Mechanism(forward, self.defenses)
+            induced = mechanism.induced(task, self.plans, self.values)
+            task, forward, law = induced.task, induced.model, induced.law
         observed = {n: t.to(task.device) for n, t in self.values.items()}
         # Half precision is computed with in the model's own; the check still sees it.
         if all(t.is_floating_point() for t in observed.values()):
@@ -106,8 +111,8 @@ class SharedObservation:
             targets=self.targets,
             batch_size=self.batch_size,
             batch_statistics=self.batch_statistics,
-            observation_model=Gradient(),
-            law=self.law,
+            observation_model=forward,
+            law=law,
             prior=prior,
             public=public,
         )

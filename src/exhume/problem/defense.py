@@ -302,6 +302,7 @@ class Aggregation(Defense):
         law = replace(
             law,
             maps=(),
+            surrogate=None,
             variance={n: factor * v for n, v in law.variance.items()},
             covariance=None
             if law.covariance is None

@@ -78,6 +78,9 @@ class Law:
         irregular: a sentence if p(O | S) jumps as S moves (data-dependent masks), so
             that Fisher information does not exist; None otherwise.
         not_gaussian: a sentence if the law is not of this form; None otherwise.
+        surrogate: a smooth approximation that attacks may descend on where the law
+            itself jumps or is flat (rounding), made from what the release shows; None
+            if there is no need. Bounds never read it.
     """
 
     maps: tuple[TreeMap, ...] = ()
@@ -88,6 +91,12 @@ class Law:
     variance_at: VarianceMap | None = None
     irregular: str | None = None
     not_gaussian: str | None = None
+    surrogate: Law | None = None
+
+    @property
+    def for_descent(self) -> Law:
+        """The law that attacks by descent minimise: the surrogate if there is one."""
+        return self if self.surrogate is None else self.surrogate
 
     @property
     def noisy(self) -> bool:
@@ -188,7 +197,8 @@ class Law:
         bends noise that is already there, the caller sets ``not_gaussian``.
         """
         before = (*self.maps, KeepWhere(self.mask)) if self.mask else self.maps
-        return replace(self, maps=(*before, transform))
+        surrogate = self.surrogate and self.surrogate.then(transform)
+        return replace(self, maps=(*before, transform), surrogate=surrogate)
 
     def plus_noise(
         self,
@@ -223,6 +233,10 @@ class Law:
             covariance=correlated,
             family=family if not self.noisy else self.family,
             not_gaussian=self.not_gaussian or (_MIXED if mixed else None),
+            surrogate=self.surrogate
+            and self.surrogate.plus_noise(
+                variance, family=family, covariance=covariance
+            ),
         )
 
     def _correlated(
@@ -254,7 +268,8 @@ class Law:
         if correlated is not None:
             own = {n: m for n, m in mask.items() if n in correlated.names}
             correlated = correlated.masked(own) if own else correlated
-        return replace(self, mask=both, covariance=correlated)
+        surrogate = self.surrogate and self.surrogate.masked(mask)
+        return replace(self, mask=both, covariance=correlated, surrogate=surrogate)
 
 
 @dataclass(frozen=True, eq=False)

@@ -214,7 +214,7 @@ def make_discrepancy(
         law: p(O | S), or None if the attacker does not know it.
         dtype: precision of the computation.
     """
-    known = Law() if law is None else law
+    known = Law() if law is None else law.for_descent
     kept = known.keep({n: t.to(dtype) for n, t in observed.items()})
     weighs = known.noisy and known.not_gaussian is None
     if not weighs:
