@@ -248,7 +248,7 @@ EXTENDING = ROOT / "docs" / "extending.md"
 ATTACK = files(EXTENDING)["spectral_gradient.py"]
 NEW = {
     "spectral_gradient.py": "attack",
-    "laplace_noise.py": "defense",
+    "uniform_noise.py": "defense",
     "ridge.py": "prior",
     "largest_error.py": "metric",
     "wine.py": "data",
@@ -408,7 +408,7 @@ def test_the_other_new_files_work_together(extended):
         data={"name": "wine"},
         model={"name": "softmax-regression"},
         prior={"name": "ridge"},
-        defenses=({"name": "laplace-noise", "scale": 1e-3},),
+        defenses=({"name": "uniform-noise", "width": 1e-3},),
         attack={"name": "gauss-newton", "iterations": 20},
     )
     result = run_trial(spec)
@@ -424,18 +424,18 @@ def test_the_other_new_files_work_together(extended):
     assert exhume.dataset("wine").load().inputs.shape == (178, 13)
 
 
-def test_the_laplace_defense_keeps_the_law_it_declares(extended):
-    noise = exhume.defense("laplace-noise", scale=0.3)
+def test_the_uniform_defense_keeps_the_law_it_declares(extended):
+    noise = exhume.defense("uniform-noise", width=0.3)
     world = make_world(VECTOR, model=smooth_mlp(VECTOR), defenses=(noise,))
     plans = world.mechanism.calibrate(world.task, None, 0)
     zeros = {name: torch.zeros_like(p) for name, p in world.task.parameters().items()}
     draws = [world.mechanism.release(zeros, plans, key) for key in range(300)]
     values = torch.stack([torch.cat([t.flatten() for t in d.values()]) for d in draws])
     law = world.mechanism.law(plans)
-    assert law.not_gaussian == "the noise is Laplace"
+    assert law.not_gaussian == "the noise is uniform"
     (variance,) = {float(v) for v in law.variance.values()}
-    # Kurtosis 6: the standard error of a variance is v √(5/n).
-    slack = 4 * (5 / values.numel()) ** 0.5
+    # Kurtosis 9/5: the standard error of a variance is v √(0.8/n).
+    slack = 4 * (0.8 / values.numel()) ** 0.5
     assert float(values.double().var()) == pytest.approx(variance, rel=slack)
     assert abs(float(values.mean())) < 4 * (variance / values.numel()) ** 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -14,12 +15,19 @@ from exhume.formula import formula
 from exhume.keys import generator
 from exhume.problem.batch import Batch
 from exhume.problem.defense import Defense, Plan, Stage
-from exhume.problem.law import KeepWhere, Law
+from exhume.problem.law import KeepWhere, Law, TreeMap
 from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, flatten, size, unflatten
 
-__all__ = ["KeepLargest", "Pruning", "magnitude_mask", "removed_count"]
+__all__ = [
+    "KeepLargest",
+    "KeepLargestOfEach",
+    "Pruning",
+    "magnitude_mask",
+    "removed_count",
+]
+
 
 _JUMPS = (
     "magnitude pruning chooses the released coordinates by the private gradient, so "
@@ -87,6 +95,24 @@ class KeepLargest:
         return {**tree, **KeepWhere(unflatten(mask, covered))(covered)}
 
 
+@dataclass(frozen=True)
+class KeepLargestOfEach:
+    """The map that zeroes the smallest entries of every tensor by itself.
+
+    Attributes:
+        removed: name → k of this tensor; tensors that are not named pass.
+    """
+
+    removed: Mapping[str, int]
+
+    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return the pruned tree, differentiable where the choice does not change."""
+        pruned = dict(tree)
+        for name, count in self.removed.items():
+            pruned = KeepLargest(count, (name,))(pruned)
+        return pruned
+
+
 _MAGNITUDE = """\
 @inproceedings{aji2017sparse,
   title = {Sparse Communication for Distributed Gradient Descent},
@@ -116,9 +142,12 @@ _RANDOM = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning(Defense):
-    """Set a fraction of the covered entries to zero, ranked over all tensors together.
+    """Set a fraction of the covered entries to zero, over all tensors or of each.
 
-    ``magnitude`` removes the smallest entries. Where the zeros of the release are
+    ``magnitude`` removes the smallest entries, which is top-k sparsification with
+    k = P − ⌊ρP⌋: all tensors are ranked together, as Aji and Heafield do, or every
+    tensor by itself (``per_tensor``), as Deep Gradient Compression does; ties go by
+    index. Where the zeros of the release are
     visible, the law takes every zero for a removed entry. An entry that was kept and
     happens to be exactly zero (ReLU networks have many) is then taken for void as well:
     that gives up what this zero says, and is never wrong.
@@ -129,6 +158,7 @@ class Pruning(Defense):
     Attributes:
         ratio: ρ in [0, 1); exactly ⌊ρP⌋ of the P covered entries are removed.
         kind: which entries go.
+        per_tensor: remove the fraction ρ of every tensor by itself, ⌊ρ P_t⌋ of P_t.
         only: glob patterns of the tensors that are pruned.
 
     Raises:
@@ -142,6 +172,7 @@ class Pruning(Defense):
 
     ratio: float
     kind: Literal["magnitude", "random"] = "magnitude"
+    per_tensor: bool = False
     only: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
@@ -157,17 +188,37 @@ class Pruning(Defense):
         del public
         parameters = task.parameters()
         covered = {name: parameters[name] for name in self.covered(parameters)}
-        removed = removed_count(self.ratio, size(covered))
-        arrays = {}
+        counts = self._counts({name: tuple(p.shape) for name, p in covered.items()})
+        removed, arrays = sum(counts.values()), {}
         if self.kind == "random" and removed > 0:
-            arrays = _random_mask(covered, removed, generator(key, "mask"))
+            for names, count in counts.items():
+                group = {name: covered[name] for name in names}
+                own = names if self.per_tensor else ()
+                arrays |= _random_mask(group, count, generator(key, "mask", *own))
         return self._plan(task, numbers={"removed": removed}, arrays=arrays)
+
+    def _counts(
+        self, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[tuple[str, ...], int]:
+        """Return how many entries go, by group of tensors that are ranked together."""
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        groups = [(name,) for name in sizes] if self.per_tensor else [tuple(sizes)]
+        return {
+            names: removed_count(self.ratio, sum(sizes[n] for n in names))
+            for names in groups
+        }
+
+    def _keep_largest(self, plan: Plan) -> TreeMap:
+        counts = self._counts({name: plan.shapes[name] for name in plan.covers})
+        if self.per_tensor:
+            return KeepLargestOfEach({n: k for (n,), k in counts.items()})
+        return KeepLargest(int(plan.numbers["removed"]), plan.covers)
 
     def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
         del key
         if self.kind == "random":
             return KeepWhere(plan.arrays)(covered)
-        return KeepLargest(int(plan.numbers["removed"]), plan.covers)(covered)
+        return self._keep_largest(plan)(covered)
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
         """Mask the law, or prune the candidate's own update if the zeros are hidden."""
@@ -176,7 +227,7 @@ class Pruning(Defense):
         if self.kind == "random":
             return law.masked(plan.arrays)
         if observed is None:
-            pruned = law.then(KeepLargest(int(plan.numbers["removed"]), plan.covers))
+            pruned = law.then(self._keep_largest(plan))
         else:
             pruned = law.masked({name: observed[name] != 0 for name in plan.covers})
         # Noise on every coordinate blurs the choice: no jumps, but no Gaussian either.
