@@ -1,5 +1,6 @@
 """Every registered defense keeps its word; rows come from the registry."""
 
+import math
 import pickle
 import random
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from exhume.keys import generator
 from exhume.observations.gradient import Gradient
 from exhume.problem.defense import Stage
 from exhume.problem.observation import Candidate
+from exhume.problem.privacy import Guarantee
 from exhume.problem.tree import flatten, norm, scale, size
 
 RELEASES = 10_000
@@ -167,6 +169,24 @@ def test_empirical_moments_equal_declared_law(name, row):
         [flatten(mechanism.release(TREE, plans, key)) for key in range(count)]
     ).numpy()
     check_moments(samples, law, TREE)
+
+
+@every_defense
+def test_accounting_is_told_no_more_than_is_true(name, row):
+    defense = make(name, row.acts)
+    plan = defense.calibrate(TASK, None, key=3)
+    clipping = ClipNorm(1.0, tuple(plan.shapes))
+    before = Guarantee(plan.shapes).clipped(plan.shapes, 1.0, "client")
+    after = defense.account(before, plan)
+    variance = Mechanism(Gradient(), [defense]).law((plan,)).variance
+    for tensor, declared in after.variance.items():
+        assert float(declared.min()) <= float(variance[tensor].min()) * (1 + 1e-9)
+    if not row.on_update or defense.adds_noise or not after.bounded or after.broken:
+        return
+    most = math.hypot(*(one.norm for one in after.bounded))
+    for key in range(30):
+        update = clipping(scale(10.0 ** (key % 3), tree_like(TASK, key)))
+        assert float(norm(defense.apply(update, plan, key))) <= most * (1 + 1e-9)
 
 
 def check_moments(samples: np.ndarray, law, tree: dict) -> None:
