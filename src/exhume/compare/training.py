@@ -1,0 +1,151 @@
+"""Training on real data through a mechanism: the server sees what is released."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from exhume.formula import formula
+from exhume.keys import fold, generator
+from exhume.problem.batch import Batch
+from exhume.problem.mechanism import Mechanism
+from exhume.problem.task import Task
+
+__all__ = ["Optimiser", "accuracy", "falling_rate", "finite", "mean_loss", "train"]
+
+Optimiser = Literal["adam", "sgd"]
+
+# Whether a training has diverged is looked up this often: the rest of it is lost time.
+_LOOK_EVERY = 50
+_AT_ONCE = 2048
+
+
+@formula(
+    r"\eta_t = \eta_0 \, (1 - t / T)",
+    reference="Bottou, Curtis and Nocedal, SIAM Review 2018, section 4.2 (decreasing)",
+)
+def falling_rate(first: float, step: int, steps: int) -> float:
+    """Return the learning rate of a step; it falls linearly and ends at η₀/T.
+
+    It averages the noise of the last steps out, which a constant rate leaves in the
+    weights.
+
+    Args:
+        first: η₀ > 0.
+        step: t in [0, T).
+        steps: T.
+    """
+    return first * (1 - step / steps)
+
+
+def train(
+    task: Task,
+    mechanism: Mechanism,
+    data: Batch,
+    public: Batch | None,
+    *,
+    steps: int,
+    batch_size: int,
+    optimiser: Optimiser,
+    learning_rate: float,
+    recalibrate: int,
+    key: int,
+) -> Task:
+    """Train a copy of a task on what a mechanism releases.
+
+    In each step one client computes its update on the next batch, the mechanism
+    releases it, and the server steps. ``adam`` is the server optimiser FedAdam (Reddi
+    et al., ICLR 2021): it is invariant to the scale of the update, so a defense that
+    only scales is not charged for a learning rate that nobody adapted.
+
+    Args:
+        task: model and loss; it is not changed.
+        mechanism: D∘F.
+        data: training examples; batches are drawn without replacement, epoch by epoch.
+        public: for calibration.
+        steps: T.
+        batch_size: B.
+        optimiser: ``adam`` or ``sgd``.
+        learning_rate: η₀.
+        recalibrate: steps between two calibrations; 0 calibrates once, at the start.
+        key: of batches, plans and noise; equal keys give equal bits.
+
+    Returns:
+        the trained copy; some weights are not finite if training diverged.
+    """
+    trained = task.to(task.dtype)
+    weights = trained.parameters()
+    server = _server(optimiser, list(weights.values()))
+    plans = mechanism.calibrate(trained, public, fold(key, "calibrate", 0))
+    batches = _batches(len(data), batch_size, fold(key, "batches"))
+    for step in range(steps):
+        if recalibrate and step and step % recalibrate == 0:
+            plans = mechanism.calibrate(trained, public, fold(key, "calibrate", step))
+        batch = data.select(next(batches))
+        released = mechanism.sample(
+            trained, batch, fold(key, "step", step), plans=plans
+        ).values
+        for name, weight in weights.items():
+            weight.grad = released[name]
+        for group in server.param_groups:
+            group["lr"] = falling_rate(learning_rate, step, steps)
+        server.step()
+        if step % _LOOK_EVERY == 0 and not finite(trained):
+            break
+    for weight in weights.values():
+        weight.grad = None
+    return trained
+
+
+def _server(name: Optimiser, weights: list[Tensor]) -> torch.optim.Optimizer:
+    # The rate is set in every step.
+    return torch.optim.Adam(weights) if name == "adam" else torch.optim.SGD(weights)
+
+
+def _batches(examples: int, batch_size: int, key: int) -> Iterator[Tensor]:
+    """Yield indices of batches for ever; an incomplete batch joins the next epoch."""
+    source = generator(key)
+    waiting = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(waiting) < batch_size:
+            waiting = torch.cat([waiting, torch.randperm(examples, generator=source)])
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def finite(task: Task) -> bool:
+    """Whether every weight is a finite number."""
+    return all(bool(weight.isfinite().all()) for weight in task.parameters().values())
+
+
+def accuracy(task: Task, batch: Batch) -> float:
+    """Return the share of right classes in [0, 1]; 0 for weights that diverged."""
+    if not finite(task):
+        return 0.0
+    right = torch.zeros((), dtype=torch.int64)
+    for inputs, targets in _parts(batch, task):
+        right += (task.predict(inputs, _frozen(task)).argmax(dim=1) == targets).sum()
+    return float(right) / len(batch)
+
+
+def mean_loss(task: Task, batch: Batch) -> float:
+    """Return the mean loss over a batch; infinite for weights that diverged."""
+    if not finite(task):
+        return float("inf")
+    total = 0.0
+    for inputs, targets in _parts(batch, task):
+        value = task.loss_value(inputs, targets, _frozen(task))
+        total += float(value) * len(inputs)
+    return total / len(batch)
+
+
+def _frozen(task: Task) -> dict[str, Tensor]:
+    return {name: weight.detach() for name, weight in task.parameters().items()}
+
+
+def _parts(batch: Batch, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+    inputs = batch.inputs.to(task.dtype)
+    return zip(inputs.split(_AT_ONCE), batch.targets.split(_AT_ONCE), strict=True)
