@@ -254,6 +254,10 @@ def test_the_radius_of_a_success_sets_the_chance():
     expected = stats.norm.cdf(stats.norm.ppf(found.details["chance"]) + 1)
     assert found.value == pytest.approx(expected)
     assert found.binds is Binds.EVERY_ATTACK
+    # A density of low rank has the same chance as the full one that it stands for.
+    basis, variances = torch.eye(3).double()[:, :1], torch.tensor([1.0]).double()
+    low_rank = GaussianDensity(torch.zeros(3).double(), basis, variances, 1.0)
+    assert bound(world(*PAIR, prior=low_rank)).value == pytest.approx(found.value)
     without = bound(world(*PAIR))
     assert isinstance(without, NotApplicable)
     assert "known for the prior 'gaussian' only" in without.reason
