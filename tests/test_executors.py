@@ -130,6 +130,11 @@ if __name__ == "__main__":
 TRIALS = 36
 
 
+def hears_ctrl_c():
+    """Undo what a shell does to a job in the background: it ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder, executor):
     script = folder / "sweep.py"
     script.write_text(SWEEP)
@@ -140,6 +145,7 @@ def start(folder, executor):
         text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         start_new_session=True,
+        preexec_fn=hears_ctrl_c,
     )
 
 
