@@ -317,6 +317,62 @@ def test_a_bound_is_a_row():
     assert result.bound["unknowns"] == 64
     assert result.bound["mse"] == pytest.approx(result.bound["total"] / 64)
     assert result.bound["mse"] > 0
+    assert result.bound["binds"] == "EVERY_ATTACK"
+    assert result.arrays["bound_map"].shape == (1, 1, 8, 8)
+    world = make_world(spec)
+    assert world.prior is not None
+    precision = world.prior.information()
+    alone = torch.linalg.inv(precision).diagonal().reshape(1, 8, 8)
+    assert result.arrays["prior_map"] == pytest.approx(alone.numpy(), rel=1e-4)
+
+
+def test_a_bound_that_is_no_squared_error_is_a_row_too():
+    spec = replace(
+        SPEC,
+        attack=None,
+        bound={"name": "bayes-security"},
+        defenses=({"name": "clipping", "max_norm": 1.0}, {**NOISE, "std": 5.0}),
+    )
+    result = run_trial(spec)
+    assert result.status == "done", result.reason
+    assert result.bound is not None
+    assert "mse" not in result.bound
+    assert 0 < result.bound["value"] < 1
+    assert result.arrays == {}
+
+
+def test_a_trial_accounts_for_the_privacy_of_its_release():
+    clipped = ({"name": "clipping", "max_norm": 1.0}, {**NOISE, "std": 2.0})
+    found = run_trial(replace(SPEC, defenses=clipped)).privacy
+    assert found is not None
+    # The Gaussian mechanism by its definition: δ(ε) of two Gaussians 1/2 apart.
+    epsilon, distance = found["epsilon"], 0.5
+    first, second = (
+        0.5 * math.erfc(-z / math.sqrt(2))
+        for z in (
+            distance / 2 - epsilon / distance,
+            -distance / 2 - epsilon / distance,
+        )
+    )
+    assert first - math.exp(epsilon) * second == pytest.approx(1e-5, rel=1e-3)
+    assert (found["unit"], found["adjacency"]) == ("client", "add-or-remove")
+    assert (found["delta"], found["steps"], found["reasons"]) == (1e-5, 1, [])
+    bare = run_trial(replace(SPEC, defenses=(NOISE,))).privacy
+    assert bare is not None
+    assert bare["epsilon"] == math.inf
+    assert "no clipping" in bare["reasons"][0]
+
+
+def test_without_the_extra_a_trial_says_what_to_install(monkeypatch):
+    from exhume.bounds import accounting
+
+    monkeypatch.setattr(accounting, "missing_extra", lambda: True)
+    clipped = ({"name": "clipping", "max_norm": 1.0}, NOISE)
+    result = run_trial(replace(SPEC, defenses=clipped))
+    assert result.status == "done"
+    assert result.privacy is not None
+    assert result.privacy["epsilon"] is None
+    assert "pip install exhume[dp]" in result.privacy["reasons"][0]
 
 
 def test_a_bound_that_does_not_apply_says_why():

@@ -48,11 +48,11 @@ def baseline(mse=CHANCE, **given):
     )
 
 
-def bound(mse, *, seed=0, defenses=NOISE, error=0.0):
+def bound(mse, *, seed=0, defenses=NOISE, error=0.0, **record):
     return TrialResult(
         spec=replace(SPEC, bound={"name": "b"}, seed=seed, defenses=tuple(defenses)),
         status="done",
-        bound={"name": "b", "mse": mse, "mse_standard_error": error},
+        bound={"name": "b", "mse": mse, "mse_standard_error": error, **record},
     )
 
 
@@ -188,6 +188,29 @@ def test_a_mean_error_below_a_bound_is_an_alarm():
     assert {f.severity for f in found} == {"alarm"}
     assert "over 6 seeds" in found[0].sentence
     assert "0.0086" in found[0].sentence
+
+
+@pytest.mark.parametrize("binds", ["UNBIASED_ATTACKS", "NO_PRIOR", "NOBODY"])
+def test_a_bound_that_does_not_bind_every_attack_is_never_an_alarm(binds):
+    attacks = attacked(BELOW)
+    weaker = attacks + floors(0.01, 6, binds=binds)
+    assert kinds(weaker, attacks[0]) == set()
+    assert "below-bound" in kinds(
+        attacks + floors(0.01, 6, binds="EVERY_ATTACK"), attacks[0]
+    )
+
+
+def test_a_probability_is_not_compared_with_an_error():
+    attacks = attacked(BELOW)
+    risks = [
+        replace(b, bound={"name": "r", "quantity": "q", "value": 1.0, "binds": "X"})
+        for b in floors(0.01, 6)
+    ]
+    everyone = [
+        replace(b, bound={**(b.bound or {}), "binds": "EVERY_ATTACK"}) for b in risks
+    ]
+    assert kinds(attacks + risks, attacks[0]) == set()
+    assert kinds(attacks + everyone, attacks[0]) == set()
 
 
 def test_an_attacker_who_is_told_more_than_the_release_may_be_below_the_bound():

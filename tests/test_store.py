@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sqlite3
@@ -51,13 +52,14 @@ results = st.builds(
     true_labels=st.lists(st.integers() | number, max_size=3),
     bound=st.none() | st.dictionaries(name, number | word | st.lists(word)),
     facts=st.dictionaries(name, number, max_size=3),
+    privacy=st.none() | st.dictionaries(name, st.none() | number | word, max_size=3),
     released_in_clear=st.lists(word, max_size=2).map(tuple),
     seconds=number,
     trace=st.lists(
         st.tuples(st.integers(), st.integers(), number, number), max_size=3
     ).map(tuple),
     arrays=st.dictionaries(
-        st.sampled_from(["truth", "guess"]),
+        st.sampled_from(["truth", "guess", "bound_map", "prior_map"]),
         arrays(np.float32, (2, 1, 2), elements=st.floats(width=32)),
     ),
 )
@@ -86,6 +88,25 @@ def test_a_result_comes_back_bit_for_bit(tmp_path, result):
     for f in fields(result):
         assert bits(getattr(found, f.name)) == bits(getattr(result, f.name)), f.name
     assert found.spec.id == result.spec.id
+
+
+def test_a_row_of_an_older_version_still_opens(tmp_path):
+    """Rows without the privacy account, whom a bound binds, and the bound's map."""
+    path = tmp_path / "r.sqlite"
+    old = replace(DONE, bound={"name": "b", "mse": 0.1, "mse_standard_error": 0.0})
+    with Store(path) as store:
+        store.put(old)
+    with sqlite3.connect(path) as db:
+        (text,) = db.execute("SELECT record FROM results").fetchone()
+        record = json.loads(text)
+        del record["privacy"]
+        db.execute("UPDATE results SET record = ?", (json.dumps(record),))
+    db.close()
+    with Store(path, create=False) as store:
+        (found,) = store.results()
+    assert found.privacy is None
+    assert found.bound == old.bound
+    assert found.arrays == {}
 
 
 def test_failed_rows_are_kept_but_not_finished(tmp_path):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.problem.observation import Candidate, Observation
 from exhume.problem.reconstruction import Reconstruction
@@ -15,13 +18,18 @@ from exhume.problem.tree import Tree, size
 from exhume.problem.world import World
 
 __all__ = [
+    "DELTA",
     "collect_facts",
+    "collect_privacy",
     "cosine",
     "labels_identify_order",
     "ordered_error",
     "relative_noise",
     "released_in_clear",
 ]
+
+#: δ of every ε in an audit: a convention, smaller than 1 / N of common data sets
+DELTA = 1e-5
 
 
 @formula(r"\sqrt{\textstyle\sum_j v_j} / \lVert g \rVert_2", reference="definition")
@@ -101,6 +109,28 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
     if world.prior is not None and world.prior.fit_check is not None:
         facts["prior_fit"] = float(world.prior.fit_check)
     return facts
+
+
+def collect_privacy(world: World, observation: Observation) -> dict[str, Any]:
+    """Account for the privacy of one release at δ = :data:`DELTA`, as plain data.
+
+    Neighbours differ by one unit that is added or removed; ε is ∞ without a guarantee,
+    and None where no accountant answers, with the reason in either case.
+    """
+    from exhume.bounds.accounting import epsilon
+
+    guarantee = world.mechanism.guarantee(observation.plans)
+    try:
+        found = asdict(epsilon(guarantee, DELTA))
+    except InvalidInput as error:
+        found = {"value": None, "delta": DELTA, "reasons": (str(error),)}
+        found |= {"unit": guarantee.unit, "adjacency": "add-or-remove"}
+        found |= {"sampling_rate": 1.0, "steps": 1}
+    return {
+        "epsilon": found.pop("value"),
+        **found,
+        "reasons": list(found["reasons"]),
+    }
 
 
 def released_in_clear(observation: Observation) -> tuple[str, ...]:

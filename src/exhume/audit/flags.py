@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from exhume.audit import sentences
+from exhume.audit.bound_record import binds_every_attack, is_error
 from exhume.audit.records import Flag, TrialResult, content_hash
 from exhume.problem.presets import PRESETS
 
@@ -56,7 +57,7 @@ def find_flags(results: Iterable[TrialResult]) -> dict[str, tuple[Flag, ...]]:
     chance = _chance_levels(attacks)
     _settings(attacks, chance, found)
     _undefended(attacks, chance, found)
-    _bounds(attacks, [r for r in done if r.bound is not None], found)
+    _bounds(attacks, [r for r in done if is_error(r) and binds_every_attack(r)], found)
     return {spec_id: tuple(flags) for spec_id, flags in found.items()}
 
 
@@ -205,7 +206,8 @@ def _bounds(
     """Compare each attack's mean error over the seeds with each bound's mean.
 
     A bound is on what the release alone tells: an attacker who is given statistics of
-    the batch beside it may do better.
+    the batch beside it may do better. Bounds that bind fewer than all attacks, or
+    bound no squared error, are not among ``bounds``.
     """
     attacks = [r for r in attacks if not _told_statistics(r.spec.threat)]
     lower = _grouped(bounds, "seed", "attack", "bound", "threat")

@@ -105,16 +105,23 @@ class TrialResult:
         not_applicable: metric → why it does not fit this data.
         true_labels: labels of the private batch.
         guessed_labels: labels of the matched estimates.
-        bound: fields of ``BoundValue`` (plus ``mse`` and ``mse_standard_error``).
+        bound: fields of ``BoundValue`` (plus ``mse``, ``mse_standard_error`` and
+            ``per_example``) or of ``RiskValue``; ``binds`` is the name of a ``Binds``.
         facts: numbers about the setting: ``parameters``, ``gradient_norm``,
             ``relative_noise``, ``labels_identify_order`` (1.0 or 0.0), … (see
             ``audit.trial``).
+        privacy: what differential privacy promises of one release: ``epsilon`` (∞
+            where there is no guarantee, None where it is not accounted), ``delta``,
+            ``unit``, ``adjacency``, ``sampling_rate``, ``steps``, ``reasons``; None in
+            results of versions that did not ask.
         released_in_clear: tensors that no defense touched; empty without a defense.
         cost: fields of ``Cost``.
         trace: rows (restart, iteration, cpu_seconds, objective).
         seconds: wall time of the whole trial, loading and scoring included.
         versions: of exhume, torch, numpy and Python.
-        arrays: ``truth`` and ``guess``, shape [B, *event], float32.
+        arrays: float32, of an attack ``truth`` and ``guess``, shape [B, *event]; of a
+            bound ``bound_map``, its value per coordinate, shape [B, *event], and
+            ``prior_map``, the same if nothing were released, shape [*event].
     """
 
     spec: TrialSpec
@@ -132,6 +139,7 @@ class TrialResult:
     guessed_labels: list[Any] = field(default_factory=list)
     bound: dict[str, Any] | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    privacy: dict[str, Any] | None = None
     released_in_clear: tuple[str, ...] = ()
     cost: dict[str, float] = field(default_factory=dict)
     trace: tuple[tuple[int, int, float, float], ...] = ()

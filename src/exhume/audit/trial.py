@@ -10,7 +10,7 @@ import json
 import platform
 import time
 import traceback
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exhume.audit.facts import collect_facts, ordered_error, released_in_clear
+from exhume.audit.bound_record import record_of
+from exhume.audit.facts import (
+    collect_facts,
+    collect_privacy,
+    ordered_error,
+    released_in_clear,
+)
 from exhume.audit.records import TrialResult, TrialSpec
 from exhume.config import build
 from exhume.data.split import split
@@ -29,7 +35,7 @@ from exhume.keys import fold
 from exhume.metrics.score import score
 from exhume.problem.attack import Attack
 from exhume.problem.batch import Batch
-from exhume.problem.bound import Bound, BoundValue, NotApplicable, RiskValue
+from exhume.problem.bound import Bound, BoundValue, NotApplicable
 from exhume.problem.knowledge import Fact
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Observation
@@ -41,6 +47,9 @@ from exhume.problem.threat import ThreatModel
 from exhume.problem.world import World
 
 __all__ = ["make_world", "prepare", "run_trial"]
+
+_Array = np.ndarray[Any, np.dtype[np.float32]]
+_Arrays = dict[str, _Array]
 
 #: fields of a spec that the data, the model and the prior depend on
 _SHARED = (
@@ -198,6 +207,7 @@ def _evaluate(spec: TrialSpec) -> TrialResult:
         spec=spec,
         status="done",
         facts=collect_facts(world, observation),
+        privacy=collect_privacy(world, observation),
         released_in_clear=released_in_clear(observation),
         true_labels=world.batch.targets.tolist(),
     )
@@ -214,36 +224,21 @@ def _bounded(setting: TrialResult, world: World) -> TrialResult:
     value = bound(world, world.prior, fold(spec.seed, "observe"))
     if isinstance(value, NotApplicable):
         return replace(setting, status="not-applicable", reason=value.reason)
-    return replace(setting, bound=_bound_record(value), arrays=_bound_arrays(value))
+    arrays = {}
+    if isinstance(value, BoundValue) and value.per_coordinate is not None:
+        arrays = {"bound_map": _array(value.per_coordinate)}
+        arrays |= _prior_map(_key(spec, *_SHARED))
+    return replace(setting, bound=record_of(value), arrays=arrays)
 
 
-def _bound_record(value: BoundValue | RiskValue) -> dict[str, Any]:
-    """Write a bound as plain data; arrays go elsewhere."""
-    record = {
-        f.name: getattr(value, f.name)
-        for f in fields(value)
-        if f.name != "per_coordinate"
-    }
-    record |= {
-        "assumptions": list(value.assumptions),
-        "binds": value.binds.name,
-        "details": {name: float(v) for name, v in value.details.items()},
-    }
-    if isinstance(value, BoundValue):
-        record |= {
-            "mse": value.mse,
-            "mse_standard_error": value.mse_standard_error,
-            "per_example": list(value.per_example),
-        }
-    return record
-
-
-def _bound_arrays(
-    value: BoundValue | RiskValue,
-) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    if isinstance(value, RiskValue) or value.per_coordinate is None:
+@lru_cache(maxsize=2)
+def _prior_map(key: str) -> _Arrays:
+    """Return what every bound becomes if nothing is released: the diagonal of J_P⁻¹."""
+    shared = _shared(key)
+    if shared.prior is None or "information" not in shared.prior.supports:
         return {}
-    return {"bound_map": _array(value.per_coordinate)}
+    variances = torch.linalg.inv(shared.prior.information().double()).diagonal()
+    return {"prior_map": _array(variances.reshape(shared.private.spec.shape))}
 
 
 def _threat(spec: TrialSpec, attack: Attack) -> ThreatModel:
@@ -313,5 +308,5 @@ def _scored(result: TrialResult, guess: Reconstruction, batch: Batch) -> TrialRe
     )
 
 
-def _array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _array(tensor: Tensor) -> _Array:
     return tensor.detach().to("cpu", torch.float32).numpy().copy()

@@ -99,7 +99,7 @@ def _folder(settings: AuditSettings, out: Path | None) -> Path:
 
 
 def _show(settings: AuditSettings, done: AuditRun) -> None:
-    from exhume.cli.tables import missing_bounds, tables
+    from exhume.cli.tables import other_bounds, tables
 
     console = Console()
     if not console.is_terminal:
@@ -108,7 +108,7 @@ def _show(settings: AuditSettings, done: AuditRun) -> None:
     for table in tables(settings, done.results):
         console.print(table)
         say()
-    for sentence in missing_bounds(settings, done.results):
+    for sentence in other_bounds(settings, done.results):
         say(sentence)
     _show_flags(done)
     failed = [r for r in done.results if r.status == "failed"]

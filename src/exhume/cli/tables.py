@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from exhume.audit.report.grouping import Scenario
     from exhume.audit.settings import AuditSettings
 
-__all__ = ["missing_bounds", "tables"]
+__all__ = ["other_bounds", "tables"]
 
 _HEADINGS = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "label-accuracy": "labels"}
 
 
 def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Table]:
-    """Make one table per data source: medians over examples, beside the bound.
+    """Make one table per data source: medians over examples, beside the bound and ε.
 
     Labels are right or wrong, so theirs is the share that is right.
 
@@ -33,23 +33,38 @@ def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Tabl
     return [_table(scenario, metrics) for scenario in scenarios(settings, results)]
 
 
-def missing_bounds(
-    settings: AuditSettings, results: Sequence[TrialResult]
-) -> list[str]:
-    """Say where a bound was asked for and does not hold, and why."""
+def other_bounds(settings: AuditSettings, results: Sequence[TrialResult]) -> list[str]:
+    """Say what ε in the table means, which other bounds hold, and why one does not.
+
+    A bound that binds not every attack, or is not on the squared error, is told with
+    whom it binds and what it is on.
+    """
     from exhume.audit.report.bound_table import bound_rows
     from exhume.audit.report.grouping import scenarios
+    from exhume.audit.report.promises import promises
 
-    places: dict[str, dict[str, None]] = {}
+    lines, terms = list[str](), dict[str, None]()
+    missing: dict[tuple[str, str], dict[str, None]] = {}
     for scenario in scenarios(settings, results):
         for row in bound_rows(scenario):
             for reason in row.reasons:
-                places.setdefault(reason, {})[row.defense] = None
-    return [f"no MSE bound ({', '.join(at)}): {why}" for why, at in places.items()]
+                missing.setdefault((row.bound, reason), {})[row.defense] = None
+            if row.mean is not None and not row.strict:
+                binds = f"; binds {row.binds}" if row.binds else ""
+                lines.append(
+                    f"{row.bound} ({row.defense}): {row.quantity} {row.value}{binds}"
+                )
+        terms |= {row.terms: None for row in promises(scenario) if row.terms}
+    lines += [f"ε at {term}" for term in terms]
+    return lines + [
+        f"no bound {bound} ({', '.join(at)}): {why}"
+        for (bound, why), at in missing.items()
+    ]
 
 
 def _table(scenario: Scenario, metrics: list[str]) -> Table:
-    from exhume.audit.report.bound_table import bound_rows
+    from exhume.audit.report.bound_table import tightest
+    from exhume.audit.report.promises import promises
     from exhume.audit.report.result_table import result_rows
 
     table = Table(
@@ -63,7 +78,9 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
     for metric in metrics:
         table.add_column(_HEADINGS[metric], justify="right", no_wrap=True)
     table.add_column("MSE bound", justify="right", no_wrap=True)
-    bounds = {row.defense: row.value for row in bound_rows(scenario)}
+    promised = {row.defense: row.epsilon for row in promises(scenario)}
+    table.add_column("ε", justify="right", no_wrap=True)
+    bounds = {defense: row.value for defense, row in tightest(scenario).items()}
     previous = None
     for row in result_rows(scenario, {}, metrics):
         first = row.defense != previous
@@ -74,6 +91,7 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
             f"{row.attack} (chance)" if row.baseline else row.attack,
             *(number.text for number in row.scores),
             bounds.get(row.defense, "–") if first else "",
+            promised.get(row.defense, "–") if first else "",
             style="dim" if row.baseline else None,
         )
         previous = row.defense

@@ -16,11 +16,14 @@ from exhume.audit.report.account import (
 from exhume.audit.report.bound_table import BoundRow, bound_rows
 from exhume.audit.report.citations import citations, methods
 from exhume.audit.report.convergence import convergence
+from exhume.audit.report.exposure import Exposure, exposure
 from exhume.audit.report.flag_list import flag_groups
-from exhume.audit.report.gallery import Gallery, Picture, gallery
+from exhume.audit.report.gallery import Gallery, gallery
 from exhume.audit.report.grouping import Scenario, metrics_of, scenarios
 from exhume.audit.report.hero import hero
+from exhume.audit.report.pictures import Picture
 from exhume.audit.report.plots import Legend, Plot, error_plots, legend
+from exhume.audit.report.promises import Promise, promises
 from exhume.audit.report.result_table import ResultRow, result_rows
 from exhume.audit.report.settings_toml import to_toml
 from exhume.audit.report.verdict import Flags, findings, verdict
@@ -56,6 +59,8 @@ class Section:
     plots: list[Plot]
     rows: list[ResultRow]
     bounds: list[BoundRow]
+    promises: list[Promise]
+    exposure: list[Exposure]
     course: tuple[str, list[Plot]]
     facts: tuple[list[str], list[tuple[str, list[str]]]]
 
@@ -132,6 +137,8 @@ def _section(
         plots=error_plots(scenario, f"error-{index}"),
         rows=result_rows(scenario, flags, metrics),
         bounds=bound_rows(scenario),
+        promises=promises(scenario),
+        exposure=exposure(scenario),
         course=convergence(scenario, f"course-{index}"),
         facts=facts(scenario),
     )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from exhume.audit.bound_record import whom
 from exhume.audit.naming import defense_family, defense_label, defense_strength
 from exhume.audit.records import TrialResult
 from exhume.audit.report.grouping import metrics_of
@@ -127,6 +128,8 @@ def _shared(result: TrialResult) -> dict[str, Any]:
 
 def _tail(result: TrialResult, flags: Flags) -> dict[str, Any]:
     bound = result.bound or {}
+    privacy = result.privacy or {}
+    risk = "quantity" in bound
     return {
         "baseline": result.baseline,
         "outcome": result.outcome[0] if result.outcome else None,
@@ -139,6 +142,12 @@ def _tail(result: TrialResult, flags: Flags) -> dict[str, Any]:
         "trial_seconds": result.seconds,
         "bound_mse": bound.get("mse"),
         "bound_mse_standard_error": bound.get("mse_standard_error"),
+        "bound_quantity": bound.get("quantity"),
+        "bound_value": bound.get("value"),
+        "bound_standard_error": bound.get("standard_error") if risk else None,
+        "bound_binds": whom(result) or None,
+        "epsilon": privacy.get("epsilon"),
+        "delta": privacy.get("delta"),
         "flags": " ".join(flag.kind for flag in flags.get(result.spec.id, ())),
     }
 

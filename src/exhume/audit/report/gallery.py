@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from exhume.audit.records import TrialResult
 from exhume.audit.report import pictures
+from exhume.audit.report.bound_maps import Legend, Maps, bound_maps
 from exhume.audit.report.grouping import Defended, Scenario
+from exhume.audit.report.pictures import Picture
 from exhume.audit.report.words import number, score
 
-__all__ = ["Gallery", "Panel", "Picture", "Row", "gallery"]
+__all__ = ["Gallery", "Panel", "Row", "gallery"]
 
 #: examples of one batch that are shown at once; the others unfold
 _EXAMPLES_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One example as the page shows it.
-
-    Attributes:
-        alt: what it is, for those who do not see it.
-        captions: scores, one line each; or why there is no picture.
-        png: data address of an image, or "".
-        lines: polylines of a vector, or empty.
-        original: it is the truth itself.
-        width: pixels of the original image.
-        best: the smallest error of its row, and better than every guess.
-    """
-
-    alt: str
-    captions: tuple[str, ...] = ()
-    png: str = ""
-    lines: dict[str, str] = field(default_factory=dict)
-    original: bool = False
-    width: int = 0
-    best: bool = False
-
-    def across(self, target: int) -> int:
-        """Return the width on the page: a whole multiple near ``target`` pixels."""
-        return self.width * max(1, round(target / self.width))
 
 
 @dataclass(frozen=True)
@@ -56,6 +31,7 @@ class Row:
         example: number within the batch, or None if the batch holds one.
         truth: the original.
         guesses: one per attack, None where there was no trial.
+        floors: one map per bound that has any, None where it does not hold.
     """
 
     defense: str
@@ -63,6 +39,13 @@ class Row:
     example: int | None
     truth: Picture
     guesses: tuple[Picture | None, ...]
+    floors: tuple[Picture | None, ...]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the row holds."""
+        shown = [p for p in (*self.guesses, *self.floors) if p is not None]
+        return 1 + sum(bool(p.png or p.lines) for p in shown)
 
 
 @dataclass(frozen=True)
@@ -80,12 +63,16 @@ class Gallery:
 
     Attributes:
         attacks: column heads.
+        maps: further column heads, each with whom the bound binds if not every attack.
+        legend: colours of the maps, None without any.
         panels: one per seed that is shown.
         pictures: how many there are.
         seeds_left_out: seeds that did not fit.
     """
 
     attacks: tuple[str, ...]
+    maps: tuple[tuple[str, str], ...]
+    legend: Legend | None
     panels: tuple[Panel, ...]
     pictures: int
     seeds_left_out: tuple[int, ...]
@@ -93,19 +80,17 @@ class Gallery:
     @property
     def target(self) -> int:
         """Width of a picture on the page that lets the columns fit side by side."""
-        return min(150, max(88, 960 // (len(self.attacks) + 2)))
+        return min(150, max(88, 960 // (len(self.attacks) + len(self.maps) + 2)))
 
 
 def gallery(scenario: Scenario, most: int) -> Gallery:
     """Collect the pictures of a scenario, seed by seed, up to ``most`` of them."""
     panels: list[Panel] = []
     total = 0
+    maps = bound_maps(scenario)
     for seed in scenario.seeds:
-        panel = _panel(scenario, seed)
-        size = sum(
-            1 + sum(g is not None and bool(g.png or g.lines) for g in row.guesses)
-            for row in (*panel.rows, *panel.more)
-        )
+        panel = _panel(scenario, maps, seed)
+        size = sum(row.pictures for row in (*panel.rows, *panel.more))
         if panels and total + size > most:
             break
         if size:
@@ -113,25 +98,20 @@ def gallery(scenario: Scenario, most: int) -> Gallery:
             total += size
     shown = {panel.seed for panel in panels}
     left_out = tuple(s for s in scenario.seeds if s not in shown) if panels else ()
-    return Gallery(scenario.attacks, tuple(panels), total, left_out)
+    return Gallery(
+        scenario.attacks, maps.heads, maps.legend, tuple(panels), total, left_out
+    )
 
 
-def _panel(scenario: Scenario, seed: int) -> Panel:
+def _panel(scenario: Scenario, maps: Maps, seed: int) -> Panel:
     rows: list[Row] = []
     more: list[Row] = []
     for defense in scenario.defenses:
-        trials = {
-            attack: next(
-                (
-                    r
-                    for r in scenario.trials.get((defense.label, attack), [])
-                    if r.spec.seed == seed
-                ),
-                None,
-            )
-            for attack in scenario.attacks
-        }
-        made = _rows(scenario, defense, trials)
+        made = _rows(scenario, defense, seed)
+        made = [
+            replace(row, floors=maps.row(defense, seed, row.example or 0))
+            for row in made
+        ]
         rows += _spanned(made[:_EXAMPLES_SHOWN])
         more += _spanned(made[_EXAMPLES_SHOWN:])
     return Panel(seed, tuple(rows), tuple(more))
@@ -139,20 +119,12 @@ def _panel(scenario: Scenario, seed: int) -> Panel:
 
 def _spanned(rows: Sequence[Row]) -> list[Row]:
     return [
-        Row(
-            row.defense,
-            len(rows) if index == 0 else 0,
-            row.example,
-            row.truth,
-            row.guesses,
-        )
-        for index, row in enumerate(rows)
+        replace(row, span=0 if index else len(rows)) for index, row in enumerate(rows)
     ]
 
 
-def _rows(
-    scenario: Scenario, defense: Defended, trials: dict[str, TrialResult | None]
-) -> list[Row]:
+def _rows(scenario: Scenario, defense: Defended, seed: int) -> list[Row]:
+    trials = {a: scenario.trial(defense, a, seed) for a in scenario.attacks}
     truths = [r.arrays["truth"] for r in trials.values() if r and "truth" in r.arrays]
     if not truths:
         return []
@@ -189,7 +161,7 @@ def _row(
     label = next((_label(r.true_labels, index) for r in trials.values() if r), "")
     caption = (f"label {label}",) if label else ()
     original = _drawn(truth, truth, f"original{which}", caption, best=False)
-    return Row(defense.label, 1, example, original, guesses)
+    return Row(defense.label, 1, example, original, guesses, ())
 
 
 def _best(scenario: Scenario, errors: dict[str, float | None]) -> str:

@@ -89,6 +89,11 @@ class Scenario:
         cell = self.trials.get((defense.label, name), [])
         return [r for r in cell if r.status == "done"]
 
+    def trial(self, defense: Defended, name: str, seed: int) -> TrialResult | None:
+        """Return the trial of one attack or bound under one defense for one seed."""
+        cell = self.trials.get((defense.label, name), [])
+        return next((r for r in cell if r.spec.seed == seed), None)
+
     def chance(
         self, baseline: str, defense: Defended, seeds: Iterable[int]
     ) -> list[TrialResult]:

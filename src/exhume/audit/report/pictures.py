@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["is_image", "limits", "png", "vector"]
+__all__ = ["Picture", "is_image", "limits", "png", "vector"]
 
 _WIDTH, _HEIGHT = 120.0, 60.0
 _MOST_POINTS = 240
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One example as the page shows it.
+
+    Attributes:
+        alt: what it is, for those who do not see it.
+        captions: scores, one line each; or why there is no picture.
+        png: data address of an image, or "".
+        lines: polylines of a vector, or empty.
+        original: it is the truth itself.
+        width: pixels of the original image.
+        best: the smallest error of its row, and better than every guess.
+        reason: why there is no picture, in a sentence, or "".
+    """
+
+    alt: str
+    captions: tuple[str, ...] = ()
+    png: str = ""
+    lines: dict[str, str] = field(default_factory=dict)
+    original: bool = False
+    width: int = 0
+    best: bool = False
+    reason: str = ""
+
+    def across(self, target: int) -> int:
+        """Return the width on the page: a whole multiple near ``target`` pixels."""
+        return self.width * max(1, round(target / self.width))
 
 
 def is_image(example: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exhume.audit.bound_record import binds_every_attack, is_error, level
 from exhume.audit.records import TrialResult
 from exhume.audit.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
 from exhume.audit.report.grouping import Defended, Scenario, values
@@ -17,9 +18,9 @@ from exhume.audit.report.words import also, median, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BOUND_LABEL", "Legend", "Plot", "bound_mse", "error_plots", "legend"]
+__all__ = ["BOUND_LABEL", "Legend", "Plot", "error_plots", "legend"]
 
-BOUND_LABEL = "no attack can do better on average (Gaussian prior)"
+BOUND_LABEL = "no attack can do better on average over the prior"
 
 #: the drawn spread of an error: the middle 80 % of all examples and seeds
 _SPREAD = (0.1, 0.9)
@@ -207,10 +208,10 @@ def _draw_chance(
         if not any(errors):
             continue
         if index == 0:
-            level = median(errors) or 0.0
+            middle = median(errors) or 0.0
             low, high = (float(np.quantile(errors, q)) for q in _SPREAD)
             axes.axhspan(low, high, color=MUTED, alpha=0.15, linewidth=0, zorder=0)
-            axes.axhline(level, color=MUTED, linewidth=1.3, zorder=1)
+            axes.axhline(middle, color=MUTED, linewidth=1.3, zorder=1)
         else:
             middle = [median(values(cell, "mse")) for cell in cells]
             x, y = _level([(p, m) for p, m in zip(places, middle, strict=True) if m])
@@ -223,19 +224,12 @@ def _level(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[flo
     return ([x[0] - 0.3, x[0] + 0.3], [y[0], y[0]]) if len(x) == 1 else (x, y)
 
 
-def bound_mse(results: Sequence[TrialResult]) -> tuple[float, float] | None:
-    """Average a bound over the seeds: its value per coordinate and standard error."""
-    bounds = [r.bound for r in results if r.bound is not None]
-    if not bounds:
-        return None
-    value = sum(b["mse"] for b in bounds) / len(bounds)
-    squares = sum(b["mse_standard_error"] ** 2 for b in bounds)
-    return value, math.sqrt(squares) / len(bounds)
-
-
 def _bounds(scenario: Scenario, defense: Defended) -> list[float]:
-    found = [bound_mse(scenario.done(defense, b)) for b in scenario.bounds]
-    return [b[0] for b in found if b is not None and b[0] > 0]
+    """Return the bounds on the squared error that no attack of any kind beats."""
+    cells = [scenario.done(defense, bound) for bound in scenario.bounds]
+    strict = [[r for r in c if is_error(r) and binds_every_attack(r)] for c in cells]
+    found = [level(cell) for cell in strict]
+    return [b.value for b in found if b is not None and 0 < b.value < math.inf]
 
 
 def _draw_bound(
