@@ -55,7 +55,8 @@ class GaussNewton(Attack):
     the noise was scaled or selected afterwards (noise, then clipping), Σ is believed up
     to one factor. Unknown labels are inferred from the bias gradient, or optimised as
     logits together with x and then fixed to their argmax; unknown real targets are
-    optimised as they are.
+    optimised as they are. Where the client draws randomness inside of its model (the
+    latent noise of a variational bottleneck), that is one more unknown.
 
     Attributes:
         iterations: Levenberg–Marquardt steps per descent.
@@ -292,7 +293,9 @@ class GaussNewton(Attack):
         return Reconstruction(
             inputs=inputs,
             targets=targets.detach(),
-            objective=residual.objective_at(inputs.to(best.point.dtype), targets),
+            objective=residual.objective_at(
+                inputs.to(best.point.dtype), targets, residual.hidden(best.point)
+            ),
             outcome=best.outcome,
             cost=watch.cost(),
             trace=tuple(trace),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.task import Task
@@ -26,3 +29,9 @@ class Gradient(ObservationModel):
     def forward_func(self, task: Task, candidate: Candidate) -> Tree:
         """Return ∇_Θ L by name (``torch.func`` route)."""
         return task.gradient_func(candidate.inputs, candidate.targets)
+
+    def forward_at(
+        self, task: Task, candidate: Candidate, parameters: Mapping[str, Tensor]
+    ) -> Tree:
+        """Return ∇_Θ L at other weights by name (``torch.func`` route)."""
+        return task.gradient_func(candidate.inputs, candidate.targets, parameters)

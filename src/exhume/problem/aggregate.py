@@ -41,6 +41,10 @@ class Aggregate(ObservationModel):
         """Return the weighted sum (``torch.func`` route)."""
         return self._sum(self.client.forward_func, task, candidate)
 
+    def hidden(self, batch_size: int) -> Mapping[str, tuple[int, ...]]:
+        """Return what one client would hide with the whole batch."""
+        return self.client.hidden(batch_size)
+
     def _sum(
         self,
         forward: Callable[[Task, Candidate], Tree],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from exhume.errors import InvalidInput
 from exhume.problem.tree import Tree, subtract
 
 if TYPE_CHECKING:
@@ -63,6 +64,32 @@ class ObservationModel(ABC):
     @abstractmethod
     def forward_func(self, task: Task, candidate: Candidate) -> Tree:
         """Return F(S), composable with ``torch.func`` transforms."""
+
+    def forward_at(
+        self, task: Task, candidate: Candidate, parameters: Mapping[str, Tensor]
+    ) -> Tree:
+        """Return F(S) at other weights Θ, differentiable in Θ and in the candidate.
+
+        What takes several steps needs it; composable with ``torch.func`` transforms.
+
+        Raises:
+            InvalidInput: this model is defined at the task's own weights alone.
+        """
+        del task, candidate, parameters
+        msg = (
+            f"{type(self).__name__} cannot be evaluated at weights that move, which "
+            f"several local steps need; let the client compute the plain gradient"
+        )
+        raise InvalidInput(msg)
+
+    def hidden(self, batch_size: int) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of nuisance variables that only the client knows.
+
+        They are standard normal and independent, one row per example; a candidate
+        without them is taken at their mean, zero.
+        """
+        del batch_size
+        return {}
 
     def residual(self, task: Task, candidate: Candidate, observed: Tree) -> Tree:
         """Return F(S) − O, zero at the truth of a noiseless observation."""

@@ -133,13 +133,22 @@ class Task:
 
     def to(self, dtype: torch.dtype) -> Task:
         """Return the same task in another precision (float64 for exact work)."""
-        model = copy.deepcopy(self.model).to(dtype)
-        task = Task(model, self.loss, self.mode, self.normalise)
+        task = self.with_model(copy.deepcopy(self.model).to(dtype))
         running = {
             name: (mean.to(dtype), var.to(dtype))
             for name, (mean, var) in self.running_statistics.items()
         }
         object.__setattr__(task, "running_statistics", running)
+        return task
+
+    def with_model(self, model: nn.Module) -> Task:
+        """Return the task with a variant of its own model, e.g. with a layer more.
+
+        Loss, mode, normalisation and the running statistics, which the model of a task
+        in train mode no longer has, stay.
+        """
+        task = Task(model, self.loss, self.mode, self.normalise)
+        object.__setattr__(task, "running_statistics", self.running_statistics)
         return task
 
     def predict(self, inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -203,11 +212,23 @@ class Task:
             )
         return dict(zip(parameters, grads, strict=True))
 
-    def gradient_func(self, inputs: Tensor, targets: Tensor) -> Tree:
-        """Return ∇_Θ L(Θ; S) by name, composable with ``torch.func`` transforms."""
-        parameters = {name: p.detach() for name, p in self.parameters().items()}
+    def gradient_func(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Tree:
+        """Return ∇_Θ L(Θ; S) by name, composable with ``torch.func`` transforms.
+
+        Args:
+            inputs: x, shape [B, *event].
+            targets: y.
+            parameters: other weights Θ, differentiable too; None for the task's own.
+        """
+        if parameters is None:
+            parameters = {name: p.detach() for name, p in self.parameters().items()}
         return torch.func.grad(lambda theta: self.loss_value(inputs, targets, theta))(
-            parameters
+            dict(parameters)
         )
 
     def output_size(self, inputs: Tensor) -> int:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from exhume.errors import UnknownName
+from exhume.problem.defense import Aggregation
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
-from exhume.problem.observation import Observation
+from exhume.problem.observation import Candidate, Observation
 from exhume.problem.presets import PRESETS
 from exhume.problem.world import World
 from exhume.registry import did_you_mean
@@ -79,7 +80,7 @@ class ThreatModel:
         model = induced.model if defended else mechanism.observation
         values = {
             Fact.WEIGHTS: induced.task,
-            Fact.LABELS: sorted_targets(world.batch.targets),
+            Fact.LABELS: _labels(world),
             Fact.BATCH_SIZE: len(world.batch),
             Fact.BATCH_NORM_STATISTICS: observation.batch_statistics or UNKNOWN,
             Fact.LOCAL_SCHEDULE: model,
@@ -99,6 +100,17 @@ class ThreatModel:
             prior=values[Fact.PRIOR],
             public=values[Fact.PUBLIC_DATA],
         ).restricted(self.known)
+
+
+def _labels(world: World) -> Tensor:
+    """Return the labels, sorted; behind an aggregation those of each client."""
+    last = world.mechanism.defenses[-1] if world.mechanism.defenses else None
+    if not isinstance(last, Aggregation):
+        return sorted_targets(world.batch.targets)
+    # Sorted over all clients they would no longer be those of the parts that the
+    # forward model of the aggregation cuts.
+    parts = last.split(Candidate(world.batch.inputs, world.batch.targets))
+    return torch.cat([sorted_targets(part.targets) for part in parts])
 
 
 def sorted_targets(targets: Tensor) -> Tensor:

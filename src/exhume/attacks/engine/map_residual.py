@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -185,7 +186,8 @@ class MapResidual:
         inputs = unknown[:count].reshape(self.batch_size, *self.spec.shape)
         if self.targets is not None:
             return inputs, self.targets
-        logits = unknown[count:].reshape(self.batch_size, self.classes)
+        end = count + self.batch_size * self.classes
+        logits = unknown[count:end].reshape(self.batch_size, self.classes)
         if self.task.loss != "cross-entropy":
             return inputs, logits.squeeze(-1) if self.classes == 1 else logits
         return inputs, logits.softmax(dim=-1)
@@ -195,15 +197,33 @@ class MapResidual:
         parts = [inputs.reshape(-1)]
         if self.targets is None and logits is not None:
             parts.append(logits.reshape(-1))
+        # The client's own randomness starts at its mean.
+        parts.append(inputs.new_zeros(self._hidden))
         return torch.cat(parts).to(self.task.dtype)
+
+    def hidden(self, unknown: Tensor) -> Tree:
+        """Cut the client's own randomness out of u, by name; empty without any."""
+        tail, result = unknown[unknown.numel() - self._hidden :], {}
+        for name, shape in self.model.hidden(self.batch_size).items():
+            size = math.prod(shape)
+            result[name], tail = tail[:size].reshape(shape), tail[size:]
+        return result
+
+    @property
+    def _hidden(self) -> int:
+        shapes = self.model.hidden(self.batch_size).values()
+        return sum(math.prod(shape) for shape in shapes)
 
     def residual(self, unknown: Tensor) -> Tensor:
         """Return r(u), shape [P], differentiable in u."""
-        return self.residual_at(*self.unpack(unknown))
+        return self.residual_at(*self.unpack(unknown), self.hidden(unknown))
 
-    def residual_at(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return r at explicit inputs and targets."""
-        mean = self.law.mean(self.model.forward(self.task, Candidate(inputs, targets)))
+    def residual_at(
+        self, inputs: Tensor, targets: Tensor, hidden: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """Return r at explicit inputs, targets and randomness of the client."""
+        candidate = Candidate(inputs, targets, {} if hidden is None else hidden)
+        mean = self.law.mean(self.model.forward(self.task, candidate))
         difference = subtract(mean, self.law.keep(self.observed))
         whiten = Whitener(self.weights, self.law.covariance, self.law.mask)
         return flatten(whiten(difference))
@@ -216,13 +236,28 @@ class MapResidual:
 
     def objective(self, unknown: Tensor) -> float:
         """Return Φ(u)."""
-        inputs, targets = self.unpack(unknown.detach())
-        return self.objective_at(inputs, targets)
+        point = unknown.detach()
+        return self.objective_at(*self.unpack(point), self.hidden(point))
 
-    def objective_at(self, inputs: Tensor, targets: Tensor) -> float:
-        """Return Φ at explicit inputs and targets."""
+    def objective_at(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        hidden: Mapping[str, Tensor] | None = None,
+    ) -> float:
+        """Return Φ at explicit inputs and targets.
+
+        Args:
+            inputs: x, shape [B, *event].
+            targets: y.
+            hidden: the client's own randomness, standard normal a priori; None puts it
+                at its mean.
+        """
         with torch.no_grad():
-            residual, energy = self.residual_at(inputs, targets), self.energy(inputs)
+            residual = self.residual_at(inputs, targets, hidden)
+            energy = self.energy(inputs)
+            for value in () if hidden is None else hidden.values():
+                energy = energy + 0.5 * value.square().sum()
             if not self.scale_known:
                 return float(profile_objective(residual, self.freedom, energy))
             if self.law.family == "laplace":
@@ -270,7 +305,7 @@ class MapResidual:
             residual, point, factor * value, retain_graph=True
         )
         inputs = self.unpack(point.detach())[0]
-        prior_slope = self._prior_slope(inputs)
+        prior_slope = self._prior_slope(inputs, point.detach())
         gradient = slope + prior_slope
 
         def product(direction: Tensor) -> Tensor:
@@ -293,8 +328,8 @@ class MapResidual:
             return 2**0.5 / _smooth_modulus(residual)
         return 1.0
 
-    def _prior_slope(self, inputs: Tensor) -> Tensor:
-        slope = inputs.new_zeros(self.unknowns)
+    def _prior_slope(self, inputs: Tensor, point: Tensor) -> Tensor:
+        slope = self._only_hidden(point)
         if self.prior is not None:
             x = inputs.detach().requires_grad_()
             (g,) = torch.autograd.grad(self.prior.energy(x), x)
@@ -302,17 +337,25 @@ class MapResidual:
         return slope
 
     def _prior_product(self, inputs: Tensor, direction: Tensor) -> Tensor:
-        result = torch.zeros_like(direction)
+        result = self._only_hidden(direction)
         if self.prior is not None:
             part = direction[: inputs.numel()].reshape(inputs.shape)
             result[: inputs.numel()] = self.prior.curvature(inputs, part).reshape(-1)
         return result
 
+    def _only_hidden(self, vector: Tensor) -> Tensor:
+        """Return v with zeros everywhere but in the place of the client's randomness.
+
+        It is the slope at v of its energy ½‖ε‖², whose curvature is the identity.
+        """
+        start = vector.numel() - self._hidden
+        return torch.cat([torch.zeros_like(vector[:start]), vector[start:]])
+
     @property
     def unknowns(self) -> int:
-        """The number q of unknown reals, label logits included."""
+        """The number q of unknown reals: inputs, label logits, client's randomness."""
         logits = 0 if self.targets is not None else self.batch_size * self.classes
-        return self.batch_size * self.spec.dimension + logits
+        return self.batch_size * self.spec.dimension + logits + self._hidden
 
 
 def _squares(tree: Tree) -> Tree:
