@@ -40,12 +40,15 @@ class Row:
         on_update: ``apply`` changes a finished update; False where the defense acts
             through the model or the forward model alone.
         partial: the option ``only`` exists.
+        private: ``apply`` needs what ``personalise`` takes from the client, and is held
+            to its word by test_private_defenses.py.
     """
 
     acts: dict
     identity: dict | None
     on_update: bool = True
     partial: bool = True
+    private: bool = False
 
 
 # A new defense joins the suite by a row here; without one the suite fails.
@@ -72,6 +75,20 @@ ROWS: dict[str, list[Row]] = {
         Row({"kind": "int8"}, None),
         Row({"kind": "stochastic", "bits": 3}, None),
     ],
+    "local-aggregation": [
+        Row({"steps": 3, "rate": 0.1}, {"steps": 1}, on_update=False, partial=False)
+    ],
+    "secure-aggregation": [
+        Row(
+            {"clients": 2, "fraction_bits": 48},
+            {"clients": 1, "fraction_bits": 52},
+            on_update=False,
+            partial=False,
+        )
+    ],
+    "soteria": [Row({"ratio": 0.7}, {"ratio": 0.0}, private=True)],
+    "precode": [Row({"latent": 3}, None, on_update=False, private=True)],
+    "censor": [Row({"trials": 3}, None, private=True)],
 }
 
 REGISTERED = registry.names("defense")
@@ -89,8 +106,9 @@ def cases(suits=lambda row: True):
     )
 
 
-every_defense = cases()
-every_partial_defense = cases(lambda row: row.partial)
+every_row = cases()
+every_defense = cases(lambda row: not row.private)
+every_partial_defense = cases(lambda row: row.partial and not row.private)
 
 
 def small_task(width: int = 3) -> Task:
@@ -144,7 +162,7 @@ def test_first_defenses_are_registered():
     assert {"clipping", "gaussian-noise", "pruning"} <= set(REGISTERED)
 
 
-@every_defense
+@every_row
 def test_declares_stage_citation_and_options(name, row):
     defense = make(name, row.acts)
     assert isinstance(defense.stage, Stage)
@@ -434,6 +452,15 @@ def test_pattern_without_tensor_is_refused(name, row):
         ("quantisation", {"kind": "stochastic", "bits": 1}, "2 to 16"),
         ("quantisation", {"kind": "int8", "bits": 4}, "only the kind 'stochastic'"),
         ("quantisation", {"kind": "int8", "scale": "one"}, "only the kind 'sign'"),
+        ("local-aggregation", {"steps": 0}, "at least 1"),
+        ("local-aggregation", {"rate": 0.0}, "above 0"),
+        ("secure-aggregation", {"clients": 0}, "at least 1"),
+        ("secure-aggregation", {"clients": 2, "dropped": 1}, "needs 2 survivors"),
+        ("secure-aggregation", {"clients": 2, "fraction_bits": 60}, "1 to 52"),
+        ("soteria", {"ratio": 1.0}, r"\[0, 1\)"),
+        ("precode", {"latent": 0}, "at least 1"),
+        ("censor", {"trials": 0}, "at least 1"),
+        ("censor", {"rate": float("nan")}, "finite"),
     ],
 )
 def test_options_out_of_range_are_refused(name, options, message):
