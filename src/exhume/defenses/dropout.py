@@ -31,17 +31,20 @@ _BUFFER = "dropout_factors"
 
 
 @formula(
-    r"m_j = \mathbf 1[u_j \ge \rho] / (1 - \rho), \quad u_j \sim U(0, 1)",
-    reference="Srivastava et al., JMLR 2014, section 4; scaled as in PyTorch",
+    r"m_j = c\, \mathbf 1[u_j \ge \rho], \quad u_j \sim U(0, 1), \quad "
+    r"c = 1/(1 - \rho) \ \text{or}\ 1",
+    reference="Srivastava et al., JMLR 2014, sections 4 and 10 (inverted)",
 )
-def unit_factors(uniform: Tensor, ratio: float) -> Tensor:
-    """Return the factor of every unit: 0 if it is dropped, else 1/(1 − ρ).
+def unit_factors(uniform: Tensor, ratio: float, *, rescale: bool) -> Tensor:
+    """Return the factor of every unit: 0 if it is dropped, else c.
 
     Args:
         uniform: u, one number in [0, 1) per unit.
         ratio: ρ in [0, 1), the probability of being dropped.
+        rescale: c = 1/(1 − ρ), which keeps the mean of every unit, else 1.
     """
-    return (uniform >= ratio).to(uniform.dtype) / (1 - ratio)
+    kept = (uniform >= ratio).to(uniform.dtype)
+    return kept / (1 - ratio) if rescale else kept
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class DropUnits:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout(Defense):
-    """Drop every hidden unit with probability ρ and scale the others by 1/(1 − ρ).
+    """Drop every hidden unit with probability ρ; the others may grow by 1/(1 − ρ).
 
     A unit is a neuron of a linear layer or a channel of a convolution, behind its
     activation. One mask holds for the whole batch. A dropped unit has zero gradient in
@@ -81,11 +84,17 @@ class Dropout(Defense):
     known ones; bounds hold for the mask of their key, and a mean over keys is the mean
     over the law.
 
+    Fewer units tell less: for noise of one size an unbiased attack's error grows by
+    1/√(1 − ρ) in wide networks. With ``rescale``, which every library does, the
+    gradients of the units that stay grow by 1/(1 − ρ) as well, and the error *shrinks*
+    by √(1 − ρ): beside noise of fixed size, usual dropout helps the attacker.
+
     The mask is drawn in ``calibrate`` and costs nothing: a training calibrates again,
     with a new key, before every step.
 
     Attributes:
         ratio: ρ in [0, 1).
+        rescale: multiply the units that stay by 1/(1 − ρ), as PyTorch does.
         layers: glob patterns of the names of modules behind which units are dropped;
             none for every activation module of PyTorch (functional ones have no name).
 
@@ -115,6 +124,7 @@ class Dropout(Defense):
 """
 
     ratio: float
+    rescale: bool = True
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -127,12 +137,12 @@ class Dropout(Defense):
         del public
         if self.ratio == 0:
             return self._plan(task)
-        widest = max(len(p) for p in task.parameters().values() if p.dim() > 0)
+        widest = max(len(p) for p in task.model.parameters() if p.dim() > 0)
         factors = {}
         for name in self._chosen(task.model):
             source = generator(key, "dropout", name)
             uniform = torch.rand(widest, generator=source, dtype=torch.float64)
-            factors[name] = unit_factors(uniform, self.ratio)
+            factors[name] = unit_factors(uniform, self.ratio, rescale=self.rescale)
         return self._plan(task, arrays=factors)
 
     def _chosen(self, model: nn.Module) -> list[str]:
