@@ -9,8 +9,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from exhume.defenses._rounding import (
+    SIGN_ERROR,
+    RoundToGrid,
+    SignTimesScale,
+    SoftSign,
+    grid_step,
+    round_up_or_down,
+    rounding_variance,
+)
 from exhume.errors import InvalidInput
-from exhume.formula import formula
 from exhume.keys import generator
 from exhume.problem.batch import Batch
 from exhume.problem.defense import Defense, Plan, Stage
@@ -18,18 +26,7 @@ from exhume.problem.law import Law
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 
-__all__ = [
-    "Quantisation",
-    "RoundToGrid",
-    "SignTimesScale",
-    "SoftSign",
-    "grid_step",
-    "round_to_grid",
-    "round_up_or_down",
-    "rounding_variance",
-    "scaled_sign",
-    "soft_sign",
-]
+__all__ = ["Quantisation"]
 
 _JUMPS = (
     "rounding makes p(O | S) jump where an entry meets the next level of the grid and "
@@ -42,153 +39,8 @@ _SIGNS_JUMP = (
 _TWO_POINTS = "stochastic rounding has two outcomes per entry, so it is not Gaussian"
 _NOISE_ROUNDED = "noise is added before rounding, so the release is not Gaussian"
 
-# Width of the soft sign over the mean magnitude, and share of s² that is its error.
-_WIDTH = 0.5
-_SIGN_ERROR = 0.1
-
-
-@formula(
-    r"\Delta = \max_j |g_j| \,/\, (2^{b-1} - 1)",
-    reference="Dettmers, ICLR 2016, section 2 (linear); Wen et al., NeurIPS 2017 (b=2)",
-)
-def grid_step(values: Tensor, bits: int) -> Tensor:
-    """Return the step of the symmetric grid with 2^b − 1 levels; 0 for zeros.
-
-    Args:
-        values: g, any shape.
-        bits: b ≥ 2, sign included.
-    """
-    if values.numel() == 0:
-        return values.new_zeros(())
-    return values.abs().amax() / (2 ** (bits - 1) - 1)
-
-
-@formula(r"\Delta \lfloor g / \Delta \rceil", reference="Dettmers, ICLR 2016")
-def round_to_grid(values: Tensor, step: Tensor) -> Tensor:
-    """Round to the nearest multiple of a step; halves go to the even one.
-
-    Args:
-        values: g, any shape.
-        step: Δ ≥ 0, a scalar; 0 leaves zeros.
-    """
-    return step * (values / _positive(step)).round()
-
-
-@formula(
-    r"\Delta \lfloor g / \Delta + u \rfloor, \quad u \sim U(0, 1)",
-    reference="Alistarh et al., NeurIPS 2017 (QSGD), with the maximum for the norm",
-)
-def round_up_or_down(values: Tensor, step: Tensor, source: torch.Generator) -> Tensor:
-    """Round to one of the two next multiples of a step, so that the mean is g.
-
-    Args:
-        values: g, float64, any shape.
-        step: Δ ≥ 0, a scalar.
-        source: generator on the CPU.
-
-    Returns:
-        The rounded values; the variance is (g − ⌊g⌋)(⌈g⌉ − g) ≤ Δ²/4.
-    """
-    uniform = torch.rand(values.shape, generator=source, dtype=torch.float64)
-    return step * (values / _positive(step) + uniform.to(values)).floor()
-
-
-@formula(
-    r"\mathrm{Var} = \Delta^2 / 12 \ (\text{nearest}), \quad \Delta^2 / 6 "
-    r"\ (\text{stochastic})",
-    reference="Widrow and Kollár, 2008, chapter 4: an entry uniform within its cell",
-)
-def rounding_variance(step: Tensor, *, stochastic: bool) -> Tensor:
-    """Return the mean squared rounding error of an entry that lies anywhere in a cell.
-
-    Args:
-        step: Δ ≥ 0.
-        stochastic: unbiased rounding, else to the nearest.
-    """
-    return step.square() / (6 if stochastic else 12)
-
-
-@formula(
-    r"s \, \mathrm{sign}(g), \quad s = \tfrac 1n \lVert g \rVert_1 \ \text{or}\ 1",
-    reference="Bernstein et al., ICML 2018; Karimireddy et al., ICML 2019 (scaled)",
-)
-def scaled_sign(values: Tensor, *, unit: bool) -> Tensor:
-    """Return the sign of every entry times the mean magnitude; zeros stay zero.
-
-    Args:
-        values: g, any shape, not empty.
-        unit: times 1 in the place of the mean magnitude.
-    """
-    signs = values.sign()
-    return signs if unit else values.abs().mean() * signs
-
-
-@formula(
-    r"s \, \tanh\Bigl( g \big/ \bigl(\kappa\, \tfrac 1n \lVert g \rVert_1\bigr) \Bigr)",
-    reference="smooth surrogate of the sign; ours",
-)
-def soft_sign(values: Tensor, *, unit: bool, width: float = _WIDTH) -> Tensor:
-    """Return a smooth sign, of the width of the typical entry, times the scale.
-
-    Args:
-        values: g, any shape, not empty.
-        unit: the scale is 1 in the place of the mean magnitude.
-        width: κ > 0.
-    """
-    mean = values.abs().mean()
-    signs = (values / _positive(width * mean)).tanh()
-    return signs if unit else mean * signs
-
-
-def _positive(step: Tensor) -> Tensor:
-    return step.clamp_min(torch.finfo(step.dtype).tiny)
-
-
-@dataclass(frozen=True)
-class SignTimesScale:
-    """The map g ↦ s sign(g), tensor by tensor; ``names`` are covered, others pass."""
-
-    unit: bool
-    names: tuple[str, ...]
-
-    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
-        """Return the signs; only the scale has a derivative."""
-        return {
-            n: scaled_sign(t, unit=self.unit) if n in self.names and t.numel() else t
-            for n, t in tree.items()
-        }
-
-
-@dataclass(frozen=True)
-class SoftSign:
-    """The smooth map that stands for the sign in a descent, tensor by tensor."""
-
-    unit: bool
-    names: tuple[str, ...]
-
-    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
-        """Return the smooth signs, differentiable."""
-        return {
-            n: soft_sign(t, unit=self.unit) if n in self.names and t.numel() else t
-            for n, t in tree.items()
-        }
-
-
-@dataclass(frozen=True)
-class RoundToGrid:
-    """The map g ↦ Δ ⌊g/Δ⌉ with the step of each tensor; ``names`` are covered."""
-
-    bits: int
-    names: tuple[str, ...]
-
-    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
-        """Return the rounded tree; only the step has a derivative."""
-        return {
-            n: round_to_grid(t.double(), grid_step(t.double(), self.bits)).to(t)
-            if n in self.names
-            else t
-            for n, t in tree.items()
-        }
+# Public examples whose gradients show the typical magnitudes.
+_PUBLIC = 16
 
 
 _SIGN = """\
@@ -289,9 +141,14 @@ class Quantisation(Defense):
             raise InvalidInput(msg)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
-        """List what is covered; the scale is each release's own."""
-        del public, key
-        return self._plan(task)
+        """List what is covered; the scale is each release's own.
+
+        Signs alone show no magnitudes, so attacks take those of public gradients.
+        """
+        del key
+        if self.kind != "sign" or self.scale == "mean" or public is None:
+            return self._plan(task)
+        return self._plan(task, arrays=_typical_magnitudes(task, public))
 
     def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
         if self.kind != "stochastic":
@@ -331,14 +188,7 @@ class Quantisation(Defense):
     ) -> Law:
         """Return a law that a descent can follow; rounding without O has no size."""
         if self.kind == "sign":
-            soft = law.then(SoftSign(self.scale == "one", plan.covers))
-            kept = {n: v for n, v in law.variance.items() if n not in plan.covers}
-            # The noise that entered is behind the signs now; correlated noise too.
-            soft = replace(soft, variance=kept, covariance=None, not_gaussian=None)
-            if observed is None:
-                return soft
-            sizes = {n: observed[n].double().abs().amax() for n in plan.covers}
-            return soft.plus_noise({n: _SIGN_ERROR * s**2 for n, s in sizes.items()})
+            return self._soft(law, plan, observed)
         if observed is None:
             return law
         steps = {n: grid_step(observed[n].double(), self.bits) for n in plan.covers}
@@ -346,6 +196,19 @@ class Quantisation(Defense):
         return law.plus_noise(
             {n: rounding_variance(s, stochastic=stochastic) for n, s in steps.items()}
         )
+
+    def _soft(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
+        """Return the smooth sign with an error; noise that entered is behind it."""
+        sizes = {}
+        if observed is not None:
+            names = [n for n in plan.covers if observed[n].numel()]
+            sizes = {n: observed[n].double().abs().amax() for n in names}
+        unit = self.scale == "one"
+        means = plan.arrays if unit else sizes
+        soft = law.then(SoftSign(unit, plan.covers, means))
+        before = {n: v for n, v in law.variance.items() if n not in plan.covers}
+        soft = replace(soft, variance=before, covariance=None, not_gaussian=None)
+        return soft.plus_noise({n: SIGN_ERROR * s**2 for n, s in sizes.items()})
 
     @property
     def adds_noise(self) -> bool:
@@ -356,3 +219,16 @@ class Quantisation(Defense):
     def preserves_zeros(self) -> bool:
         """False: rounding makes new zeros, and signs hide every magnitude."""
         return False
+
+
+def _typical_magnitudes(task: Task, public: Batch) -> Tree:
+    """Return the mean magnitude of each tensor over the gradients of some examples."""
+    inputs, targets = public.inputs[:_PUBLIC].to(task.dtype), public.targets[:_PUBLIC]
+    ones = [
+        task.gradient(inputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))
+    ]
+    return {
+        name: torch.stack([g[name].double().abs().mean() for g in ones]).mean()
+        for name in ones[0]
+        if ones[0][name].numel()
+    }

@@ -309,7 +309,10 @@ class MapResidual:
         gradient = slope + prior_slope
 
         def product(direction: Tensor) -> Tensor:
-            (image,) = torch.autograd.grad(adjoint, dummy, direction, retain_graph=True)
+            # A release that is flat (signs) leaves no path from the adjoint to w.
+            (image,) = torch.autograd.grad(
+                adjoint, dummy, direction, retain_graph=True, materialize_grads=True
+            )
             (back,) = torch.autograd.grad(
                 residual, point, factor * image, retain_graph=True
             )
