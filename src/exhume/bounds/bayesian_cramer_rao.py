@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exhume.bounds.cramer_rao import (
     bayesian_cramer_rao_bound,
+    diagonal_of_inverse,
     jackknife,
     trace_bound,
     trace_of_inverse,
@@ -137,7 +138,7 @@ def _value(
 
 def _per_coordinate(information: Tensor, shape: torch.Size) -> Tensor:
     """Return the diagonal of (E J_F + J_P)⁻¹: each coordinate has its own bound."""
-    return torch.linalg.inv(information).diagonal().reshape(shape)
+    return diagonal_of_inverse(information).reshape(shape)
 
 
 def _with_leave_one_out(

@@ -10,6 +10,7 @@ from exhume.formula import formula
 
 __all__ = [
     "bayesian_cramer_rao_bound",
+    "diagonal_of_inverse",
     "jackknife",
     "trace_bound",
     "trace_of_inverse",
@@ -101,13 +102,24 @@ def trace_of_inverse(information: Tensor) -> float:
     Raises:
         InvalidInput: M is so badly conditioned that float64 cannot invert it.
     """
+    return float(diagonal_of_inverse(information).sum())
+
+
+def diagonal_of_inverse(information: Tensor) -> Tensor:
+    """Return the diagonal of M⁻¹, shape [q], of a symmetric positive definite matrix.
+
+    Raises:
+        InvalidInput: M is so badly conditioned that float64 cannot invert it.
+    """
     factor, failed = torch.linalg.cholesky_ex(information)
     if not bool(failed):
-        trace = float(torch.cholesky_inverse(factor).trace())
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        root = torch.linalg.solve_triangular(factor, identity, upper=False)
+        diagonal = root.square_().sum(dim=0)
         # ‖M‖_F tr M⁻¹ bounds the condition number from above.
-        condition = float(torch.linalg.matrix_norm(information)) * trace
+        condition = float(torch.linalg.matrix_norm(information) * diagonal.sum())
         if condition * torch.finfo(information.dtype).eps < _TRUSTED:
-            return trace
+            return diagonal
     msg = (
         "the information matrix is singular in float64, so its inverse means nothing; "
         "raise the noise, or the ridge of the prior"
