@@ -29,7 +29,7 @@ _SIGNAL = {"problem", "observations", "defenses", "priors", "models", "data"}
 ARROWS = {
     "problem": set(),
     "observations": {"problem"},
-    "defenses": {"problem"},
+    "defenses": {"problem", "observations"},
     "priors": {"problem"},
     "models": {"problem"},
     "data": {"problem"},
@@ -37,7 +37,8 @@ ARROWS = {
     "bounds": _SIGNAL - {"data"},
     "metrics": {"problem"},
     "audit": _SIGNAL | {"attacks", "bounds", "metrics"},
-    "cli": _SIGNAL | {"attacks", "bounds", "metrics", "audit"},
+    "compare": {"problem", "audit"},
+    "cli": _SIGNAL | {"attacks", "bounds", "metrics", "audit", "compare"},
 }
 
 

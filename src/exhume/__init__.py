@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exhume import audit, bounds, defenses, observations
+    from exhume import audit, bounds, compare, defenses, observations
     from exhume.metrics.score import Scores, score
     from exhume.problem.batch import Batch
     from exhume.problem.bound import BoundValue, NotApplicable
@@ -43,7 +43,7 @@ _HOMES = {
     "World": "problem.world",
     "score": "metrics.score",
 }
-_MODULES = ("audit", "bounds", "defenses", "observations")
+_MODULES = ("audit", "bounds", "compare", "defenses", "observations")
 
 __all__ = [
     "UNKNOWN",
@@ -65,6 +65,7 @@ __all__ = [
     "audit",
     "bound",
     "bounds",
+    "compare",
     "dataset",
     "defense",
     "defenses",

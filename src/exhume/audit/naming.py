@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from exhume.registry import entries, member_node
 
 if TYPE_CHECKING:
     from exhume.audit.records import Options
@@ -14,7 +19,7 @@ _NOBODY = "no defense"
 # Options that read as an adjective before the name, with the default of the class.
 _ADJECTIVES = {"pruning": ("kind", "magnitude")}
 # Words that English writes with a capital.
-_PROPER = {"gaussian": "Gaussian", "laplace": "Laplace"}
+_PROPER = {"dp": "DP", "gaussian": "Gaussian", "laplace": "Laplace", "sgd": "SGD"}
 # Options whose bare value says enough.
 _BARE = {"max_norm": "{value}", "ratio": "{percent} %"}
 _COVERS_ALL = ["*"]
@@ -80,12 +85,40 @@ def _label(options: Options, without: str = "") -> str:
     covered = list(options.get("only", _COVERS_ALL))
     if covered != _COVERS_ALL:
         words += ["on", ", ".join(covered)]
-    values = [n for n in _numbers(options) if n != without]
+    usual = _defaults(name)
+    numbers = _numbers(options)
+    # The strength is told even where it is the default; what else is, is not news.
+    values = [
+        n
+        for n in numbers
+        if n != without and (n == numbers[-1] or options[n] != usual.get(n))
+    ]
     words += [_bare(n, options[n]) for n in values if n in _BARE]
     named = [f"{_spaced(n)} {_short(options[n])}" for n in values if n not in _BARE]
     other = set(options) - {"name", "only", adjective, *_numbers(options)}
-    named += [f"{_spaced(n)} {options[n]}" for n in sorted(other)]
+    named += [
+        f"{_spaced(n)} {options[n]}"
+        for n in sorted(other)
+        if n not in usual or options[n] != usual[n]
+    ]
     return ", ".join([" ".join(words), *named])
+
+
+@lru_cache(maxsize=64)
+def _defaults(name: str) -> dict[str, Any]:
+    """Read the default options of a registered defense from its file, as JSON has them.
+
+    The file is parsed, not run: naming needs no torch.
+    """
+    found = [entry.path for entry in entries("defense") if entry.name == name]
+    node = member_node("defense", found[0]) if found else None
+    usual = {}
+    for line in node.body if node else ():
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            with suppress(ValueError):
+                value = ast.literal_eval(line.value or line.target)
+                usual[line.target.id] = list(value) if type(value) is tuple else value
+    return usual
 
 
 def _bare(option: str, value: float) -> str:

@@ -46,7 +46,14 @@ from exhume.problem.task import Task
 from exhume.problem.threat import ThreatModel
 from exhume.problem.world import World
 
-__all__ = ["make_world", "prepare", "run_trial"]
+__all__ = [
+    "class_count",
+    "make_world",
+    "prepare",
+    "run_trial",
+    "sentence_of",
+    "versions",
+]
 
 _Array = np.ndarray[Any, np.dtype[np.float32]]
 _Arrays = dict[str, _Array]
@@ -81,12 +88,13 @@ def run_trial(spec: TrialSpec) -> TrialResult:
     except Exception as error:
         # The one broad catch: a defect in one attack must not end a sweep of hundreds
         # of trials, and it is kept as a row with its type, message and place.
-        result = TrialResult(spec=spec, status="failed", reason=_told(error))
+        result = TrialResult(spec=spec, status="failed", reason=sentence_of(error))
     seconds = time.perf_counter() - started
-    return replace(result, seconds=seconds, versions=_versions())
+    return replace(result, seconds=seconds, versions=versions())
 
 
-def _told(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
+    """Say what an error of an unexpected kind was, and where it arose."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split()) or "no message"
     where = f"{Path(place.filename).name}, line {place.lineno}"
@@ -94,7 +102,8 @@ def _told(error: Exception) -> str:
 
 
 @lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
     packages = {name: version(name) for name in ("exhume", "torch", "numpy")}
     return {**packages, "python": platform.python_version()}
 
@@ -174,7 +183,7 @@ def _no_public(spec: TrialSpec) -> InvalidInput:
 def _data_and_task(spec: TrialSpec) -> tuple[Batch, Batch | None, Task]:
     source, whole = _loaded(json.dumps(spec.data, sort_keys=True))
     private, public = split(whole, source, spec.batch_size, fold(spec.seed, "split"))
-    classes = _classes(spec, whole.targets)
+    classes = class_count(spec.classes, whole.targets)
     model = build("model", spec.model).build(
         whole.spec, classes, fold(spec.seed, "weights")
     )
@@ -183,18 +192,26 @@ def _data_and_task(spec: TrialSpec) -> tuple[Batch, Batch | None, Task]:
     return private.to(dtype), None if public is None else public.to(dtype), task
 
 
-def _classes(spec: TrialSpec, targets: Tensor) -> int:
-    """Return the number K of outputs."""
+def class_count(classes: int, targets: Tensor) -> int:
+    """Return the number K of outputs.
+
+    Args:
+        classes: as the settings give it; 0 takes it from the labels.
+        targets: of the whole data set.
+
+    Raises:
+        InvalidInput: there are more labels than classes.
+    """
     if targets.is_floating_point():
-        return spec.classes or int(targets[0].numel())
+        return classes or int(targets[0].numel())
     found = int(targets.max()) + 1
-    if spec.classes and spec.classes < found:
+    if classes and classes < found:
         msg = (
-            f"classes is {spec.classes}, but the data has labels up to {found - 1}; "
+            f"classes is {classes}, but the data has labels up to {found - 1}; "
             f"set classes to at least {found}, or 0 to take it from the data"
         )
         raise InvalidInput(msg)
-    return spec.classes or max(found, 2)
+    return classes or max(found, 2)
 
 
 def _evaluate(spec: TrialSpec) -> TrialResult:

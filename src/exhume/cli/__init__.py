@@ -1,4 +1,4 @@
-"""The command line: ``exhume audit | attack | list | report | inspect``."""
+"""The command line: ``exhume audit | compare | advise | attack | list | …``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from exhume.cli.advise import advise
 from exhume.cli.attack import attack
 from exhume.cli.audit import audit
+from exhume.cli.compare import compare
 from exhume.cli.console import fail
 from exhume.cli.inspect import inspect
 from exhume.cli.list import list_
@@ -75,6 +77,8 @@ def _root(
 
 
 app.command("audit")(audit)
+app.command("compare")(compare)
+app.command("advise")(advise)
 app.command("attack")(attack)
 app.command("list")(list_)
 app.command("report")(report)

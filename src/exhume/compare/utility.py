@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -111,7 +111,7 @@ class UtilityStore(ResultFile[UtilityResult]):
 
 def measure(spec: UtilitySpec) -> UtilityResult:
     """Train, or take one step; never raises, whatever goes wrong inside."""
-    from exhume.audit.trial import _told, _versions
+    from exhume.audit.trial import sentence_of, versions
 
     started = time.perf_counter()
     try:
@@ -120,9 +120,9 @@ def measure(spec: UtilitySpec) -> UtilityResult:
         result = UtilityResult(spec=spec, status="failed", reason=str(error))
     except Exception as error:
         # As in a trial: a defect in one defense must not end the whole comparison.
-        result = UtilityResult(spec=spec, status="failed", reason=_told(error))
+        result = UtilityResult(spec=spec, status="failed", reason=sentence_of(error))
     seconds = time.perf_counter() - started
-    return replace(result, seconds=seconds, versions=_versions())
+    return replace(result, seconds=seconds, versions=versions())
 
 
 def _failed(spec: UtilitySpec, reason: str) -> UtilityResult:
@@ -136,7 +136,7 @@ MEASURE = Job(measure, _failed)
 def _values(spec: UtilitySpec) -> dict[str, float]:
     import torch
 
-    from exhume.audit.trial import _classes
+    from exhume.audit.trial import class_count
     from exhume.compare.one_step import u1_u2
     from exhume.compare.training import accuracy, mean_loss, train
     from exhume.config import build
@@ -146,7 +146,7 @@ def _values(spec: UtilitySpec) -> dict[str, float]:
 
     dtype = getattr(torch, spec.dtype)
     whole = _loaded(json.dumps(spec.data, sort_keys=True))
-    classes = _classes(cast("Any", spec), whole.targets)
+    classes = class_count(spec.classes, whole.targets)
     model = build("model", spec.model).build(
         whole.spec, classes, fold(spec.seed, "weights")
     )

@@ -6,7 +6,7 @@ import json
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-__all__ = ["to_toml"]
+__all__ = ["to_toml", "toml_value"]
 
 
 def to_toml(settings: Any) -> str:
@@ -19,7 +19,7 @@ def to_toml(settings: Any) -> str:
     for field in fields(settings):
         value = getattr(settings, field.name)
         if value != _default(field):
-            lines.append(f"{field.name} = {_value(value)}")
+            lines.append(f"{field.name} = {toml_value(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -28,14 +28,15 @@ def _default(field: Field[Any]) -> Any:
     return field.default if made is MISSING else made()
 
 
-def _value(value: Any, depth: int = 0) -> str:
+def toml_value(value: Any, depth: int = 0) -> str:
+    """Write a plain value; a long list at depth 0 takes one line per item."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        pairs = (f"{_key(k)} = {_value(v, depth + 1)}" for k, v in value.items())
+        pairs = (f"{_key(k)} = {toml_value(v, depth + 1)}" for k, v in value.items())
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list | tuple):
-        items = [_value(item, depth + 1) for item in value]
+        items = [toml_value(item, depth + 1) for item in value]
         if depth == 0 and len(items) > 1:
             return "[\n" + "".join(f"  {item},\n" for item in items) + "]"
         return f"[{', '.join(items)}]"

@@ -1,0 +1,32 @@
+"""The report of a comparison: one HTML page that works offline, and JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exhume.compare.run import Comparison
+
+__all__ = ["write_report"]
+
+
+def write_report(comparison: Comparison) -> Path:
+    """Write report.html and comparison.json into the folder of a comparison.
+
+    Returns:
+        path of report.html.
+    """
+    from exhume.compare.report.export import to_json
+    from exhume.compare.report.page import page
+
+    for name, text in (
+        ("comparison.json", to_json(comparison)),
+        ("report.html", page(comparison)),
+    ):
+        # Written beside and moved, so that a crash leaves the earlier report intact.
+        fresh = comparison.folder / f".{name}.new"
+        fresh.write_text(text, encoding="utf-8", newline="\n")
+        fresh.replace(comparison.folder / name)
+    return comparison.report

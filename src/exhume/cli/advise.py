@@ -1,0 +1,67 @@
+"""``exhume advise``: which defense keeps an error, for how much utility."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exhume.cli.compare import CompareProgress
+from exhume.cli.console import say, warn
+
+__all__ = ["advise"]
+
+
+def advise(
+    min_error: Annotated[
+        str,
+        typer.Option(
+            help="Error that no attack shall get below: a mean squared error per "
+            "number of the data (0.02, for data in [0, 1]), or a PSNR (17dB)."
+        ),
+    ],
+    max_loss: Annotated[
+        str,
+        typer.Option(help="Utility to lose at most: 0.03 or 3%."),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Folder of a comparison; the embedded one if omitted, which is run "
+            "if it has not been.",
+        ),
+    ] = None,
+) -> None:
+    """Recommend a defense from a comparison at equal utility."""
+    from exhume.compare import load, run
+    from exhume.compare.run import SETTINGS_FILE, folder_of
+    from exhume.compare.settings import default_settings
+    from exhume.compare.units import parse_error, parse_loss
+
+    error, loss = parse_error(min_error), parse_loss(max_loss)
+    if folder is None:
+        settings = default_settings()
+        place = folder_of(settings, None)
+        if not (place / SETTINGS_FILE).is_file():
+            warn(f"there is no comparison in {place} yet, so it is run now", "note")
+        try:
+            with CompareProgress() as progress:
+                done = run(settings, progress=progress)
+        except KeyboardInterrupt:
+            warn(f"what has finished is kept in {place}; run this again", "stopped")
+            raise typer.Exit(130) from None
+    else:
+        done = load(folder)
+    advice = done.advise(min_error=error, max_loss=loss)
+    for sentence in advice.sentences:
+        if sentence:
+            say(sentence)
+    say(f"report: {done.report}")
+    if advice.stack:
+        from exhume.audit.report.settings_toml import toml_value
+
+        say(f"defenses = {toml_value(list(advice.stack))}")
+    elif not advice.holds:
+        raise typer.Exit(1)

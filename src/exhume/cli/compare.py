@@ -1,0 +1,201 @@
+"""``exhume compare``: defenses at equal utility, attacked, beside bounds."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from exhume.cli.audit import Executor
+from exhume.cli.console import say, warn
+
+if TYPE_CHECKING:
+    from exhume.compare import CompareSettings, Comparison
+    from exhume.compare.leaderboard import Board
+
+__all__ = ["CompareProgress", "compare", "show"]
+
+
+def compare(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE.toml]",
+            help="What to compare; without it, an embedded comparison on real digits.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; runs/TITLE if omitted."),
+    ] = None,
+    executor: Annotated[
+        Executor | None, typer.Option(help="In this process, or in several.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of processes; 0 takes one per core."),
+    ] = None,
+    screenshot: Annotated[
+        bool,
+        typer.Option(
+            "--screenshot", help="Write report.png beside the report (needs Chromium)."
+        ),
+    ] = False,
+) -> None:
+    """Bring every defense to the same utility, then attack it with every attack.
+
+    Each strength is calibrated by really training with the defense. What has finished
+    is kept: stop with Ctrl-C, run the same command again to go on.
+    """
+    from exhume.compare.run import folder_of, run
+
+    settings = _settings(file, executor, workers)
+    progress = CompareProgress()
+    try:
+        with progress:
+            done = run(settings, out=out, progress=progress)
+    except KeyboardInterrupt:
+        folder = folder_of(settings, out)
+        warn(
+            f"what has finished is kept in {folder}; run the same command again to go "
+            f"on",
+            "stopped",
+        )
+        raise typer.Exit(130) from None
+    show(done)
+    if screenshot:
+        from exhume.audit.report.browser import screenshot as take
+
+        picture = done.report.with_suffix(".png")
+        take(done.report, picture)
+        say(f"screenshot: {picture}")
+
+
+def _settings(
+    file: Path | None, executor: Executor | None, workers: int | None
+) -> CompareSettings:
+    from exhume.compare.settings import default_settings, load_settings
+
+    settings = default_settings() if file is None else load_settings(file)
+    given: dict[str, Any] = {
+        "executor": executor and executor.value,
+        "workers": workers,
+    }
+    return replace(settings, **{k: v for k, v in given.items() if v is not None})
+
+
+def show(done: Comparison) -> None:
+    """Print the leaderboards, what is missing from them, and recommendations."""
+    from exhume.compare.leaderboard import boards, undefended_row
+    from exhume.compare.report.page import recommendations
+
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width: keep every row on one line.
+        console = Console(width=160)
+    bare = undefended_row(done)
+    say(
+        f"{done.settings.title}. Error: mean squared error of the strongest attack, "
+        f"with 95 % intervals over seeds; larger is better."
+    )
+    say(f"Without a defense: {bare.error} ({bare.attack}).")
+    if done.chance is not None:
+        from exhume.audit.report.words import number
+
+        say(f"A guess without the update: {number(done.chance)}.")
+    listed = boards(done)
+    for board in listed:
+        say()
+        if board.rows:
+            console.print(_table(board))
+        else:
+            say(f"{board.title}: no defense was brought to this utility.")
+        for sentence in board.remarks:
+            say(sentence)
+    say()
+    reasons: dict[str, dict[str, None]] = {}
+    for row in (row for board in listed for row in board.rows):
+        if row.reason:
+            reasons.setdefault(row.reason, {})[row.defense] = None
+    for reason, defenses in reasons.items():
+        say(f"no bound ({', '.join(defenses)}): {reason}")
+    for sentence in recommendations(done):
+        say()
+        say(sentence)
+    say()
+    say(f"report: {done.report}")
+
+
+def _table(board: Board) -> Table:
+    table = Table(title=board.title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("defense", overflow="fold")
+    table.add_column("strength", no_wrap=True)
+    for heading in ("lost", "error", "95 %", "PSNR"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("strongest attack", overflow="fold")
+    table.add_column("no attack below", justify="right", no_wrap=True)
+    for row in board.rows:
+        table.add_row(
+            str(row.place),
+            row.defense,
+            row.strength,
+            row.loss,
+            row.error,
+            row.error_range,
+            row.psnr,
+            row.attack,
+            row.bound,
+        )
+    return table
+
+
+class CompareProgress(AbstractContextManager["CompareProgress"]):
+    """A bar with the time left on a terminal, one plain line per step elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.fields[phase]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}", style="dim"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, left="", phase="preparing")
+
+    def __enter__(self) -> CompareProgress:
+        self._live = self._bar if self._console.is_terminal else nullcontext()
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._live.__exit__(*details)
+
+    def __call__(
+        self, phase: str, done: int, total: int, what: str, seconds_left: float | None
+    ) -> None:
+        """Show how far the comparison is, see ``compare.run.Progress``."""
+        left = ""
+        if seconds_left is not None:
+            minutes, rest = divmod(round(seconds_left), 60)
+            left = f"about {minutes}:{rest:02d} left"
+        self._bar.update(
+            self._task,
+            description=what,
+            completed=done,
+            total=total,
+            left=left,
+            phase=phase,
+        )
+        if not self._console.is_terminal:
+            line = ", ".join(filter(None, (f"{phase} {done}/{total}", what, left)))
+            self._console.print(line, markup=False, soft_wrap=True)

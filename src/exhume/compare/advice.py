@@ -1,0 +1,229 @@
+"""Which defense to use: an answer in words, from a finished comparison."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from exhume.audit.naming import defense_label
+from exhume.audit.report.words import number, several
+from exhume.compare.frontier import Between, Frontier, Point, crossing, places
+from exhume.compare.units import shown, told_loss
+from exhume.errors import InvalidInput
+from exhume.formula import formula
+
+__all__ = ["Advice", "advise", "mse_of_psnr"]
+
+
+@formula(
+    r"\mathrm{MSE} = 10^{-\mathrm{PSNR}/10}",
+    reference="definition, for data in [0, 1]",
+)
+def mse_of_psnr(psnr: float) -> float:
+    """Return the mean squared error of a peak signal-to-noise ratio.
+
+    Args:
+        psnr: in decibels, for data in [0, 1].
+    """
+    return 10 ** (-psnr / 10)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """An answer to: keep the error above e with at most u of utility lost.
+
+    Attributes:
+        min_error: e, mean squared error per number of the data.
+        max_loss: u, in units of the comparison's utility.
+        sentences: the answer, then what to know about it.
+        unneeded: the error is kept without a defense.
+        family: label of the recommended family, or None.
+        stack: the recommended defenses as options; empty if none is recommended, or
+            none is needed.
+        place: on the frontier, or None.
+    """
+
+    min_error: float
+    max_loss: float
+    sentences: tuple[str, ...]
+    unneeded: bool = False
+    family: str | None = None
+    stack: tuple[dict[str, object], ...] = ()
+    place: Between | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is kept: by the stack, or without any defense."""
+        return self.unneeded or self.place is not None
+
+    def __str__(self) -> str:
+        return " ".join(self.sentences)
+
+
+def advise(
+    undefended: Point,
+    frontiers: tuple[Frontier, ...],
+    *,
+    min_error: float,
+    max_loss: float,
+    utility: str,
+    tolerance: float,
+    chance: float | None,
+) -> Advice:
+    """Recommend the family that reaches an error for the least utility.
+
+    Families within the tolerance of the least utility loss count as equal; of them the
+    one with the larger error is recommended. Errors between measured points are
+    interpolated along one frontier; nothing is extrapolated.
+
+    Args:
+        undefended: what the attacks reach without a defense.
+        frontiers: of the families.
+        min_error: e > 0.
+        max_loss: u ≥ 0.
+        utility: what is lost, see ``CompareSettings.utility``.
+        tolerance: of equal utility.
+        chance: error of guessing without the update, or None if it is not known.
+
+    Raises:
+        InvalidInput: a number is out of range.
+    """
+    if not (0 < min_error < math.inf and 0 <= max_loss < math.inf):
+        msg = (
+            f"min_error is {min_error} and max_loss is {max_loss}; expected an error "
+            f"above 0 and a loss of at least 0"
+        )
+        raise InvalidInput(msg)
+    asked = (
+        f"To keep the reconstruction error above {number(min_error)} with at most "
+        f"{told_loss(utility, max_loss)} lost"
+    )
+    bare = undefended.strongest
+    if bare is not None and bare.error >= min_error:
+        first = (
+            f"{asked}, no defense is needed: without one the strongest attack "
+            f"({bare.attack}) reaches {number(bare.error)}."
+        )
+        told = (first, _doubt(undefended, min_error))
+        return Advice(min_error, max_loss, told, unneeded=True)
+    found = [
+        (frontier, place)
+        for frontier in frontiers
+        if (place := crossing(frontier, min_error, max_loss)) is not None
+    ]
+    if not found:
+        told = _none(frontiers, asked, min_error, max_loss, utility, chance)
+        return Advice(min_error, max_loss, tuple(told))
+    most = min(place.loss for _, place in found) + tolerance
+    frontier, place = max(
+        (pair for pair in found if pair[1].loss <= most),
+        key=lambda pair: _error_at(*pair, most),
+    )
+    told = _recommended(frontier, place, asked, min_error, utility)
+    others = [pair for pair in found if pair[0] is not frontier]
+    return Advice(
+        min_error,
+        max_loss,
+        (*told, *_others(others, utility)),
+        family=frontier.family.label,
+        stack=frontier.family.at(place.strength),
+        place=place,
+    )
+
+
+def _others(found: list[tuple[Frontier, Between]], utility: str) -> list[str]:
+    """Name the other families that reach the error, the cheapest first."""
+    names = [
+        f"{f.family.label} ({f.family.told(p.strength)}, {shown(utility, p.loss)} lost)"
+        for f, p in sorted(found, key=lambda pair: pair[1].loss)
+    ]
+    return [f"Others that reach it: {several(names)}."] if names else []
+
+
+def _error_at(frontier: Frontier, place: Between, loss: float) -> float:
+    return max((p.error for p in places(frontier, loss)), default=place.error)
+
+
+def _recommended(
+    frontier: Frontier, place: Between, asked: str, min_error: float, utility: str
+) -> list[str]:
+    stack = defense_label(frontier.family.at(place.strength))
+    floor = "no bound is known to hold"
+    if place.floor is not None:
+        floor = f"no attack can go below {number(place.floor)} on average"
+    reached = [p.strongest for p in place.points if p.strongest is not None]
+    attacks = several(list(dict.fromkeys(s.attack for s in reached)))
+    told = [
+        f"{asked}, use {stack} (the strongest attack, {attacks}, reaches "
+        f"{number(place.error)}; {floor}; {told_loss(utility, place.loss)} lost)."
+    ]
+    if len(place.points) > 1:
+        ends = " and ".join(
+            frontier.family.told(p.strength) for p in place.points if p.strength
+        )
+        told.append(f"This is interpolated between {ends}, which were measured.")
+    reasons = [p.floor.reason for p in place.points if p.floor.reason]
+    if place.floor is None and reasons:
+        told.append(f"There is no bound because {reasons[0]}.")
+    told.append(_doubt(list(place.points)[-1], min_error))
+    return [sentence for sentence in told if sentence]
+
+
+def _doubt(point: Point, min_error: float) -> str:
+    """Say how sure the error is."""
+    if point.strongest is None:
+        return ""
+    low, high = point.strongest.interval
+    seeds = point.strongest.seeds
+    if seeds < 2:
+        return "One seed only: the error may be quite different on other data."
+    told = f"The 95 % interval over {seeds} seeds is {number(low)} to {number(high)}"
+    if low < min_error:
+        return f"{told}, which includes errors below what you ask: run more seeds."
+    return f"{told}."
+
+
+def _none(
+    frontiers: tuple[Frontier, ...],
+    asked: str,
+    min_error: float,
+    max_loss: float,
+    utility: str,
+    chance: float | None,
+) -> list[str]:
+    told = [f"{asked}, no defense tried does."]
+    if chance is not None and min_error > chance:
+        told.append(
+            f"No defense can: guessing without the update reaches {number(chance)}."
+        )
+    best = [
+        (place, frontier)
+        for frontier in frontiers
+        for place in places(frontier, max_loss)
+    ]
+    if best:
+        place, frontier = max(best, key=lambda pair: pair[0].error)
+        told.append(
+            f"The best is {defense_label(frontier.family.at(place.strength))}, where "
+            f"the strongest attack reaches {number(place.error)} "
+            f"({told_loss(utility, place.loss)} lost)."
+        )
+        dearer = [
+            (p, f)
+            for f in frontiers
+            if (p := crossing(f, min_error, math.inf)) is not None
+        ]
+        if dearer:
+            place, frontier = min(dearer, key=lambda pair: pair[0].loss)
+            told.append(
+                f"It takes at least {told_loss(utility, place.loss)}, with "
+                f"{defense_label(frontier.family.at(place.strength))}."
+            )
+    else:
+        losses = [p.loss for f in frontiers for p in f.points]
+        if losses:
+            told.append(
+                f"Nothing was measured at so small a loss; the least was "
+                f"{told_loss(utility, min(losses))}. Compare with smaller budgets."
+            )
+    return told

@@ -1,0 +1,55 @@
+"""A comparison as strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from exhume.compare.frontier import Frontier
+from exhume.compare.leaderboard import boards
+from exhume.compare.run import Comparison
+
+__all__ = ["to_json"]
+
+
+def to_json(comparison: Comparison) -> str:
+    """Write settings, frontiers and leaderboards; infinities become ``"Infinity"``."""
+    record = {
+        "settings": asdict(comparison.settings),
+        "baseline": comparison.baseline,
+        "chance": comparison.chance,
+        "undefended": asdict(comparison.undefended),
+        "frontiers": [_frontier(frontier) for frontier in comparison.frontiers],
+        "leaderboards": [asdict(board) for board in boards(comparison)],
+    }
+    return json.dumps(_plain(record), indent=1, ensure_ascii=False) + "\n"
+
+
+def _frontier(frontier: Frontier) -> dict[str, Any]:
+    family = frontier.family
+    return {
+        "family": family.label,
+        "option": family.option,
+        "failure": frontier.failure,
+        "budgets": [asdict(settled) for settled in frontier.settled],
+        "points": [
+            {
+                **asdict(point),
+                "defenses": [] if point.strength is None else family.at(point.strength),
+            }
+            for point in frontier.points
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Make a value fit for strict JSON, which has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value).replace("inf", "Infinity")
+    return value

@@ -1,0 +1,175 @@
+"""Render the report of a comparison as one HTML page without any outside reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exhume.audit.report.settings_toml import to_toml
+from exhume.audit.report.words import number, several
+from exhume.audit.settings import as_options
+from exhume.compare.leaderboard import boards, undefended_row
+from exhume.compare.report.plot import frontier_plot, legend
+from exhume.compare.run import ATTACKS, Comparison
+from exhume.compare.settings import seed_list
+from exhume.compare.units import shown, told_loss
+
+__all__ = ["page", "recommendations", "summary"]
+
+
+def page(comparison: Comparison) -> str:
+    """Render the page."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        # Style and small parts are those of the report of an audit.
+        loader=ChoiceLoader(
+            [
+                PackageLoader("exhume.compare.report"),
+                PackageLoader("exhume.audit.report"),
+            ]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    listed = boards(comparison)
+    rows = [row for board in listed for row in board.rows]
+    view = {
+        "title": comparison.settings.title,
+        "summary": summary(comparison),
+        "recommendations": recommendations(comparison),
+        "tiles": _tiles(comparison),
+        "boards": listed,
+        "undefended": undefended_row(comparison),
+        "legend": legend(comparison),
+        "plot": frontier_plot(comparison),
+        "reasons": _reasons(rows),
+        "setting": _setting(comparison),
+        "attacks": f"{ATTACKS}/report.html",
+        "searches": _searches(comparison),
+        "toml": to_toml(comparison.settings),
+        "folder": Path(comparison.folder).name,
+    }
+    return environment.get_template("compare.html.j2").render(view)
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """Say in one sentence per budget which defense is the best, and by how much."""
+    told = []
+    for board in boards(comparison):
+        if not board.rows:
+            told.append(f"At {board.title}, no defense was brought to this utility.")
+            continue
+        first = board.rows[0]
+        best = (
+            f"At {board.title}, {first.defense} ({first.strength}) protects best: the "
+            f"strongest attack has an error of {first.error}"
+        )
+        worst = board.rows[-1]
+        if worst is not first:
+            best += f", against {worst.error} for {worst.defense}"
+        told.append(f"{best}.")
+    return told
+
+
+def recommendations(comparison: Comparison) -> list[str]:
+    """Answer the question of `advise` for the best error at every budget."""
+    told = []
+    for budget in comparison.settings.budgets:
+        points = [f.at(budget) for f in comparison.frontiers]
+        errors = [p.strongest.error for p in points if p is not None and p.strongest]
+        if not errors:
+            continue
+        asked = float(f"{0.9 * max(errors):.1g}")
+        most = budget + comparison.settings.tolerance
+        advice = comparison.advise(min_error=asked, max_loss=most)
+        told.append(str(advice))
+    return told
+
+
+def _tiles(comparison: Comparison) -> list[tuple[str, str]]:
+    utility = comparison.settings.utility
+    tiles = [(str(len(comparison.frontiers)), "families of defenses")]
+    if utility in comparison.baseline:
+        value = comparison.baseline[utility]
+        what = {"accuracy": "accuracy undefended", "loss": "training loss undefended"}
+        tiles.append((shown(utility, value), what.get(utility, utility)))
+    bare = comparison.undefended.strongest
+    if bare is not None:
+        tiles.append((number(bare.error), "attack's error undefended"))
+    if comparison.chance is not None:
+        tiles.append((number(comparison.chance), "error of a mere guess"))
+    return tiles
+
+
+def _setting(comparison: Comparison) -> list[tuple[str, str]]:
+    s = comparison.settings
+    budgets = several([shown(s.utility, budget) for budget in s.budgets])
+    trained = (
+        f"{s.steps} steps of {s.optimiser}, one client of batch size {s.batch_size} "
+        f"each, learning rate from {s.learning_rate:g} falling to 0; "
+        f"{len(s.training_seed_list)} seeds"
+    )
+    rows = [
+        ("Data", _described(s.data)),
+        ("Network", _described(s.model)),
+        (
+            "Utility",
+            {
+                "accuracy": f"accuracy on {s.held_out} held-out examples",
+                "loss": "mean loss on the training data",
+                "u1": "first-order decrease of one step (U1)",
+                "u2": "second-order cost of one step (U2)",
+            }[s.utility],
+        ),
+        ("Budgets", f"{budgets}, each within {shown(s.utility, s.tolerance)}"),
+    ]
+    if s.utility in ("accuracy", "loss"):
+        rows.append(("Training", trained))
+    return [
+        *rows,
+        ("Attacks", several([_described(attack) for attack in s.attacks])),
+        (
+            "Attacked",
+            f"one client at the initial weights, batch size {s.batch_size}; "
+            f"{len(seed_list(s.seeds))} seeds",
+        ),
+        ("Threat model", s.threat),
+        ("Bounds", several([_described(bound) for bound in s.bounds]) or "none"),
+    ]
+
+
+def _described(given: Any) -> str:
+    options = as_options(given)
+    details = ", ".join(f"{k} = {v}" for k, v in options.items() if k != "name")
+    return f"{options['name']} ({details})" if details else str(options["name"])
+
+
+def _reasons(rows: Any) -> list[tuple[str, str]]:
+    """List why there is no bound, with the defenses that it concerns."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.reason:
+            found.setdefault(row.reason, {})[row.defense] = None
+    return [(several(list(names)), reason) for reason, names in found.items()]
+
+
+def _searches(comparison: Comparison) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """List every budget of every family, and what became of it."""
+    utility = comparison.settings.utility
+    listed = []
+    for frontier in comparison.frontiers:
+        rows = []
+        for settled in frontier.settled:
+            reached = "–"
+            if settled.step is not None:
+                strength = frontier.family.told(settled.step.strength)
+                reached = f"{shown(utility, settled.step.loss)} at {strength}"
+            verdict = "equal" if settled.within else settled.reason
+            rows.append((told_loss(utility, settled.budget), reached, verdict))
+        if frontier.failure:
+            rows.append(("", "–", frontier.failure))
+        listed.append((frontier.family.label, rows))
+    return listed

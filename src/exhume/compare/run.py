@@ -1,0 +1,286 @@
+"""Run a comparison: calibrate every family, attack it, and write the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from exhume.compare.settings import CompareSettings
+from exhume.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from exhume.audit.settings import AuditSettings
+    from exhume.compare.advice import Advice
+    from exhume.compare.frontier import Frontier, Point
+    from exhume.compare.search import Searched, UtilityLoss
+
+__all__ = ["Comparison", "Progress", "load", "run"]
+
+SETTINGS_FILE = "compare.toml"
+UTILITY_FILE = "utility.sqlite"
+ATTACKS = "attacks"
+
+
+class Progress(Protocol):
+    """Called once at the start of each phase, and after everything that ends."""
+
+    def __call__(
+        self, phase: str, done: int, total: int, what: str, seconds_left: float | None
+    ) -> None:
+        """Tell how far the comparison is.
+
+        Args:
+            phase: ``calibrating`` (done and total count families) or ``attacking``
+                (they count trials).
+            done: what ended, earlier runs included.
+            total: of the phase.
+            what: just ended; "" at the start.
+            seconds_left: of the phase, or None while there is nothing to go by.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        folder: of the run; ``attacks/`` in it is an audit of the calibrated defenses.
+        settings: of the comparison.
+        undefended: what the attacks reach without a defense.
+        frontiers: of the families, in the order of the settings.
+        baseline: accuracy and training loss without a defense, over the seeds.
+        chance: error of the prior mean, which never looks at the update, or None.
+        report: path of report.html.
+    """
+
+    folder: Path
+    settings: CompareSettings
+    undefended: Point
+    frontiers: tuple[Frontier, ...]
+    baseline: dict[str, float]
+    chance: float | None
+    report: Path
+
+    def advise(self, *, min_error: float, max_loss: float) -> Advice:
+        """Recommend a defense that keeps an error for a utility loss.
+
+        Args:
+            min_error: mean squared error per number of the data that the strongest
+                attack must not get below; > 0.
+            max_loss: utility to lose at most, in units of the comparison's utility.
+
+        Raises:
+            InvalidInput: a number is out of range.
+        """
+        from exhume.compare.advice import advise
+
+        return advise(
+            self.undefended,
+            self.frontiers,
+            min_error=min_error,
+            max_loss=max_loss,
+            utility=self.settings.utility,
+            tolerance=self.settings.tolerance,
+            chance=self.chance,
+        )
+
+
+def run(
+    settings: CompareSettings | str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare defenses at equal utility, or do what is missing of it.
+
+    Every training and every trial is kept in the folder as soon as it ends. Running
+    again resumes: only what is missing, or failed, is computed.
+
+    Args:
+        settings: settings, the path of a TOML file, or None for the embedded default.
+        out: folder of the run; by default the settings' own, or ``runs/<title>``.
+        progress: told how far it is.
+
+    Raises:
+        InvalidInput: something is wrong with the settings or the data; nothing ran.
+        KeyboardInterrupt: what had finished is kept.
+    """
+    from exhume import audit
+    from exhume.audit.report.settings_toml import to_toml
+    from exhume.compare.search import replay, search
+    from exhume.compare.settings import default_settings, load_settings
+    from exhume.compare.utility import UtilityStore
+
+    if settings is None:
+        settings = default_settings()
+    elif not isinstance(settings, CompareSettings):
+        settings = load_settings(settings)
+    tell: Progress = progress or _silent
+    loss, families = _prepared(settings)
+    folder = folder_of(settings, out)
+    _make(folder)
+    (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
+    with UtilityStore(folder / UTILITY_FILE) as store:
+        search(loss, families, store, _calibrating(tell))
+        plain, searches, _ = replay(loss, families, store)
+    failed = [result.reason for result in plain if result.status == "failed"]
+    if failed:
+        msg = f"the model cannot be trained even without a defense: {failed[0]}"
+        raise InvalidInput(msg)
+    attacks = attack_settings(settings, searches)
+    audit.run(attacks, out=folder / ATTACKS, progress=_attacking(tell))
+    return load(folder)
+
+
+def load(folder: str | Path) -> Comparison:
+    """Read a finished comparison and write its report again; nothing is computed anew.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        InvalidInput: the folder holds no comparison, or one that has not finished.
+    """
+    from exhume.audit.run import RESULTS_FILE
+    from exhume.audit.store import Store
+    from exhume.compare.collect import collect
+    from exhume.compare.report import write_report
+    from exhume.compare.search import replay
+    from exhume.compare.settings import load_settings
+    from exhume.compare.utility import UtilityStore
+
+    folder = Path(folder)
+    if not (folder / SETTINGS_FILE).is_file():
+        msg = f"{str(folder)!r} holds no comparison; exhume compare makes one"
+        raise InvalidInput(msg)
+    settings = load_settings(folder / SETTINGS_FILE)
+    loss, families = _prepared(settings)
+    unfinished = InvalidInput(
+        f"the comparison in {str(folder)!r} has not finished; run it again with "
+        f"exhume compare {folder / SETTINGS_FILE} --out {folder}"
+    )
+    results_file = folder / ATTACKS / RESULTS_FILE
+    if not ((folder / UTILITY_FILE).is_file() and results_file.is_file()):
+        raise unfinished
+    with UtilityStore(folder / UTILITY_FILE, create=False) as store:
+        plain, searches, complete = replay(loss, families, store)
+    if not complete:
+        raise unfinished
+    attacks = attack_settings(settings, searches)
+    from exhume.audit.sweep import expand
+
+    wanted = [spec.id for spec in expand(attacks)]
+    with Store(results_file, create=False) as results:
+        found = [results.get(spec_id) for spec_id in wanted]
+    ended = [result for result in found if result is not None]
+    if len(ended) < len(wanted):
+        raise unfinished
+    comparison = collect(settings, attacks, plain, searches, ended, folder)
+    write_report(comparison)
+    return comparison
+
+
+def folder_of(settings: CompareSettings, out: str | Path | None) -> Path:
+    """Return the folder of a run."""
+    from exhume.audit.run import slug
+
+    return Path(out or settings.out or Path("runs") / slug(settings.title))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"the folder {folder} cannot be made ({error}); choose another with out"
+        raise InvalidInput(msg) from error
+
+
+def _prepared(settings: CompareSettings) -> tuple[UtilityLoss, list[Any]]:
+    """Check every name and option at once, and complete them."""
+    from exhume.audit.settings import as_options
+    from exhume.audit.sweep import Checked, expand
+    from exhume.compare.family import families
+    from exhume.compare.search import UtilityLoss
+
+    checked = Checked()
+    found = families(settings, checked)
+    # An audit without defenses has everything else that there is to check.
+    checked.run(lambda: expand(attack_settings(settings, [])))
+    checked.report()
+    common: dict[str, Any] = {
+        name: getattr(settings, name)
+        for name in (
+            "loss",
+            "mode",
+            "dtype",
+            "classes",
+            "batch_size",
+            "steps",
+            "optimiser",
+            "learning_rate",
+            "held_out",
+            "public_examples",
+            "recalibrate",
+        )
+    }
+    for kind in ("data", "model", "observation"):
+        common[kind] = checked.options(kind, as_options(getattr(settings, kind)))
+    trained = settings.utility in ("accuracy", "loss")
+    common["kind"] = "training" if trained else "one-step"
+    return UtilityLoss(settings, common), found
+
+
+def attack_settings(
+    settings: CompareSettings, searches: list[Searched]
+) -> AuditSettings:
+    """Write the audit of every strength that represents a budget."""
+    from exhume.audit.settings import AuditSettings
+
+    stacks = [
+        list(search.family.at(strength))
+        for search in searches
+        if search.family is not None
+        for strength in dict.fromkeys(
+            s.step.strength for s in search.settled(settings) if s.step is not None
+        )
+    ]
+    names = {field.name for field in fields(AuditSettings)}
+    shared = {
+        field.name: getattr(settings, field.name)
+        for field in fields(settings)
+        if field.name in names - {"title", "defenses", "out"}
+    }
+    listed: list[Any] = [[], *stacks]
+    title = f"{settings.title}: the attacks"
+    return AuditSettings(title=title, defenses=listed, **shared)
+
+
+def _silent(
+    phase: str, done: int, total: int, what: str, seconds_left: float | None
+) -> None:
+    """Tell nobody."""
+
+
+def _calibrating(tell: Progress) -> Any:
+    def told(
+        done: int, total: int, what: str, measured: int, left: float | None
+    ) -> None:
+        what = f"{what} ({measured} measurements)" if what else what
+        tell("calibrating", done, total, what, left)
+
+    return told
+
+
+def _attacking(tell: Progress) -> Any:
+    from exhume.audit.naming import defense_label
+
+    def told(done: int, total: int, result: Any, left: float | None) -> None:
+        what = ""
+        if result is not None:
+            spec = result.spec
+            method = (spec.attack or spec.bound or {}).get("name", "")
+            what = f"{method}, {defense_label(spec.defenses)}, seed {spec.seed}"
+        tell("attacking", done, total, what, left)
+
+    return told
