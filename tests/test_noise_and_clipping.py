@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import exhume
 from exhume import Batch, EventSpec, Mechanism, NotApplicable, Task, ThreatModel, World
 from exhume.attacks.engine.discrepancy import laplace_likelihood, make_discrepancy
+from exhume.attacks.engine.map_residual import laplace_objective
 from exhume.defenses._clip_each import ClipEach, sum_clipped
 from exhume.defenses.clipping import ClipNorm
 from exhume.defenses.coordinate_clipping import ClampEach, clamp_coordinates
@@ -336,3 +337,17 @@ def test_noise_that_is_clamped_is_not_gaussian():
     mechanism = Mechanism(Gradient(), [noise, clamp])
     law = mechanism.law(mechanism.calibrate(TASK, None, 0))
     assert "atoms at the limits" in (law.not_gaussian or "")
+
+
+def test_gauss_newton_reports_the_one_norm_with_a_rounded_kink():
+    world = linear_world(LaplaceNoise(std=0.5))
+    problem = ThreatModel("labels-known").reveal(world, world.observe(0))
+    matrix, x = world.mechanism.observation.matrix, world.batch.inputs
+    residual = (matrix @ x.flatten() - flatten(dict(problem.observed))) / 0.5
+    energy = world.prior.energy(x)
+    attack = exhume.attack("gauss-newton")
+    value = attack.objective(problem, x, world.batch.targets)
+    assert value == pytest.approx(float(laplace_objective(residual, energy)))
+    exact = float(2**0.5 * residual.abs().sum() + energy)
+    # The rounded kink is at most its width, 0.05, below |r|.
+    assert exact - 2**0.5 * 0.05 * len(residual) <= value <= exact
