@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exhume.errors import InvalidInput
 from exhume.keys import generator
+from exhume.problem.aggregate import Aggregate
 from exhume.problem.attack import Attack
 from exhume.problem.batch import Batch
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
@@ -100,7 +101,12 @@ def _gradient(problem: Problem, example: Tensor, label: Tensor) -> Tree:
     if task.mode == "train" and task.running_statistics:
         # BatchNorm in train mode refuses a single example; a pair of twins will do.
         x, y = torch.cat([x, x]), torch.cat([y, y])
-    tree = problem.require(Fact.LOCAL_SCHEDULE).forward(task, Candidate(x, y))
+    model = problem.require(Fact.LOCAL_SCHEDULE)
+    if isinstance(model, Aggregate):
+        # Every client needs examples of its own; the mean is over equal ones.
+        copies = problem.require(Fact.BATCH_SIZE)
+        x, y = torch.cat([x] * copies), torch.cat([y] * copies)
+    tree = model.forward(task, Candidate(x, y))
     tree = {name: t.detach() for name, t in tree.items()}
     return tree if problem.law is UNKNOWN else problem.law.mean(tree)
 

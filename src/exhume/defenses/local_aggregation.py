@@ -58,9 +58,9 @@ class LocalSteps(ObservationModel):
 
     def forward(self, task: Task, candidate: Candidate) -> Tree:
         """Return the mean over the steps (autograd route)."""
-        inputs, targets = candidate.inputs, candidate.targets
-        differentiable = torch.is_grad_enabled() and (
-            inputs.requires_grad or targets.requires_grad
+        unknowns = (candidate.inputs, candidate.targets, *candidate.nuisance.values())
+        differentiable = torch.is_grad_enabled() and any(
+            t.requires_grad for t in unknowns
         )
         return self._unrolled(task, candidate, keep_graph=differentiable)
 

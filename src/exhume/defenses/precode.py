@@ -222,8 +222,9 @@ class Precode(Defense):
     def _block(self, head: nn.Linear, arrays: Mapping[str, Tensor]) -> nn.Sequential:
         like = {"dtype": head.weight.dtype, "device": head.weight.device}
         width = head.in_features
-        encoder = nn.Linear(width, 2 * self.latent, **like)
-        decoder = nn.Linear(self.latent, width, **like)
+        # Without a draw from global randomness.
+        encoder = nn.utils.skip_init(nn.Linear, width, 2 * self.latent, **like)
+        decoder = nn.utils.skip_init(nn.Linear, self.latent, width, **like)
         with torch.no_grad():
             for part, layer in (("encoder", encoder), ("decoder", decoder)):
                 layer.weight.copy_(arrays[f"{part}.weight"])
