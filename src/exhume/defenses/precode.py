@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -221,17 +221,13 @@ class Precode(Defense):
 
     def _block(self, head: nn.Linear, arrays: Mapping[str, Tensor]) -> nn.Sequential:
         like = {"dtype": head.weight.dtype, "device": head.weight.device}
-        width = head.in_features
-        # Without a draw from global randomness.
-        encoder = nn.utils.skip_init(nn.Linear, width, 2 * self.latent, **like)
-        decoder = nn.utils.skip_init(nn.Linear, self.latent, width, **like)
-        with torch.no_grad():
-            for part, layer in (("encoder", encoder), ("decoder", decoder)):
-                layer.weight.copy_(arrays[f"{part}.weight"])
-                layer.bias.copy_(arrays[f"{part}.bias"])
-        sample = LatentSample(arrays["noise"].to(**like))
-        layers = {"encoder": encoder, "sample": sample, "decoder": decoder}
-        return nn.Sequential(OrderedDict(**layers, head=head))
+        layers = OrderedDict[str, nn.Module](
+            encoder=_linear(arrays["encoder.weight"], arrays["encoder.bias"], like),
+            sample=LatentSample(arrays["noise"].to(**like)),
+            decoder=_linear(arrays["decoder.weight"], arrays["decoder.bias"], like),
+            head=head,
+        )
+        return nn.Sequential(layers)
 
     def personalise(
         self,
@@ -267,6 +263,16 @@ class Precode(Defense):
     def preserves_zeros(self) -> bool:
         """The finished update passes untouched."""
         return True
+
+
+def _linear(weight: Tensor, bias: Tensor, like: Mapping[str, Any]) -> nn.Linear:
+    """Make a layer with given weights, without a draw from global randomness."""
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], **like)
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
 
 
 def _inside(layer: str) -> str:
