@@ -19,6 +19,7 @@ NETWORKS, DRAWS, CLASSES = 6, 7, 5
 ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.Softplus)
 STACKS = {
     "noise": lambda noise: (noise,),
+    "laplace": lambda noise: (exhume.defense("laplace-noise", std=noise.std),),
     "clipping": lambda noise: (exhume.defense("clipping", max_norm=0.3), noise),
     "pruned noise": lambda noise: (
         noise,

@@ -27,11 +27,12 @@ from exhume.defenses.quantisation import Quantisation
 from exhume.errors import ExhumeError, InvalidInput
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
+from exhume.observations.shared import SharedObservation
 from exhume.priors.gaussian import GaussianDensity
 from exhume.problem.defense import Stage
 from exhume.problem.observation import Candidate
 from test_defenses import ROWS, TASK, TREE
-from toys import GRAY, VECTOR, convolutional, make_world, reveal, smooth_mlp
+from toys import GRAY, VECTOR, convolutional, make_world, mlp, reveal, smooth_mlp
 
 vectors = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20).map(
     lambda values: torch.tensor(values, dtype=torch.float64)
@@ -329,3 +330,48 @@ def test_no_attack_breaks_on_a_defense(defense, labels):
                 assert answer.inputs.shape == world.batch.inputs.shape
                 assert bool(answer.inputs.isfinite().all())
         assert isinstance(made.stage, Stage)
+
+
+@pytest.mark.parametrize("defense", OURS)
+def test_exact_zeros_of_a_relu_network_stay_harmless(defense):
+    """Dead units give rows of exact zeros, in the gradient of a whole batch too."""
+    net = mlp(GRAY)
+    with torch.no_grad():
+        net[1].bias[:12] = -100.0
+    for row in ROWS[defense]:
+        made = exhume.defense(defense, **row.acts)
+        world = make_world(GRAY, labels=(3, 0), model=net, defenses=(made,))
+        assert not bool(world.task.gradient(*_pair(world))["1.weight"][:12].any())
+        observation = world.observe(0)
+        law = world.mechanism.law(observation.plans, observation.values)
+        induced = world.mechanism.induced(world.task, observation.plans)
+        mean = law.mean(induced.model.forward(induced.task, Candidate(*_pair(world))))
+        for n, t in observation.values.items():
+            assert bool(t.isfinite().all())
+            assert bool(mean[n].isfinite().all())
+            if not made.adds_noise:
+                torch.testing.assert_close(t, mean[n])
+        if not made.adds_noise:
+            assert not bool(observation.values["1.weight"][:12].any())
+
+
+def _pair(world):
+    return world.batch.inputs, world.batch.targets
+
+
+def test_a_shared_observation_has_the_model_that_the_client_really_ran():
+    net, drop = smooth_mlp(GRAY), Dropout(ratio=0.5)
+    clip = exhume.defense("example-clipping", max_norm=1e-3)
+    world = make_world(GRAY, labels=(3, 0), model=net, defenses=(drop, clip))
+    observation = world.observe(0)
+    shared = SharedObservation(
+        values=observation.values,
+        spec=GRAY,
+        mode="eval",
+        defenses=world.mechanism.defenses,
+        plans=observation.plans,
+    )
+    problem = shared.problem(net)
+    again = problem.observation_model.forward(problem.task, Candidate(*_pair(world)))
+    for n, t in observation.values.items():
+        torch.testing.assert_close(again[n], t)
