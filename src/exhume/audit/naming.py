@@ -17,7 +17,7 @@ __all__ = ["defense_family", "defense_label", "defense_strength", "label_without
 
 _NOBODY = "no defense"
 # Options that read as an adjective before the name, with the default of the class.
-_ADJECTIVES = {"pruning": ("kind", "magnitude")}
+_ADJECTIVES = {"pruning": ("kind", "magnitude"), "quantisation": ("kind", "sign")}
 # Words that English writes with a capital.
 _PROPER = {"dp": "DP", "gaussian": "Gaussian", "laplace": "Laplace", "sgd": "SGD"}
 # Options whose bare value says enough.

@@ -105,8 +105,8 @@ class Quantisation(Defense):
 
     Attributes:
         kind: what is released.
-        bits: per entry, of ``stochastic`` alone, 2 to 16; 2 is ternary.
-        scale: s of ``sign``: ``mean``, or ``one`` as in signSGD.
+        bits: per entry, of ``stochastic`` alone, 2 to 16; 2 is ternary, None is 8.
+        scale: s of ``sign`` alone: ``mean``, which None is, or ``one`` as in signSGD.
         only: glob patterns of the tensors that are quantised.
 
     Raises:
@@ -119,26 +119,30 @@ class Quantisation(Defense):
     }
 
     kind: Literal["sign", "int8", "stochastic"]
-    bits: int = 8
-    scale: Literal["mean", "one"] = "mean"
+    bits: int | None = None
+    scale: Literal["mean", "one"] | None = None
     only: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
         if self.kind not in ("sign", "int8", "stochastic"):
             msg = f"kind is {self.kind!r}; expected 'sign', 'int8' or 'stochastic'"
             raise InvalidInput(msg)
-        if self.scale not in ("mean", "one"):
+        if self.scale not in (None, "mean", "one"):
             msg = f"scale is {self.scale!r}; expected 'mean' or 'one'"
             raise InvalidInput(msg)
-        if not 2 <= self.bits <= 16:
+        if self.bits is not None and not 2 <= self.bits <= 16:
             msg = f"bits is {self.bits}; expected 2 to 16"
             raise InvalidInput(msg)
-        if self.kind != "stochastic" and self.bits != 8:
+        if self.kind != "stochastic" and self.bits is not None:
             msg = f"bits is {self.bits}, but only the kind 'stochastic' has a choice"
             raise InvalidInput(msg)
-        if self.kind != "sign" and self.scale != "mean":
+        if self.kind != "sign" and self.scale is not None:
             msg = f"scale is {self.scale!r}, but only the kind 'sign' has a choice"
             raise InvalidInput(msg)
+
+    @property
+    def _bits(self) -> int:
+        return 8 if self.bits is None else self.bits
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """List what is covered; the scale is each release's own.
@@ -146,7 +150,7 @@ class Quantisation(Defense):
         Signs alone show no magnitudes, so attacks take those of public gradients.
         """
         del key
-        if self.kind != "sign" or self.scale == "mean" or public is None:
+        if self.kind != "sign" or self.scale != "one" or public is None:
             return self._plan(task)
         return self._plan(task, arrays=_typical_magnitudes(task, public))
 
@@ -156,7 +160,7 @@ class Quantisation(Defense):
         released = {}
         for name, tensor in covered.items():
             values = tensor.double()
-            step = grid_step(values, self.bits)
+            step = grid_step(values, self._bits)
             source = generator(key, name)
             released[name] = round_up_or_down(values, step, source).to(tensor)
         return released
@@ -164,7 +168,7 @@ class Quantisation(Defense):
     def _map(self, plan: Plan) -> SignTimesScale | RoundToGrid:
         if self.kind == "sign":
             return SignTimesScale(self.scale == "one", plan.covers)
-        return RoundToGrid(self.bits, plan.covers)
+        return RoundToGrid(self._bits, plan.covers)
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
         """Append the map that jumps, and a smooth surrogate of it for descents."""
@@ -191,7 +195,7 @@ class Quantisation(Defense):
             return self._soft(law, plan, observed)
         if observed is None:
             return law
-        steps = {n: grid_step(observed[n].double(), self.bits) for n in plan.covers}
+        steps = {n: grid_step(observed[n].double(), self._bits) for n in plan.covers}
         stochastic = self.kind == "stochastic"
         return law.plus_noise(
             {n: rounding_variance(s, stochastic=stochastic) for n, s in steps.items()}
