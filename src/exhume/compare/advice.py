@@ -104,7 +104,7 @@ def advise(
             f"{asked}, no defense is needed: without one the strongest attack "
             f"({bare.attack}) reaches {number(bare.error)}."
         )
-        told = (first, _doubt(undefended, min_error))
+        told = (first, _doubt(bare.interval, bare.seeds, min_error))
         return Advice(min_error, max_loss, told, unneeded=True)
     found = [
         (frontier, place)
@@ -150,7 +150,9 @@ def _recommended(
     stack = defense_label(frontier.family.at(place.strength))
     floor = "no bound is known to hold"
     if place.floor is not None:
-        floor = f"no attack can go below {number(place.floor)} on average"
+        floor = (
+            f"on average over the prior, no attack can go below {number(place.floor)}"
+        )
     reached = [p.strongest for p in place.points if p.strongest is not None]
     attacks = several(list(dict.fromkeys(s.attack for s in reached)))
     told = [
@@ -165,16 +167,14 @@ def _recommended(
     reasons = [p.floor.reason for p in place.points if p.floor.reason]
     if place.floor is None and reasons:
         told.append(f"There is no bound because {reasons[0]}.")
-    told.append(_doubt(list(place.points)[-1], min_error))
+    seeds = min(s.seeds for s in reached)
+    told.append(_doubt(place.interval, seeds, min_error))
     return [sentence for sentence in told if sentence]
 
 
-def _doubt(point: Point, min_error: float) -> str:
+def _doubt(interval: tuple[float, float], seeds: int, min_error: float) -> str:
     """Say how sure the error is."""
-    if point.strongest is None:
-        return ""
-    low, high = point.strongest.interval
-    seeds = point.strongest.seeds
+    low, high = interval
     if seeds < 2:
         return "One seed only: the error may be quite different on other data."
     told = f"The 95 % interval over {seeds} seeds is {number(low)} to {number(high)}"

@@ -177,6 +177,7 @@ class Between:
         loss: utility loss.
         error: of the strongest attack.
         strength: value of the option.
+        interval: 95 % interval of that error.
         floor: lower bound, or None where one of the two has none.
         points: the neighbours; one if the place is a measured point.
     """
@@ -184,6 +185,7 @@ class Between:
     loss: float
     error: float
     strength: float
+    interval: tuple[float, float]
     floor: float | None
     points: tuple[Point, ...]
 
@@ -227,6 +229,7 @@ def _at(point: Point) -> Between:
         point.loss,
         point.strongest.error,
         point.strength,
+        point.strongest.interval,
         point.floor.value,
         (point,),
     )
@@ -240,11 +243,14 @@ def between(family: Family, low: Point, high: Point, share: float) -> Between:
     floor = None
     if floors[0] is not None and floors[1] is not None:
         floor = interpolate(floors[0], floors[1], share)
+    ends = zip(low.strongest.interval, high.strongest.interval, strict=True)
+    first, last = (interpolate(*end, share) for end in ends)
     position = low.position + share * (high.position - low.position)
     return Between(
         low.loss + share * (high.loss - low.loss),
         interpolate(low.strongest.error, high.strongest.error, share),
         family.strength(position),
+        (first, last),
         floor,
         (low, high),
     )

@@ -86,9 +86,31 @@ def _board(comparison: Comparison, budget: float) -> Board:
         _row(place, f.family.label, _strength(f, p), p, comparison)
         for place, (f, p) in enumerate(ranked, start=1)
     ]
+    remarks += [told for f, p in ranked if (told := _below(f, p))]
     tolerance = shown(utility, comparison.settings.tolerance)
     title = f"{told_loss(utility, budget)} lost (± {tolerance})"
     return Board(budget, title, tuple(rows), tuple(remarks))
+
+
+def _below(frontier: Frontier, point: Point) -> str:
+    """Say what it means that an error is below the bound; "" if it is not."""
+    floor, found = point.floor.value, point.strongest
+    if floor is None or found is None or found.error >= floor:
+        return ""
+    start = f"{_capital(frontier.family.label)}: the error is below the bound, which"
+    if found.interval[1] >= floor:
+        return (
+            f"{start} is an average over the prior; the examples of {found.seeds} "
+            f"seeds can fall below it by chance, and the interval includes it."
+        )
+    return (
+        f"{start} is outside of the interval: the prior of the bound does not describe "
+        f"these data, so do not rely on the bound here."
+    )
+
+
+def _capital(label: str) -> str:
+    return label[:1].upper() + label[1:]
 
 
 def _error(point: Point) -> float:
@@ -102,8 +124,7 @@ def _strength(frontier: Frontier, point: Point) -> str:
 def remark(comparison: Comparison, frontier: Frontier, budget: float) -> str:
     """Say why a family does not appear at a budget, and what it does instead."""
     utility = comparison.settings.utility
-    label = frontier.family.label
-    label = label[:1].upper() + label[1:]
+    label = _capital(frontier.family.label)
     if frontier.failure:
         return f"{label} could not be measured: {frontier.failure}"
     (settled,) = [s for s in frontier.settled if s.budget == budget]
@@ -162,7 +183,7 @@ def attack_name(found: Strongest) -> str:
 
 def _range(found: Strongest) -> str:
     low, high = found.interval
-    return f"{number(low)} to {number(high)}" if math.isfinite(high) else ""
+    return f"{number(low, 2)} to {number(high, 2)}" if math.isfinite(high) else ""
 
 
 def _psnr(error: float) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
@@ -21,6 +22,10 @@ Optimiser = Literal["adam", "sgd"]
 # Whether a training has diverged is looked up this often: the rest of it is lost time.
 _LOOK_EVERY = 50
 _AT_ONCE = 2048
+_OTHER_MODEL = (
+    "a defense gives the model other parameters, and training through the mechanism "
+    "knows only those of the task; compare it by an audit, at strengths of your own"
+)
 
 
 @formula(
@@ -73,6 +78,9 @@ def train(
         recalibrate: steps between two calibrations; 0 calibrates once, at the start.
         key: of batches, plans and noise; equal keys give equal bits.
 
+    Raises:
+        InvalidInput: a defense changes the parameters of the model.
+
     Returns:
         the trained copy; some weights are not finite if training diverged.
     """
@@ -88,6 +96,8 @@ def train(
         released = mechanism.sample(
             trained, batch, fold(key, "step", step), plans=plans
         ).values
+        if released.keys() != weights.keys():
+            raise InvalidInput(_OTHER_MODEL)
         for name, weight in weights.items():
             weight.grad = released[name]
         for group in server.param_groups:
@@ -125,10 +135,11 @@ def accuracy(task: Task, batch: Batch) -> float:
     """Return the share of right classes in [0, 1]; 0 for weights that diverged."""
     if not finite(task):
         return 0.0
-    right = torch.zeros((), dtype=torch.int64)
+    right = 0
     for inputs, targets in _parts(batch, task):
-        right += (task.predict(inputs, _frozen(task)).argmax(dim=1) == targets).sum()
-    return float(right) / len(batch)
+        guessed = task.predict(inputs, _frozen(task)).argmax(dim=1)
+        right += int((guessed == targets).sum())
+    return right / len(batch)
 
 
 def mean_loss(task: Task, batch: Batch) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,19 @@ def recommendations(comparison: Comparison) -> list[str]:
         errors = [p.strongest.error for p in points if p is not None and p.strongest]
         if not errors:
             continue
-        asked = float(f"{0.9 * max(errors):.1g}")
+        asked = _first_digit(max(errors))
         most = budget + comparison.settings.tolerance
         advice = comparison.advise(min_error=asked, max_loss=most)
         told.append(str(advice))
     return told
+
+
+def _first_digit(value: float) -> float:
+    """Round down to one significant digit."""
+    if value <= 0:
+        return math.ulp(0.0)
+    unit = 10.0 ** math.floor(math.log10(value))
+    return float(f"{math.floor(value / unit * (1 + 1e-12)) * unit:.1g}")
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str]]:

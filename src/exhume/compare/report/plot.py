@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["frontier_plot", "legend"]
 
 #: errors smaller than this part of the largest are drawn at the lower edge
-_DEPTH = 1e-4
+_DEPTH = 1e-3
 
 
 def _style(index: int) -> tuple[str, str]:
@@ -47,7 +47,7 @@ def frontier_plot(comparison: Comparison) -> Plot:
     top = max([*errors, comparison.chance or 0.0], default=1.0) or 1.0
     floor = max(min([*errors, top]), top * _DEPTH)
     percent = 100 if comparison.settings.utility in ("accuracy", "u1") else 1
-    with canvas(7.6, 4.4) as (figure, axes):
+    with canvas(9.2, 4.8) as (figure, axes):
         log_axis(axes, [floor, top])
         axes.set_ylim(floor / 2, top * 2)
         if comparison.chance is not None:

@@ -1,0 +1,662 @@
+"""Equal utility: calibration, caching, resuming, frontiers, advice and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from dataclasses import replace
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import exhume
+from exhume.audit.executors import Job, map_jobs
+from exhume.audit.sweep import Checked
+from exhume.cli import app
+from exhume.compare import CompareSettings, load, run
+from exhume.compare.advice import advise, mse_of_psnr
+from exhume.compare.calibration import (
+    FIRST_ROUND,
+    Step,
+    mean_interval,
+    next_position,
+    rounds,
+    settle,
+)
+from exhume.compare.family import Family, families
+from exhume.compare.frontier import (
+    Floor,
+    Frontier,
+    Point,
+    Strongest,
+    crossing,
+    error_interval,
+    interpolate,
+    places,
+    strongest,
+)
+from exhume.compare.leaderboard import boards
+from exhume.compare.one_step import (
+    first_order_loss,
+    inner,
+    isotropic_equivalent,
+    noise_along,
+    u1_u2,
+)
+from exhume.compare.settings import default_settings
+from exhume.compare.training import accuracy, falling_rate, mean_loss, train
+from exhume.compare.units import parse_error, parse_loss, shown, told_loss
+from exhume.compare.utility import UtilitySpec, UtilityStore, measure
+from exhume.errors import InvalidInput
+from exhume.problem.law import Law
+from exhume.problem.tree import flatten
+
+NOISE = {"name": "gaussian-noise", "std": {"weakest": 0.01, "strongest": 3.0}}
+CLIP = {"name": "clipping", "max_norm": {"weakest": 10, "strongest": 1.0}}
+TINY = CompareSettings(
+    title="Tiny",
+    model={"name": "mlp", "hidden": [16], "activation": "tanh"},
+    defenses=[NOISE, CLIP],
+    budgets=[0.1, 0.2],
+    tolerance=0.03,
+    training_seeds=2,
+    steps=120,
+    learning_rate=0.01,
+    held_out=300,
+    evaluations=9,
+    attacks=["analytic-linear"],
+    seeds=2,
+    executor="serial",
+)
+
+
+def family(given=NOISE) -> Family:
+    checked = Checked()
+    (found,) = families(replace(TINY, defenses=[given]), checked)
+    checked.report()
+    return found
+
+
+def walk(curve, budgets, tolerance=0.01, most=12, kind=None) -> list[Step]:
+    """Search a synthetic curve: position → utility loss."""
+    kind = kind or family()
+    steps: list[Step] = []
+    while asked := rounds(steps, budgets, tolerance, most):
+        for strength in dict.fromkeys(kind.strength(p) for p in asked):
+            p = kind.position(strength)
+            assert strength not in {s.strength for s in steps}
+            steps.append(Step(p, strength, (curve(p),)))
+    return steps
+
+
+# Families
+
+
+def test_strengths_are_even_on_their_scale_and_short_to_write():
+    log = family()
+    assert [log.strength(p) for p in (0, 0.5, 1)] == [0.01, 0.173, 3.0]
+    rest = family(
+        {
+            "name": "pruning",
+            "ratio": {"weakest": 0.5, "strongest": 0.995, "scale": "remainder"},
+        }
+    )
+    assert [rest.strength(p) for p in (0, 0.5, 1)] == [0.5, 0.95, 0.995]
+    assert rest.told(0.9771) == "ratio 97.71 %"
+    assert rest.label == "magnitude pruning"
+    assert rest.at(0.7)[0]["ratio"] == 0.7
+    linear = family(
+        {"name": "gaussian-noise", "std": {"weakest": 0, "strongest": 1} | LINEAR}
+    )
+    assert linear.strength(0.25) == 0.25
+    for kind in (log, rest, linear):
+        for p in (0.0, 0.3, 1.0):
+            assert kind.position(kind.strength(p)) == pytest.approx(p, abs=0.01)
+
+
+LINEAR = {"scale": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "gaussian-noise", "std": 1.0}, "has 0 ranges"),
+        ({"name": "gaussian-noise", "std": {"weakest": 1}}, "not two numbers"),
+        ({"name": "gaussian-noise", "std": {"weakest": 0, "strongest": 1}}, "not fit"),
+        ({"name": "gaussian-noise", "std": {"weakest": 1, "strongest": 1}}, "differ"),
+        (
+            {
+                "name": "gaussian-noise",
+                "std": {"weakest": 1, "strongest": 2, "scale": "cubic"},
+            },
+            "the scale is 'cubic'",
+        ),
+        ({"name": "gausian-noise", "std": {"weakest": 1, "strongest": 2}}, "did you"),
+        ({"name": "gaussian-noise", "std": {"weakest": 1, "strongest": -2}}, "not fit"),
+    ],
+)
+def test_a_wrong_family_is_refused_before_anything_runs(tmp_path, given, message):
+    with pytest.raises(InvalidInput, match=message):
+        run(replace(TINY, defenses=[given]), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_families_are_told_apart():
+    with pytest.raises(InvalidInput, match="'Gaussian noise' is given twice"):
+        run(replace(TINY, defenses=[NOISE, NOISE]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"budgets": []},
+        {"budgets": [0.1, 0.1]},
+        {"budgets": [-0.1, 0.1]},
+        {"defenses": []},
+        {"steps": 0},
+        {"tolerance": 0.0},
+        {"training_seeds": 0},
+        {"evaluations": 1},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        replace(TINY, **wrong)
+
+
+# Calibration
+
+
+@pytest.mark.parametrize("steep", [1, 4, 12])
+@pytest.mark.parametrize("budget", [0.02, 0.1, 0.6])
+def test_the_search_finds_the_root_of_a_monotone_curve(steep, budget):
+    def curve(p: float) -> float:
+        return p**steep
+
+    steps = walk(curve, [budget], tolerance=1e-2, most=40)
+    found = settle(steps, budget, 1e-2)
+    assert found.within
+    assert found.step is not None
+    assert abs(curve(found.step.position) - budget) <= 1e-2
+    root = budget ** (1 / steep)
+    slope = steep * root ** (steep - 1)
+    assert abs(found.step.position - root) <= 2 * 1e-2 / slope + 0.01
+    assert len(steps) <= 16
+
+
+def test_budgets_share_what_was_measured():
+    budgets = [0.1, 0.2, 0.5]
+    together = walk(lambda p: p**3, budgets)
+    alone = [walk(lambda p: p**3, [budget]) for budget in budgets]
+    assert len(together) < sum(map(len, alone))
+    assert all(settle(together, b, 0.01).within for b in budgets)
+
+
+def test_a_bracket_with_a_diverged_end_is_halved():
+    low, high = Step(0.2, 1.0, (0.0,)), Step(0.6, 2.0, (math.inf,))
+    assert next_position(low, high, 0.1) == pytest.approx(0.4)
+    flat = Step(0.6, 2.0, (1e6,))
+    assert next_position(low, flat, 0.1) == pytest.approx(0.2 + 0.2 * 0.4)
+
+
+def test_a_search_that_cannot_end_stops_at_its_limit():
+    steps = walk(lambda p: 0.0 if p < 0.5 else 1.0, [0.5], tolerance=0.01, most=7)
+    assert len(steps) == 7
+    found = settle(steps, 0.5, 0.01)
+    assert not found.within
+    assert found.step is not None
+    assert found.step.loss == 0.0
+    assert "tolerance" in found.reason
+
+
+def test_budgets_out_of_reach_are_said_to_be():
+    never = settle(walk(lambda p: 0.04 * p, [0.1]), 0.1, 0.01)
+    assert (never.within, never.reason) == (False, "the budget is not reached")
+    assert never.step is not None
+    assert never.step.position == 1.0
+    always = settle(walk(lambda p: 0.5 + p, [0.1]), 0.1, 0.01)
+    assert (always.step, always.within) == (None, False)
+    assert len(walk(lambda p: 0.5 + p, [0.1])) == len(FIRST_ROUND)
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4000, 4))
+    hits = [low <= 0 <= high for low, high in map(mean_interval, draws.tolist())]
+    assert abs(fmean(hits) - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+    assert mean_interval([1.0]) == (-math.inf, math.inf)
+
+
+# Utility
+
+SPEC = UtilitySpec(
+    data={"name": "digits"},
+    model={"name": "mlp", "hidden": [16], "activation": "tanh"},
+    loss="cross-entropy",
+    mode="eval",
+    dtype="float32",
+    classes=0,
+    observation={"name": "gradient"},
+    batch_size=4,
+    defenses=(),
+    seed=0,
+    kind="training",
+    steps=150,
+    optimiser="adam",
+    learning_rate=0.02,
+    held_out=300,
+    public_examples=100,
+    recalibrate=0,
+)
+STRONG = ({"name": "gaussian-noise", "std": 1.0},)
+
+
+def test_training_learns_and_noise_costs():
+    plain, noisy = measure(SPEC), measure(replace(SPEC, defenses=STRONG))
+    assert plain.status == noisy.status == "done"
+    assert plain.values["accuracy"] > 0.8
+    assert plain.values["accuracy"] - noisy.values["accuracy"] > 0.2
+    assert plain.values["loss"] < noisy.values["loss"]
+
+
+def test_a_measurement_is_a_pure_function_of_its_spec():
+    noisy = replace(SPEC, defenses=STRONG, steps=20)
+    assert measure(noisy).values == measure(noisy).values
+    other = replace(noisy, seed=1)
+    assert measure(other).values != measure(noisy).values
+    assert len({SPEC.id, noisy.id, other.id}) == 3
+
+
+def test_recalibration_is_read():
+    random = ({"name": "pruning", "kind": "random", "ratio": 0.9},)
+    once = replace(SPEC, defenses=random, steps=30)
+    again = replace(once, recalibrate=10)
+    assert measure(once).status == measure(again).status == "done"
+
+
+def test_what_goes_wrong_becomes_a_sentence():
+    few = measure(replace(SPEC, held_out=5000))
+    assert few.status == "failed"
+    assert "leave 0 to train on" in few.reason
+
+
+def test_training_is_the_optimiser_on_the_released_values():
+    torch_task = exhume.Task(torch.nn.Linear(3, 2))
+    x = torch.linspace(-1, 1, 30).reshape(10, 3)
+    batch = exhume.Batch(x, torch.arange(10) % 2, exhume.EventSpec.vector(3))
+    mechanism = exhume.Mechanism(exhume.observations.Gradient())
+    trained = train(
+        torch_task,
+        mechanism,
+        batch,
+        None,
+        steps=1,
+        batch_size=10,
+        optimiser="sgd",
+        learning_rate=0.5,
+        recalibrate=0,
+        key=0,
+    )
+    gradient = torch_task.gradient(batch.inputs, batch.targets)
+    for name, weight in torch_task.parameters().items():
+        expected = weight.detach() - 0.5 * gradient[name]
+        torch.testing.assert_close(trained.parameters()[name].detach(), expected)
+    assert falling_rate(0.5, 0, 4) == 0.5
+    assert falling_rate(0.5, 3, 4) == 0.125
+    right = trained.predict(x, trained.parameters()).argmax(1) == batch.targets
+    assert accuracy(trained, batch) == pytest.approx(float(right.double().mean()))
+    value = trained.loss_value(x, batch.targets, trained.parameters())
+    assert mean_loss(trained, batch) == pytest.approx(value.item(), rel=1e-6)
+    with torch.no_grad():
+        trained.parameters()["bias"].fill_(math.nan)
+    assert accuracy(trained, batch) == 0.0
+    assert mean_loss(trained, batch) == math.inf
+
+
+def test_diverged_training_ends_early_and_counts_as_all_lost():
+    huge = replace(SPEC, defenses=({"name": "gaussian-noise", "std": 1e38},))
+    found = measure(replace(huge, optimiser="sgd", learning_rate=1e3))
+    assert found.values == {"accuracy": 0.0, "loss": math.inf}
+
+
+# One step
+
+
+def one_step(*defenses):
+    task = exhume.Task(torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh()))
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    spec = exhume.EventSpec.vector(6)
+    batches = [
+        exhume.Batch(x[i : i + 2], torch.tensor([0, i % 4]), spec) for i in (0, 2, 4)
+    ]
+    mechanism = exhume.Mechanism(exhume.observations.Gradient(), defenses)
+    return u1_u2(task, mechanism, batches, batches[0], 0), task, batches
+
+
+def test_u2_of_isotropic_noise_is_its_std():
+    (u1, u2), *_ = one_step(exhume.defense("gaussian-noise", std=0.3))
+    assert u1 == pytest.approx(0.0, abs=1e-6)
+    assert u2 == pytest.approx(0.3, rel=1e-6)
+
+
+def test_u1_of_pruning_is_the_energy_that_it_removes():
+    (u1, u2), task, batches = one_step(exhume.defense("pruning", ratio=0.5))
+    kept, whole = 0.0, 0.0
+    for batch in batches:
+        g = flatten(task.gradient(batch.inputs, batch.targets)).double().square()
+        kept += float(g.sort(descending=True).values[: (len(g) + 1) // 2].sum())
+        whole += float(g.sum())
+    assert u1 == pytest.approx(1 - kept / whole, rel=1e-6)
+    assert u2 == pytest.approx(0.0, abs=1e-6)
+    assert first_order_loss([3.0], [4.0]) == 0.25
+    assert isotropic_equivalent([4.0], [1.0]) == 2.0
+
+
+def test_unbiased_rounding_costs_second_order_utility_alone():
+    rounding = exhume.defense("quantisation", kind="stochastic", bits=2)
+    (u1, u2), *_ = one_step(rounding)
+    assert abs(u1) < 0.2
+    assert u2 > 0.01
+
+
+def test_noise_along_a_gradient_is_the_quadratic_form():
+    from exhume.problem.covariance import LowRank
+
+    g = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([3.0])}
+    variance = {"a": torch.tensor([0.5, 0.25]), "b": torch.tensor(2.0)}
+    assert noise_along(g, Law(variance=variance)) == pytest.approx(0.5 + 1 + 18)
+    assert inner(g, g) == pytest.approx(14.0)
+    factor = torch.tensor([[1.0], [1.0], [0.5]], dtype=torch.float64)
+    own = {n: v.double().expand(g[n].shape) for n, v in variance.items()}
+    covariance = LowRank.of(own, factor)
+    law = Law().plus_noise({}, covariance=covariance)
+    flat = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    expected = 19.5 + float(flat @ factor @ factor.T @ flat)
+    assert noise_along(g, law) == pytest.approx(expected)
+
+
+# Frontiers and advice
+
+
+def point(strength, loss, error, floor=None, chance=False) -> Point:
+    kind = family()
+    position = 0.0 if strength is None else kind.position(strength)
+    found = Strongest(
+        "gauss-newton", error, (error / 2, error * 2), {"a": error}, chance, 5
+    )
+    reason = "" if floor else "there is no noise"
+    return Point(
+        strength, position, loss, (loss, loss), found, Floor("b", floor, 0.0, reason)
+    )
+
+
+NOBODY = point(None, 0.0, 1e-9)
+LOW, HIGH = point(0.1, 0.01, 0.01, 0.004), point(1.0, 0.1, 0.04, 0.02)
+FRONTIER = Frontier(family(), (), (LOW, HIGH))
+
+
+def ask(min_error, max_loss, frontiers=(FRONTIER,), undefended=NOBODY, chance=0.06):
+    return advise(
+        undefended,
+        frontiers,
+        min_error=min_error,
+        max_loss=max_loss,
+        utility="accuracy",
+        tolerance=0.005,
+        chance=chance,
+    )
+
+
+def test_interpolation_is_geometric_and_stays_inside():
+    assert interpolate(0.01, 0.04, 0.5) == pytest.approx(0.02)
+    assert interpolate(0.01, 0.04, 0.0) == pytest.approx(0.01)
+    assert interpolate(0.0, 0.04, 0.5) == 0.0
+    half = [p for p in places(FRONTIER, 0.055) if len(p.points) == 2]
+    assert [p.loss for p in half] == [pytest.approx(0.055)]
+    assert half[0].error == pytest.approx(0.02)
+    assert half[0].floor == pytest.approx(math.sqrt(0.004 * 0.02))
+
+
+def test_nothing_is_said_beyond_what_was_measured():
+    assert places(FRONTIER, 0.005) == []
+    assert max(p.loss for p in places(FRONTIER, 0.5)) == 0.1
+    assert crossing(FRONTIER, 0.05, 1.0) is None
+    found = crossing(FRONTIER, 0.001, 1.0)
+    assert found is not None
+    assert found.loss == 0.01
+
+
+def test_advice_is_the_least_loss_that_reaches_the_error():
+    found = ask(0.02, 0.09)
+    assert found.place is not None
+    assert found.place.error == pytest.approx(0.02)
+    assert found.place.loss == pytest.approx(0.055)
+    assert found.stack == ({**FRONTIER.family.at(0.316)[0]},)
+    text = str(found)
+    assert "use Gaussian noise, std 0.316" in text
+    assert "no attack can go below 0.00894;" in text
+    assert "5.5 % of accuracy lost" in text
+    assert "interpolated between std 0.1 and std 1" in text
+    assert "which includes errors below what you ask" in text
+
+
+def test_advice_at_a_measured_point_is_not_called_interpolated():
+    text = str(ask(0.01, 0.02))
+    assert "use Gaussian noise, std 0.1 (" in text
+    assert "interpolated" not in text
+
+
+def test_advice_says_that_no_defense_does_and_what_comes_nearest():
+    none = ask(0.03, 0.05)
+    assert (none.holds, none.stack) == (False, ())
+    text = str(none)
+    assert "no defense tried does" in text
+    assert "strongest attack reaches 0.0185" in text
+    assert "It takes at least 8.1 % of accuracy" in text
+    assert "No defense can: guessing" in str(ask(0.07, 0.5))
+    small = str(ask(0.03, 0.001))
+    assert "Nothing was measured at so small a loss; the least was 1.0 %" in small
+
+
+def test_advice_says_that_no_defense_is_needed():
+    found = ask(0.005, 0.01, undefended=point(None, 0.0, 0.01))
+    assert found.holds
+    assert found.stack == ()
+    assert "no defense is needed" in str(found)
+
+
+def test_equal_losses_are_broken_by_the_error_and_others_are_named():
+    better = Frontier(family(CLIP), (), (point(2.0, 0.012, 0.03), point(1, 0.1, 0.03)))
+    found = ask(0.01, 0.1, (FRONTIER, better))
+    assert found.family == "clipping"
+    assert "Others that reach it: Gaussian noise (std 0.1, 1.0 % lost)" in str(found)
+    assert "There is no bound because there is no noise." in str(found)
+
+
+@pytest.mark.parametrize(("error", "loss"), [(0.0, 0.1), (-1, 0.1), (0.1, -0.1)])
+def test_questions_without_sense_are_refused(error, loss):
+    with pytest.raises(InvalidInput, match="expected an error"):
+        ask(error, loss)
+
+
+def test_the_strongest_attack_has_the_smallest_mean_error():
+    found = strongest(
+        {"weak": [0.5, 0.6], "odd": [0.1, 0.9], "guess": [0.4, 0.4]},
+        frozenset({"guess"}),
+        0,
+    )
+    assert found is not None
+    assert (found.attack, found.chance, found.seeds) == ("guess", True, 2)
+    assert found.error == pytest.approx(0.4)
+    assert found.errors["odd"] == pytest.approx(0.5)
+    # In a draw of seed 0 twice, another attack is the strongest.
+    assert found.interval == (pytest.approx(0.1), pytest.approx(0.4))
+    assert strongest({}, frozenset(), 0) is None
+    assert error_interval([[0.1]], 0) == (0.0, math.inf)
+
+
+def test_units_are_read_and_written():
+    assert parse_loss("3%") == parse_loss("0.03") == 0.03
+    assert parse_error("20dB") == pytest.approx(0.01) == mse_of_psnr(20)
+    assert parse_error("0.02") == 0.02
+    assert told_loss("accuracy", 0.031) == "3.1 % of accuracy"
+    assert shown("loss", 0.25) == "0.25"
+    for read in (parse_loss, parse_error):
+        with pytest.raises(InvalidInput, match="'lots'"):
+            read("lots")
+
+
+# Whole comparisons
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(TINY, out=tmp_path_factory.mktemp("compare") / "run")
+
+
+def test_equal_utility_is_equal_within_the_tolerance(finished):
+    listed = boards(finished)
+    assert any(board.rows for board in listed)
+    for budget in TINY.budgets:
+        for frontier in finished.frontiers:
+            found = frontier.at(budget)
+            if found is not None:
+                assert abs(found.loss - budget) <= TINY.tolerance
+
+
+def test_the_loss_is_that_of_training_seed_by_seed(finished):
+    frontier = finished.frontiers[0]
+    chosen = next(p for p in frontier.points if p.loss > 0)
+    with UtilityStore(finished.folder / "utility.sqlite", create=False) as store:
+        values = {
+            (str(r.spec.defenses), r.spec.seed): r.values for r in store.results()
+        }
+    stack = str(frontier.family.at(chosen.strength))
+    lost = [
+        values["()", seed]["accuracy"] - values[stack, seed]["accuracy"]
+        for seed in TINY.training_seed_list
+    ]
+    assert chosen.loss == pytest.approx(fmean(lost))
+
+
+def test_a_family_that_cannot_lose_the_budget_is_told(finished):
+    assert finished.frontiers[1].at(0.2) is None
+    told = [r for board in boards(finished) for r in board.remarks]
+    assert any(r.startswith("Clipping never costs as much: at most") for r in told)
+
+
+def test_a_second_run_measures_nothing(finished, monkeypatch):
+    def forbidden(spec):
+        raise AssertionError(spec)
+
+    monkeypatch.setattr("exhume.compare.search.MEASURE", Job(forbidden, forbidden))
+    monkeypatch.setattr("exhume.audit.trial.run_trial", forbidden)
+    again = run(TINY, out=finished.folder)
+    assert again.frontiers == finished.frontiers
+    assert again.undefended == finished.undefended
+    assert load(finished.folder).frontiers == finished.frontiers
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path):
+    def stop(phase, done, total, what, seconds_left):
+        calls.append(what)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    calls: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(TINY, out=tmp_path, progress=stop)
+    with pytest.raises(InvalidInput, match="has not finished"):
+        load(tmp_path)
+    with UtilityStore(tmp_path / "utility.sqlite") as store:
+        kept = store.ids()
+    assert len(kept) == 3
+    done = run(TINY, out=tmp_path)
+    with UtilityStore(tmp_path / "utility.sqlite") as store:
+        assert set(store.runs().values()) == {1}
+    assert done.frontiers == finished.frontiers
+
+
+def test_a_broken_defense_does_not_end_the_others(tmp_path):
+    bad = {**CLIP, "only": ["no-such-*"]}
+    settings = replace(TINY, defenses=[NOISE, bad], budgets=[0.2], utility="u2")
+    done = run(settings, out=tmp_path)
+    assert done.frontiers[0].points
+    assert "matches no tensor" in done.frontiers[1].failure
+    (board,) = boards(done)
+    assert any("could not be measured" in sentence for sentence in board.remarks)
+
+
+def test_one_step_utilities_calibrate_without_training(tmp_path):
+    settings = replace(
+        TINY, defenses=[NOISE], utility="u2", tolerance=0.002, evaluations=20
+    )
+    done = run(settings, out=tmp_path)
+    for budget in settings.budgets:
+        found = done.frontiers[0].at(budget)
+        assert found is not None
+        assert found.strength == pytest.approx(budget, abs=0.003)
+
+
+def test_a_queue_may_grow_while_it_is_worked_off():
+    queue = deque([1])
+    seen = []
+    for result in map_jobs(Job(abs, abs), queue, executor="serial"):
+        seen.append(result)
+        if result < 3:
+            queue.append(result + 1)
+    assert seen == [1, 2, 3]
+
+
+# Report and command line
+
+
+def test_the_report_holds_every_part(finished):
+    page = finished.report.read_text("utf-8")
+    for part in ("frontiers", "boards", "advice", "setting", "reading", "repeat"):
+        assert f'id="{part}"' in page
+    assert "<svg" in page
+    assert "http" not in page.replace("http-equiv", "")
+    record = json.loads((finished.folder / "comparison.json").read_text("utf-8"))
+    assert [f["family"] for f in record["frontiers"]] == ["Gaussian noise", "clipping"]
+    before = page
+    assert load(finished.folder).report.read_text("utf-8") == before
+    assert (finished.folder / "attacks" / "report.html").is_file()
+
+
+def test_the_command_line_answers(finished, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shell = CliRunner()
+    (tmp_path / "own.toml").write_text(
+        (finished.folder / "compare.toml").read_text("utf-8"), "utf-8"
+    )
+    arguments = ["compare", "own.toml", "--out", str(finished.folder)]
+    done = shell.invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "10.0 % of accuracy lost" in done.output
+    assert "Gaussian noise" in done.output
+    error = finished.frontiers[0].points[-1].strongest.error
+    arguments = ["advise", "--max-loss", "30%", str(finished.folder), "--min-error"]
+    asked = shell.invoke(app, [*arguments, str(error / 2)])
+    assert asked.exit_code == 0, asked.output
+    assert "use " in asked.output
+    assert "defenses = [" in asked.output
+    refused = shell.invoke(app, [*arguments, "5"])
+    assert refused.exit_code == 1
+    assert "no defense tried does" in refused.output
+    nowhere = shell.invoke(app, [*arguments[:-2], str(tmp_path), "--min-error", "1"])
+    assert nowhere.exit_code == 2
+    assert "holds no comparison" in nowhere.output
+
+
+def test_the_embedded_default_is_complete():
+    settings = default_settings()
+    checked = Checked()
+    found = families(settings, checked)
+    checked.report()
+    assert len(found) == len(settings.defenses)
+    assert settings.executor == "processes"
