@@ -189,6 +189,21 @@ def test_of_one_example_it_is_the_clipping_of_the_update():
         torch.testing.assert_close(each[n], t)
 
 
+def test_local_steps_can_clip_at_weights_that_moved():
+    moved = small_task()
+    with torch.no_grad():
+        for p in moved.parameters().values():
+            p.mul_(1.5)
+    weights = {n: p.detach() for n, p in moved.parameters().items()}
+    model = ClipEach(Gradient(), 0.7, tuple(weights))
+    expected = by_hand(moved, 0.7)
+    for n, t in model.forward_at(TASK, Candidate(X, Y), weights).items():
+        torch.testing.assert_close(t, expected[n] / 4)
+    plain = Gradient().forward_at(TASK, Candidate(X, Y), weights)
+    for n, t in moved.gradient(X, Y).items():
+        torch.testing.assert_close(plain[n], t)
+
+
 class Branching(nn.Module):
     """Its control flow depends on the data, which vmap refuses."""
 

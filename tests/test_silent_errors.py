@@ -30,6 +30,7 @@ from exhume.keys import generator
 from exhume.observations import Gradient
 from exhume.priors.batch_norm_statistics import BatchNormStatisticsDensity
 from exhume.priors.total_variation import TotalVariationDensity
+from test_defenses import ROWS
 from toys import COLOUR, GRAY, VECTOR, convolutional, make_world, smooth, smooth_mlp
 
 HERE = Path(__file__).parent
@@ -380,12 +381,18 @@ OPTIONS = {
 }
 
 
+def options(kind, name):
+    if kind == "defense" and name not in OPTIONS:
+        return ROWS[name][0].acts
+    return OPTIONS.get(name, {})
+
+
 def test_s18_making_anything_touches_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = global_state()
     for kind in registry.KINDS:
         for name in registry.names(kind):
-            made = build(kind, {"name": name, **OPTIONS.get(name, {})})
+            made = build(kind, {"name": name, **options(kind, name)})
             if kind == "data" and free_of_options(kind, name):
                 made.load()
     assert global_state() == before
