@@ -32,7 +32,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-COMMANDS = ("audit", "attack", "list", "report", "inspect")
+COMMANDS = ("audit", "compare", "advise", "attack", "list", "report", "inspect")
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 
 
@@ -240,6 +240,20 @@ def test_the_page_of_bounds_runs_as_printed():
     share = namespace["floor"].mse / namespace["guess"]
     assert share == pytest.approx(2 / 3, abs=0.05)
     assert namespace["leak"].mse > namespace["guess"]
+
+
+def test_the_page_of_comparisons_runs_as_printed(here):
+    path = ROOT / "docs" / "comparing.md"
+    namespace: dict = {}
+    for code in python(path):
+        exec(code, namespace)
+    advice = namespace["advice"]
+    assert advice.family == "Gaussian noise"
+    assert advice.place.error >= 0.001
+    assert (here / "runs" / "one-step" / "report.html").is_file()
+    question = "advise --min-error 0.001 --max-loss 0.1 runs/one-step"
+    assert "use Gaussian noise" in run(f"exhume {question}")
+    assert "report: runs/one-step/report.html" in run("exhume report runs/one-step")
 
 
 # --- extending -----------------------------------------------------------------------

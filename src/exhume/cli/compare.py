@@ -41,12 +41,6 @@ def compare(
         int | None,
         typer.Option(min=0, help="Number of processes; 0 takes one per core."),
     ] = None,
-    screenshot: Annotated[
-        bool,
-        typer.Option(
-            "--screenshot", help="Write report.png beside the report (needs Chromium)."
-        ),
-    ] = False,
 ) -> None:
     """Bring every defense to the same utility, then attack it with every attack.
 
@@ -69,12 +63,6 @@ def compare(
         )
         raise typer.Exit(130) from None
     show(done)
-    if screenshot:
-        from exhume.audit.report.browser import screenshot as take
-
-        picture = done.report.with_suffix(".png")
-        take(done.report, picture)
-        say(f"screenshot: {picture}")
 
 
 def _settings(

@@ -26,7 +26,7 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Write report.html, results.json and results.csv again from a run's results.
+    """Write the report of an audit or a comparison again, from its stored results.
 
     Nothing is computed anew; an interrupted run gives a report of what had finished.
     """
@@ -47,12 +47,18 @@ def _rebuild(folder: Path) -> Path:
     from exhume.audit.run import RESULTS_FILE, SETTINGS_FILE
     from exhume.audit.store import Store
     from exhume.audit.sweep import expand, load_settings
+    from exhume.compare.run import SETTINGS_FILE as COMPARISON
 
+    if (folder / COMPARISON).is_file():
+        from exhume.compare import load
+
+        return load(folder).report
     missing = [n for n in (SETTINGS_FILE, RESULTS_FILE) if not (folder / n).is_file()]
     if missing:
         msg = (
             f"{str(folder)!r} is not the folder of a run: it has no "
-            f"{' and no '.join(missing)}; exhume audit makes one, under runs/"
+            f"{' and no '.join(missing)}; exhume audit and exhume compare make such "
+            f"folders, under runs/"
         )
         raise InvalidInput(msg)
     settings = load_settings(folder / SETTINGS_FILE)
