@@ -24,9 +24,10 @@ from exhume.observations.gradient import Gradient
 from exhume.problem.defense import Stage
 from exhume.problem.observation import Candidate
 from exhume.problem.privacy import Guarantee
-from exhume.problem.tree import flatten, norm, scale, size
+from exhume.problem.tree import flatten, norm, scale, size, unflatten
 
 RELEASES = 10_000
+FEW = {"probes": 2, "samples": 2}
 DP = {"max_norm": 1.0, "noise_multiplier": 1.0, "batch_size": 2}
 
 
@@ -61,6 +62,15 @@ ROWS: dict[str, list[Row]] = {
         Row({"ratio": 0.4, "per_tensor": True}, {"ratio": 0.0, "per_tensor": True}),
     ],
     "laplace-noise": [Row({"std": 0.3}, {"std": 0.0})],
+    "optimal-gradient-noise": [
+        Row({"std": 0.3, "metric": m, **FEW}, {"std": 0.0, "metric": m})
+        for m in ("u2", "curvature")
+    ],
+    "optimal-gradient-pruning": [Row({"ratio": 0.4, **FEW}, {"ratio": 0.0})],
+    "matrix-optimal-noise": [
+        Row({"std": 0.3, "form": f, "rank": 3, "samples": 2}, {"std": 0.0, "form": f})
+        for f in ("low-rank", "kronecker")
+    ],
     "coordinate-clipping": [Row({"max_abs": 0.2}, {"max_abs": 1e6})],
     "example-clipping": [Row({"max_norm": 0.1}, {"max_norm": 1e6}, on_update=False)],
     "dp-sgd": [
@@ -131,6 +141,11 @@ def tree_like(task: Task, seed: int = 1, dtype: torch.dtype = torch.float64) -> 
 
 
 TREE = tree_like(TASK)
+PUBLIC = Batch(
+    torch.randn(40, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64),
+    torch.arange(40) % 2,
+    EventSpec.vector(4),
+)
 BATCH = Batch(
     torch.tensor([[1.0, -0.5, 2.0, 0.3], [-1.5, 0.7, 0.1, 1.1]]).double(),
     torch.tensor([0, 1]),
@@ -180,9 +195,11 @@ def test_declares_stage_citation_and_options(name, row):
 @every_defense
 def test_empirical_moments_equal_declared_law(name, row):
     mechanism = Mechanism(Gradient(), [make(name, row.acts)])
-    plans = mechanism.calibrate(TASK, None, key=3)
+    plans = mechanism.calibrate(TASK, PUBLIC, key=3)
     law = mechanism.law(plans)
     count = RELEASES if mechanism.defenses[0].adds_noise else 3
+    if law.covariance is not None:  # slower to draw, and fewer do
+        count = RELEASES // 5
     samples = torch.stack(
         [flatten(mechanism.release(TREE, plans, key)) for key in range(count)]
     ).numpy()
@@ -192,7 +209,7 @@ def test_empirical_moments_equal_declared_law(name, row):
 @every_defense
 def test_accounting_is_told_no_more_than_is_true(name, row):
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, key=3)
+    plan = defense.calibrate(TASK, PUBLIC, key=3)
     clipping = ClipNorm(1.0, tuple(plan.shapes))
     before = Guarantee(plan.shapes).clipped(plan.shapes, 1.0, "client")
     after = defense.account(before, plan)
@@ -236,6 +253,12 @@ def check_moments(samples: np.ndarray, law, tree: dict) -> None:
     share = {"gaussian": 1, "laplace": 2 / 5}[law.family]
     low, high = chi2.ppf([1e-7, 1 - 1e-7], share * (count - 1)) / share
     assert ((low <= ratio) & (ratio <= high)).all()
+    if law.covariance is not None:
+        white = [
+            flatten(law.whitener(tree)(unflatten(torch.from_numpy(row), tree)))
+            for row in samples - flatten(law.mean(tree)).numpy()
+        ]
+        covariance, variance = np.cov(torch.stack(white).T), np.ones(len(white[0]))
     sigma = np.sqrt(variance[noisy])
     correlation = covariance[np.ix_(noisy, noisy)] / np.outer(sigma, sigma)
     np.fill_diagonal(correlation, 0)
@@ -245,19 +268,19 @@ def check_moments(samples: np.ndarray, law, tree: dict) -> None:
 @every_defense
 def test_acts_at_its_strength_and_is_identity_without(name, row):
     acting = make(name, row.acts)
-    moved = acting.apply(TREE, acting.calibrate(TASK, None, 0), 1)
+    moved = acting.apply(TREE, acting.calibrate(TASK, PUBLIC, 0), 1)
     assert same(moved, TREE) is not row.on_update
     before, after = (
-        Mechanism(Gradient(), stack).sample(TASK, BATCH, key=1).values
+        Mechanism(Gradient(), stack).sample(TASK, BATCH, 1, PUBLIC).values
         for stack in ([], [acting])
     )
     assert not same(before, after)
     if row.identity is None:
         return
     idle = make(name, row.identity)
-    plan = idle.calibrate(TASK, None, 0)
+    plan = idle.calibrate(TASK, PUBLIC, 0)
     assert same(idle.apply(TREE, plan, 1), TREE)
-    idled = Mechanism(Gradient(), [idle]).sample(TASK, BATCH, key=1).values
+    idled = Mechanism(Gradient(), [idle]).sample(TASK, BATCH, 1, PUBLIC).values
     for n in before:
         torch.testing.assert_close(idled[n], before[n], rtol=1e-12, atol=1e-14)
     assert not idle.adds_noise
@@ -271,12 +294,12 @@ def test_acts_at_its_strength_and_is_identity_without(name, row):
 @every_defense
 def test_a_release_of_private_data_follows_the_induced_task_model_and_law(name, row):
     mechanism = Mechanism(Gradient(), [make(name, row.acts)])
-    plans = mechanism.calibrate(TASK, None, key=3)
+    plans = mechanism.calibrate(TASK, PUBLIC, key=3)
     induced = mechanism.induced(TASK, plans)
     assert list(induced.task.parameters()) == list(TASK.parameters())
     candidate = Candidate(BATCH.inputs, BATCH.targets)
     expected = induced.law.mean(induced.model.forward(induced.task, candidate))
-    count = 400 if mechanism.defenses[0].adds_noise else 1
+    count = 150 if mechanism.defenses[0].adds_noise else 1
     draws = torch.stack(
         [
             flatten(mechanism.sample(TASK, BATCH, key, plans=plans).values)
@@ -291,7 +314,7 @@ def test_a_release_of_private_data_follows_the_induced_task_model_and_law(name, 
 @every_defense
 def test_both_routes_of_the_induced_model_agree_and_differentiate(name, row):
     mechanism = Mechanism(Gradient(), [make(name, row.acts)])
-    induced = mechanism.induced(TASK, mechanism.calibrate(TASK, None, key=3))
+    induced = mechanism.induced(TASK, mechanism.calibrate(TASK, PUBLIC, key=3))
     task, model = induced.task, induced.model
     inputs = BATCH.inputs.clone().requires_grad_()
     one = Candidate(inputs, BATCH.targets)
@@ -316,7 +339,7 @@ def test_keeps_dtype_shape_names_and_input(name, row, dtype):
     defense = make(name, row.acts)
     tree = tree_like(TASK, dtype=dtype)
     before = {n: t.clone() for n, t in tree.items()}
-    released = defense.apply(tree, defense.calibrate(TASK, None, 0), 1)
+    released = defense.apply(tree, defense.calibrate(TASK, PUBLIC, 0), 1)
     assert same(tree, before)
     assert list(released) == list(tree)
     assert all(released[n].dtype == dtype for n in tree)
@@ -327,7 +350,7 @@ def test_keeps_dtype_shape_names_and_input(name, row, dtype):
 @every_partial_defense
 def test_leaves_uncovered_tensors_alone(name, row):
     defense = make(name, {**row.acts, "only": ["2.*"]})
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     released = defense.apply(TREE, plan, 1)
     assert plan.covers == ("2.weight", "2.bias")
     assert plan.in_clear == ("0.weight", "0.bias")
@@ -348,7 +371,7 @@ def test_leaves_uncovered_tensors_alone(name, row):
 @every_partial_defense
 def test_covered_tensors_do_not_feel_the_others(name, row):
     defense = make(name, {**row.acts, "only": ["2.*"]})
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     other = {n: t * 7 if n in plan.in_clear else t for n, t in TREE.items()}
     a, b = defense.apply(TREE, plan, 1), defense.apply(other, plan, 1)
     assert all(torch.equal(a[n], b[n]) for n in plan.covers)
@@ -357,21 +380,21 @@ def test_covered_tensors_do_not_feel_the_others(name, row):
 @every_defense
 def test_equal_keys_give_equal_bits(name, row):
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, 0)
-    again = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
+    again = defense.calibrate(TASK, PUBLIC, 0)
     assert same(dict(plan.arrays), dict(again.arrays))
     first = defense.apply(TREE, plan, 1)
     assert same(first, defense.apply(TREE, again, 1))
     assert same(first, defense.apply(TREE, plan, 2)) is not defense.adds_noise
     mechanism = Mechanism(Gradient(), [defense])
-    a, b = (mechanism.sample(TASK, BATCH, key=4).values for _ in range(2))
+    a, b = (mechanism.sample(TASK, BATCH, 4, PUBLIC).values for _ in range(2))
     assert same(a, b)
 
 
 @every_defense
 def test_order_of_tensors_does_not_matter(name, row):
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     backwards = dict(reversed(TREE.items()))
     a, b = defense.apply(TREE, plan, 1), defense.apply(backwards, plan, 1)
     assert all(torch.equal(a[n], b[n]) for n in TREE)
@@ -381,7 +404,7 @@ def test_order_of_tensors_does_not_matter(name, row):
 def test_s18_global_randomness_is_untouched(name, row):
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     defense.apply(TREE, plan, 1)
     Mechanism(Gradient(), [defense]).law((plan,)).mean(TREE)
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -392,7 +415,7 @@ def test_s18_global_randomness_is_untouched(name, row):
 @every_defense
 def test_pickles_with_plan_and_law(name, row):
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     law = Mechanism(Gradient(), [defense]).law((plan,))
     copies = pickle.loads(pickle.dumps((defense, plan, law)))
     assert copies[0] == defense
@@ -403,10 +426,10 @@ def test_pickles_with_plan_and_law(name, row):
 @every_defense
 def test_plan_for_another_update_is_refused(name, row):
     defense = make(name, row.acts)
-    plan = defense.calibrate(small_task(width=5), None, 0)
+    plan = defense.calibrate(small_task(width=5), PUBLIC, 0)
     with pytest.raises(Inconsistent, match=r"0\.weight.*\[3, 4\].*\[5, 4\]"):
         defense.apply(TREE, plan, 1)
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     for wrong, message in (
         ({n: t for n, t in TREE.items() if n != "0.bias"}, "'0.bias' is missing"),
         ({**TREE, "head": torch.zeros(2)}, "'head'"),
@@ -422,9 +445,9 @@ def test_plan_for_another_update_is_refused(name, row):
 @every_partial_defense
 def test_pattern_without_tensor_is_refused(name, row):
     with pytest.raises(InvalidInput, match=r"'head\.\*' matches no tensor"):
-        make(name, {**row.acts, "only": ["head.*"]}).calibrate(TASK, None, 0)
+        make(name, {**row.acts, "only": ["head.*"]}).calibrate(TASK, PUBLIC, 0)
     with pytest.raises(InvalidInput, match="nothing is defended"):
-        make(name, {**row.acts, "only": []}).calibrate(TASK, None, 0)
+        make(name, {**row.acts, "only": []}).calibrate(TASK, PUBLIC, 0)
 
 
 @pytest.mark.parametrize(
@@ -458,6 +481,21 @@ def test_pattern_without_tensor_is_refused(name, row):
         ("secure-aggregation", {"clients": 2, "dropped": 1}, "needs 2 survivors"),
         ("secure-aggregation", {"clients": 2, "fraction_bits": 60}, "1 to 52"),
         ("soteria", {"ratio": 1.0}, r"\[0, 1\)"),
+        ("optimal-gradient-noise", {"std": -1.0}, "at least 0"),
+        ("optimal-gradient-noise", {"std": 1.0, "cap": 0.5}, "above 1"),
+        ("optimal-gradient-noise", {"std": 1.0, "ridge": 0.0}, "above 0"),
+        ("optimal-gradient-noise", {"std": 1.0, "scale_source": "mine"}, "private"),
+        (
+            "optimal-gradient-noise",
+            {"std": 1.0, "scale_source": "private", "metric": "power"},
+            "the metric 'u2'",
+        ),
+        ("optimal-gradient-pruning", {"ratio": 1.0}, r"\[0, 1\)"),
+        ("optimal-gradient-pruning", {"ratio": 0.5, "probes": 0}, "at least 1"),
+        ("matrix-optimal-noise", {"std": -1.0}, "at least 0"),
+        ("matrix-optimal-noise", {"std": 1.0, "rank": -1}, "at least 0"),
+        ("matrix-optimal-noise", {"std": 1.0, "objective": "best"}, "bayesian"),
+        ("matrix-optimal-noise", {"std": 1.0, "form": "dense"}, "kronecker"),
         ("precode", {"latent": 0}, "at least 1"),
         ("censor", {"trials": 0}, "at least 1"),
         ("censor", {"rate": float("nan")}, "finite"),
@@ -479,7 +517,7 @@ def test_own_checks_hold_without_the_configuration():
 @every_defense
 def test_s25_odd_symmetry_in_law(name, row):
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     law = Mechanism(Gradient(), [defense]).law((plan,))
     negative = scale(-1, TREE)
     for n, mean in law.mean(TREE).items():
@@ -493,7 +531,7 @@ def test_s25_odd_symmetry_in_law(name, row):
 @pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
 def test_s24_law_holds_at_every_scale(name, row, factor):
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     law = Mechanism(Gradient(), [defense]).law((plan,))
     tree = scale(factor / norm(TREE), TREE)
     released, mean = defense.apply(tree, plan, 1), law.mean(tree)
@@ -509,7 +547,7 @@ def test_s24_law_holds_at_every_scale(name, row, factor):
 @every_defense
 def test_s21_declared_noise_is_added_on_every_covered_coordinate(name, row):
     defense = make(name, row.acts)
-    plan = defense.calibrate(TASK, None, 0)
+    plan = defense.calibrate(TASK, PUBLIC, 0)
     law = Mechanism(Gradient(), [defense]).law((plan,))
     if law.not_gaussian is not None:
         return
@@ -528,7 +566,7 @@ def test_s22_buffers_and_counters_pass_in_clear(name, row):
     task = Task(net)
     buffers = dict(net.named_buffers())
     defense = make(name, row.acts)
-    plan = defense.calibrate(task, None, 0).beside(buffers)
+    plan = defense.calibrate(task, PUBLIC, 0).beside(buffers)
     update = {**tree_like(task), **buffers}
     released = defense.apply(update, plan, 1)
     assert plan.in_clear == tuple(buffers)
@@ -539,7 +577,7 @@ def test_s22_buffers_and_counters_pass_in_clear(name, row):
     untouched = all(torch.equal(released[n], update[n]) for n in plan.covers)
     assert untouched is not row.on_update
     with pytest.raises(Inconsistent, match=r"running_var"):
-        defense.apply(update, defense.calibrate(task, None, 0), 1)
+        defense.apply(update, defense.calibrate(task, PUBLIC, 0), 1)
     with pytest.raises(Inconsistent, match="already"):
         plan.beside(buffers)
 
@@ -547,7 +585,7 @@ def test_s22_buffers_and_counters_pass_in_clear(name, row):
 def test_s11_clipping_takes_one_norm_over_the_whole_update():
     limit = 0.5
     defense = Clipping(max_norm=limit)
-    released = defense.apply(TREE, defense.calibrate(TASK, None, 0), 1)
+    released = defense.apply(TREE, defense.calibrate(TASK, PUBLIC, 0), 1)
     expected = scale(limit / norm(TREE), TREE)
     for n in TREE:
         torch.testing.assert_close(released[n], expected[n], rtol=1e-14, atol=0)
@@ -580,7 +618,7 @@ def test_s11_clipping_the_batch_is_not_clipping_each_example():
 def test_ogn_official_pruning_at_ratio_0_is_the_identity():
     for kind in ("magnitude", "random"):
         defense = Pruning(ratio=0.0, kind=kind)
-        plan = defense.calibrate(TASK, None, 0)
+        plan = defense.calibrate(TASK, PUBLIC, 0)
         assert same(defense.apply(TREE, plan, 1), TREE)
         law = Mechanism(Gradient(), [defense]).law((plan,), TREE)
         assert (law.maps, dict(law.mask), law.irregular) == ((), {}, None)
@@ -590,7 +628,7 @@ def test_ogn_official_ties_do_not_remove_more_than_asked():
     tied = {n: torch.ones_like(t) for n, t in TREE.items()}
     for kind in ("magnitude", "random"):
         defense = Pruning(ratio=0.5, kind=kind)
-        released = defense.apply(tied, defense.calibrate(TASK, None, 0), 1)
+        released = defense.apply(tied, defense.calibrate(TASK, PUBLIC, 0), 1)
         zeros = int((flatten(released) == 0).sum())
         assert zeros == int(0.5 * size(tied))
 
@@ -604,8 +642,8 @@ def test_noise_depends_on_key_and_name_alone():
         GaussianNoise(std=0.2, only=("2.*",)),
     )
     zeros = {n: torch.zeros_like(t) for n, t in TREE.items()}
-    a = everywhere.apply(zeros, everywhere.calibrate(TASK, None, 0), 7)
-    b = somewhere.apply(zeros, somewhere.calibrate(TASK, None, 9), 7)
+    a = everywhere.apply(zeros, everywhere.calibrate(TASK, PUBLIC, 0), 7)
+    b = somewhere.apply(zeros, somewhere.calibrate(TASK, PUBLIC, 9), 7)
     assert torch.equal(a["2.weight"], b["2.weight"])
     by_hand = add_noise(zeros["0.bias"], 0.2, generator(7, "0.bias"))
     assert torch.equal(a["0.bias"], by_hand)
@@ -679,7 +717,7 @@ def test_pruning_ranks_all_tensors_together():
     first = next(iter(tree))
     ratio = (TREE[first].numel() + 0.5) / size(TREE)
     defense = Pruning(ratio=ratio)
-    released = defense.apply(tree, defense.calibrate(TASK, None, 0), 1)
+    released = defense.apply(tree, defense.calibrate(TASK, PUBLIC, 0), 1)
     assert not bool(released[first].any())
     assert all(torch.equal(released[n], tree[n]) for n in tree if n != first)
 
@@ -689,7 +727,7 @@ def test_random_mask_is_public_fresh_for_each_key_and_uniform():
     removed = int(0.25 * size(TREE))
     masks = torch.stack(
         [
-            flatten(dict(defense.calibrate(TASK, None, key).arrays)).double()
+            flatten(dict(defense.calibrate(TASK, PUBLIC, key).arrays)).double()
             for key in range(2000)
         ]
     )

@@ -27,18 +27,20 @@ __all__ = ["GaussianNoise", "add_noise"]
     r"O = g + \sigma\,\xi, \quad \xi \sim \mathcal N(0, I)",
     reference="Dwork and Roth, 2014, appendix A; Zhu et al., NeurIPS 2019, section 5.1",
 )
-def add_noise(values: Tensor, std: float, source: torch.Generator) -> Tensor:
-    """Add independent Gaussian noise of one standard deviation.
+def add_noise(values: Tensor, std: float | Tensor, source: torch.Generator) -> Tensor:
+    """Add independent Gaussian noise.
 
     Args:
         values: g, any shape, floating point.
-        std: σ ≥ 0, in the units of g.
+        std: σ ≥ 0, in the units of g; one for all coordinates, or one each.
         source: generator on the CPU, so that the bits are the same on every device.
 
     Returns:
         O, of the shape, type and device of g.
     """
     noise = torch.randn(values.shape, generator=source, dtype=values.dtype)
+    if isinstance(std, Tensor):
+        std = std.to(values)
     return values + std * noise.to(values.device)
 
 

@@ -14,8 +14,8 @@ from exhume.problem.tree import Tree, flatten, unflatten
 
 __all__ = ["Covariance", "KroneckerFactors", "LowRank"]
 
-# Singular values of the whitened factor below this are nothing beside the identity.
-_NOTHING = 1e-9
+# An eigenvalue of the low-rank part below this is nothing beside the identity.
+_NOTHING = 1e-12
 
 
 class Covariance(ABC):
@@ -40,6 +40,10 @@ class Covariance(ABC):
     @abstractmethod
     def colour(self, tree: Mapping[str, Tensor]) -> Tree:
         """Return R⁻¹ z, which has covariance Σ if z is white."""
+
+    @abstractmethod
+    def transposed_colour(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return L t with Lᵀ L = Σ, so that ‖L t‖² = tᵀ Σ t."""
 
     def plus(self, variance: Mapping[str, Tensor]) -> Covariance:
         """Return the covariance after independent noise on some covered tensors.
@@ -67,6 +71,10 @@ class Covariance(ABC):
         return self.scaled(1 + more / own)
 
     @abstractmethod
+    def least(self) -> float:
+        """Return the smallest eigenvalue of Σ, or a positive lower bound of it."""
+
+    @abstractmethod
     def scaled(self, factor: float) -> Covariance:
         """Return factor · Σ, factor > 0."""
 
@@ -80,40 +88,51 @@ class Covariance(ABC):
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Covariance):
-    """Σ = diag(v) + U Uᵀ, closed under more independent noise and under masks.
+    """Σ = D^{1/2} (I + Q diag(e) Qᵀ) D^{1/2} with diagonal D and few columns in Q.
 
-    With D = diag(v) and D^{-1/2} U = Q diag(s) Vᵀ it is kept as
-    Σ = D^{1/2} (I + Q diag(s²) Qᵀ) D^{1/2}; one product costs O(P k).
+    It is closed under more independent noise and under masks; a product costs O(P k).
 
     Attributes:
-        root: √v by name, positive, of the shapes of the parameters.
+        root: √D by name, positive, of the shapes of the parameters.
         basis: Q, shape [P, k], orthonormal columns, in the order of ``root``.
-        excess: s², shape [k], positive.
+        excess: e > −1, shape [k]; negative where there is less noise than D.
+
+    Raises:
+        InvalidInput: Σ is not positive definite.
     """
 
     root: Mapping[str, Tensor]
     basis: Tensor
     excess: Tensor
 
+    def __post_init__(self) -> None:
+        positive = all(bool((r > 0).all()) for r in self.root.values())
+        if not positive or not bool((self.excess > -1).all()):
+            msg = "the covariance is not positive definite; add a floor to it"
+            raise InvalidInput(msg)
+
     @classmethod
-    def of(cls, variance: Mapping[str, Tensor], factor: Tensor) -> LowRank:
-        """Decompose diag(v) + U Uᵀ.
+    def of(
+        cls, variance: Mapping[str, Tensor], factor: Tensor, core: Tensor | None = None
+    ) -> LowRank:
+        """Decompose diag(v) + U C Uᵀ.
 
         Args:
             variance: v > 0 by name, of the shapes of the parameters.
             factor: U, shape [P, k], rows in the order of ``variance``.
+            core: C, shape [k], a diagonal; ones if None.
 
         Raises:
-            InvalidInput: a variance is not positive.
+            InvalidInput: the sum is not positive definite.
         """
         root = {name: v.sqrt() for name, v in variance.items()}
-        if not all(bool((v > 0).all()) for v in root.values()):
-            msg = "a variance of correlated noise is not positive; add a floor"
-            raise InvalidInput(msg)
         whitened = factor / flatten(root).to(factor).unsqueeze(-1)
-        basis, values, _ = torch.linalg.svd(whitened, full_matrices=False)
-        kept = values > _NOTHING
-        return cls(root, basis[:, kept], values[kept].square())
+        basis, triangle = torch.linalg.qr(whitened)
+        weights = torch.ones(factor.shape[1]).to(factor) if core is None else core
+        small = (triangle * weights) @ triangle.T
+        excess, turn = torch.linalg.eigh((small + small.T) / 2)
+        kept = excess.abs() > _NOTHING
+        return cls(root, basis @ turn[:, kept], excess[kept])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,13 +140,13 @@ class LowRank(Covariance):
         return tuple(self.root)
 
     def diagonal(self) -> Tree:
-        """Return v_i (1 + Σ_k s_k² Q_ik²)."""
+        """Return D_i (1 + Σ_k e_k Q_ik²)."""
         growth = 1 + self.basis.square() @ self.excess
         own = unflatten(growth, self.root)
         return {name: r.square() * own[name] for name, r in self.root.items()}
 
     def whiten(self, tree: Mapping[str, Tensor]) -> Tree:
-        """Return (I + Q diag((1 + s²)^{-1/2} − 1) Qᵀ) D^{-1/2} t."""
+        """Return (I + Q diag((1 + e)^{-1/2} − 1) Qᵀ) D^{-1/2} t."""
         scaled = {n: tree[n] / r.to(tree[n]) for n, r in self.root.items()}
         flat = flatten(scaled)
         basis, excess = self.basis.to(flat), self.excess.to(flat)
@@ -135,13 +154,20 @@ class LowRank(Covariance):
         return unflatten(flat + basis @ (weight * (basis.T @ flat)), scaled)
 
     def colour(self, tree: Mapping[str, Tensor]) -> Tree:
-        """Return D^{1/2} (I + Q diag((1 + s²)^{1/2} − 1) Qᵀ) z."""
-        covered = {name: tree[name] for name in self.root}
-        flat = flatten(covered)
+        """Return D^{1/2} (I + Q diag((1 + e)^{1/2} − 1) Qᵀ) z."""
+        coloured = self._grown({name: tree[name] for name in self.root})
+        return {n: r.to(coloured[n]) * coloured[n] for n, r in self.root.items()}
+
+    def _grown(self, tree: Tree) -> Tree:
+        flat = flatten(tree)
         basis, excess = self.basis.to(flat), self.excess.to(flat)
         weight = (1 + excess).sqrt() - 1
-        coloured = unflatten(flat + basis @ (weight * (basis.T @ flat)), covered)
-        return {n: r.to(coloured[n]) * coloured[n] for n, r in self.root.items()}
+        return unflatten(flat + basis @ (weight * (basis.T @ flat)), tree)
+
+    def transposed_colour(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return (I + Q diag((1 + e)^{1/2} − 1) Qᵀ) D^{1/2} t."""
+        scaled = {n: tree[n] * r.to(tree[n]) for n, r in self.root.items()}
+        return self._grown(scaled)
 
     def plus(self, variance: Mapping[str, Tensor]) -> LowRank:
         """Add to the diagonal part and decompose again."""
@@ -149,7 +175,7 @@ class LowRank(Covariance):
             name: r.square() + variance.get(name, torch.zeros(())).to(r)
             for name, r in self.root.items()
         }
-        return LowRank.of(total, self._factor())
+        return LowRank.of(total, self._factor(), self.excess)
 
     def blurred(self, variance: Mapping[str, Tensor]) -> LowRank:
         """Return the covariance with exactly this much more variance."""
@@ -160,7 +186,13 @@ class LowRank(Covariance):
         ones = {n: torch.ones_like(r, dtype=torch.bool) for n, r in self.root.items()}
         kept = flatten({n: mask.get(n, m) for n, m in ones.items()})
         variance = {name: r.square() for name, r in self.root.items()}
-        return LowRank.of(variance, self._factor() * kept.to(self.basis).unsqueeze(-1))
+        factor = self._factor() * kept.to(self.basis).unsqueeze(-1)
+        return LowRank.of(variance, factor, self.excess)
+
+    def least(self) -> float:
+        """Return min D · min(1, 1 + min e), a lower bound."""
+        smallest = min(float(r.min()) for r in self.root.values()) ** 2
+        return smallest * (1 + min(0.0, *self.excess.tolist(), 0.0))
 
     def scaled(self, factor: float) -> LowRank:
         """Scale the diagonal part; the shape relative to it stays."""
@@ -169,7 +201,7 @@ class LowRank(Covariance):
 
     def _factor(self) -> Tensor:
         root = flatten(self.root).to(self.basis).unsqueeze(-1)
-        return root * self.basis * self.excess.sqrt()
+        return root * self.basis
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +253,18 @@ class KroneckerFactors(Covariance):
             left, right = self.left[name].to(matrix), self.right[name].to(matrix)
             result[name] = (left @ matrix @ right).reshape(tree[name].shape)
         return result
+
+    def transposed_colour(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return A^{1/2} X B^{1/2}: the roots are symmetric."""
+        return self.colour(tree)
+
+    def least(self) -> float:
+        """Return the smallest product of eigenvalues of A and B over the tensors."""
+        return min(
+            float(torch.linalg.eigvalsh(self.left[name])[0] ** 2)
+            * float(torch.linalg.eigvalsh(self.right[name])[0] ** 2)
+            for name in self.names
+        )
 
     def scaled(self, factor: float) -> KroneckerFactors:
         """Scale the left factors."""

@@ -1,0 +1,206 @@
+"""What the optimal defenses read off public data: utility costs and sensitivities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from exhume.errors import InvalidInput
+from exhume.formula import formula
+from exhume.keys import fold, generator
+from exhume.observations.gradient import Gradient
+from exhume.problem.batch import Batch
+from exhume.problem.sensitivity import squared_sensitivities
+from exhume.problem.task import Task
+from exhume.problem.tree import Tree, add, flatten, scale, unflatten
+
+__all__ = [
+    "PRIVATE_SCALES",
+    "UtilityMetric",
+    "check_noise_options",
+    "check_scale_options",
+    "mean_squared_sensitivities",
+    "metric_columns",
+    "metric_diagonal",
+    "public_batches",
+    "sampled_label_gradient",
+]
+
+UtilityMetric = Literal["u2", "power", "curvature"]
+
+PRIVATE_SCALES = (
+    "the scales of this defense come from the private batch, so what is released tells "
+    "about the batch through them as well, at any noise level; use "
+    "scale_source='public'"
+)
+
+
+def check_noise_options(std: float, ridge: float) -> None:
+    """Raise unless the strength and the ridge of an optimal noise are in range.
+
+    Raises:
+        InvalidInput: names the option, its value and what was expected.
+    """
+    if not (math.isfinite(std) and std >= 0):
+        msg = f"std is {std}; expected a finite number of at least 0"
+        raise InvalidInput(msg)
+    if not (math.isfinite(ridge) and ridge > 0):
+        msg = f"ridge is {ridge}; expected a finite number above 0, e.g. 1e-3"
+        raise InvalidInput(msg)
+
+
+def check_scale_options(scale_source: str, counts: Mapping[str, int]) -> None:
+    """Raise unless the source of the scales and all counts are in range.
+
+    Raises:
+        InvalidInput: names the option, its value and what was expected.
+    """
+    if scale_source not in ("public", "private"):
+        msg = f"scale_source is {scale_source!r}; expected 'public' or 'private'"
+        raise InvalidInput(msg)
+    for name, count in counts.items():
+        if count < 1:
+            msg = f"{name} is {count}; expected at least 1"
+            raise InvalidInput(msg)
+
+
+def public_batches(
+    name: str, public: Batch | None, size: int, count: int, key: int
+) -> list[Batch]:
+    """Draw public batches shaped like a private one, without repetition if possible.
+
+    Args:
+        name: of the defense, for the message.
+        public: public examples.
+        size: B, of a private batch.
+        count: how many batches at most.
+        key: randomness of the choice.
+
+    Raises:
+        InvalidInput: there are no public examples, or fewer than one batch.
+    """
+    if public is None or len(public) < size:
+        have = "none" if public is None else str(len(public))
+        msg = (
+            f"{name!r} takes its scales from public data and needs at least {size} "
+            f"public example(s), but there are {have}; give the World public examples"
+        )
+        raise InvalidInput(msg)
+    order = torch.randperm(len(public), generator=generator(key, "public-batches"))
+    chunks = order.split(size)[:count]
+    return [public.select(chunk) for chunk in chunks if len(chunk) == size]
+
+
+def mean_squared_sensitivities(
+    task: Task, batches: Sequence[Batch], probes: int, key: int
+) -> Tree:
+    """Return a² = E_x ‖∇_x g_i‖² of every coordinate, averaged over public batches.
+
+    Args:
+        task: model, loss, mode.
+        batches: shaped like a private batch each.
+        probes: random directions per batch.
+        key: their randomness.
+    """
+    total: Tree | None = None
+    for index, batch in enumerate(batches):
+        one = squared_sensitivities(
+            task,
+            Gradient(),
+            batch.inputs,
+            batch.targets,
+            probes=probes,
+            key=fold(key, "sensitivities", index),
+        )
+        total = one if total is None else add(total, one)
+    assert total is not None  # at least one batch
+    return scale(1 / len(batches), total)
+
+
+@formula(
+    r"H = \tfrac1N \textstyle\sum_n h_n h_n^\top:\quad h_n = g(x_n) \text{ (U2)},\ "
+    r"\nabla_\Theta \log p(\hat y_n | x_n),\ \hat y_n \sim p \text{ (curvature)}",
+    reference="Chen, Gursoy and Lei 2024 (U2); Martens, JMLR 2020 (Gauss-Newton)",
+)
+def metric_columns(
+    task: Task,
+    batches: Sequence[Batch],
+    metric: UtilityMetric,
+    key: int,
+    names: Sequence[str],
+) -> Tensor | None:
+    """Return columns h_n/√N of the utility metric H, shape [P, N]; None for H = I.
+
+    The utility cost of noise with covariance S is tr(S H): the noise power for H = I,
+    the variance of the first-order change of the loss along the step for U2, and the
+    expected second-order loss increase (twice) for the Gauss–Newton curvature.
+
+    Args:
+        task: model, loss, mode.
+        batches: public, shaped like a private batch.
+        metric: which H.
+        key: randomness of sampled labels.
+        names: tensors that count, in order.
+    """
+    if metric == "power":
+        return None
+    if metric == "u2":
+        columns = [task.gradient(_inputs(task, b), b.targets) for b in batches]
+    else:
+        columns = [
+            sampled_label_gradient(task, b, fold(key, "labels", i))
+            for i, b in enumerate(batches)
+        ]
+    covered = [flatten({name: c[name] for name in names}) for c in columns]
+    stacked = torch.stack([c.detach().double() for c in covered], dim=1)
+    return stacked / len(columns) ** 0.5
+
+
+def metric_diagonal(columns: Tensor | None, like: Tree) -> Tree:
+    """Return h_i² = H_ii by name.
+
+    Args:
+        columns: of :func:`metric_columns`, None for H = I.
+        like: tensors of the layout of one column.
+    """
+    if columns is None:
+        return {n: torch.ones_like(t, dtype=torch.float64) for n, t in like.items()}
+    return unflatten(columns.square().sum(dim=1), like)
+
+
+def sampled_label_gradient(task: Task, batch: Batch, key: int) -> Tree:
+    """Return a vector h with E[h hᵀ] = the Gauss–Newton matrix of the mean loss.
+
+    For cross-entropy it is √B times the gradient of the mean loss with labels drawn
+    from the model itself; for the squared error over K outputs, that of Σ ±√(2/K) f.
+
+    Args:
+        task: model, loss, mode.
+        batch: its labels are not used.
+        key: randomness of labels or signs.
+    """
+    source = generator(key, "sampled-labels")
+    parameters = {n: p.detach().requires_grad_() for n, p in task.parameters().items()}
+    outputs = task.predict(_inputs(task, batch), parameters)
+    if task.loss == "cross-entropy":
+        chances = outputs.detach().double().softmax(dim=-1).cpu()
+        labels = torch.multinomial(chances, 1, generator=source).to(outputs.device)
+        value = -outputs.log_softmax(dim=-1).gather(1, labels).sum()
+    else:
+        signs = torch.randint(0, 2, outputs.shape, generator=source) * 2 - 1
+        per_example = outputs.numel() / len(batch)
+        value = (2 / per_example) ** 0.5 * (signs.to(outputs) * outputs).sum()
+    grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    root = len(batch) ** -0.5
+    return {
+        name: torch.zeros_like(p) if g is None else root * g
+        for (name, p), g in zip(parameters.items(), grads, strict=True)
+    }
+
+
+def _inputs(task: Task, batch: Batch) -> Tensor:
+    return batch.inputs.to(device=task.device, dtype=task.dtype)

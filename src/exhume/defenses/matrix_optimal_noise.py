@@ -1,0 +1,230 @@
+"""Matrix-optimal noise: Gaussian noise whose whole covariance maximises the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from exhume.defenses._matrix_design import (
+    Metric,
+    kronecker_optimum,
+    low_rank_optimum,
+    matched,
+    posterior_covariance,
+)
+from exhume.defenses._principal_directions import principal_directions, tangents
+from exhume.defenses._public_scales import (
+    UtilityMetric,
+    check_noise_options,
+    metric_columns,
+    public_batches,
+)
+from exhume.errors import InvalidInput
+from exhume.keys import fold, generator
+from exhume.problem.batch import Batch
+from exhume.problem.covariance import Covariance, KroneckerFactors, LowRank
+from exhume.problem.defense import Defense, Plan, Stage
+from exhume.problem.law import Law
+from exhume.problem.privacy import Guarantee
+from exhume.problem.task import Task
+from exhume.problem.tree import Tree
+
+__all__ = ["MatrixOptimalNoise"]
+
+# The fixed point is reached to three digits after two or three (measured).
+_ITERATIONS = 3
+# H must generalise: what it has not seen of the gradients is taken for cheap.
+_METRIC_BATCHES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixOptimalNoise(Defense):
+    """Release g + N(0, S), with S optimal among all covariances of one utility cost.
+
+    S ∝ H^{-1/2} (H^{1/2} M H^{1/2})^{1/2} H^{-1/2} subject to tr(S H) = σ² tr(H). With
+    M = E[J Jᵀ] it maximises the trace bound (objective ``trace``); with M = E[J A² Jᵀ],
+    A = (E Jᵀ S⁻¹ J + J_P)⁻¹, the Bayesian Cramér–Rao bound itself (``bayesian``).
+    M and H come from public data, so S is fixed before any private data are seen. It is
+    full rank: what public data never do still gets noise.
+
+    Attributes:
+        std: σ ≥ 0; the noise costs as much utility as isotropic noise of this standard
+            deviation, on public data.
+        objective: which bound is maximised.
+        metric: utility metric H: ``u2`` is E[g gᵀ] (Chen et al.), ``power`` the
+            identity, ``curvature`` the Gauss–Newton matrix.
+        form: ``low-rank`` (a diagonal plus a low-rank correction of the diagonal
+            optimum) or ``kronecker`` (a product of two factors per tensor).
+        rank: of the correction; 0 keeps the diagonal optimum.
+        samples: public batches that M is averaged over, at most; H, which is cheaper,
+            takes up to 256.
+        directions: principal components of public inputs along which J is taken.
+        batch_size: B of the private batch, which is public.
+        ridge: added to H, as a share of its mean diagonal; noise where H has no other
+            part would be free.
+        only: glob patterns of the tensors that get noise.
+
+    Raises:
+        InvalidInput: an option is out of range.
+    """
+
+    stage: ClassVar[Stage] = Stage.UPDATE
+    bibtex: ClassVar[str] = """\
+@misc{chen2024optimal,
+  title = {Optimal Defenses Against Gradient Reconstruction Attacks},
+  author = {Chen, Yuxiao and G{\\"u}rsoy, Gamze and Lei, Qi},
+  year = {2024}, eprint = {2411.03746}, archivePrefix = {arXiv}
+}
+@book{bhatia2007positive,
+  title = {Positive Definite Matrices},
+  author = {Bhatia, Rajendra},
+  publisher = {Princeton University Press}, year = {2007}
+}
+"""
+
+    std: float
+    objective: Literal["bayesian", "trace"] = "bayesian"
+    metric: UtilityMetric = "u2"
+    form: Literal["low-rank", "kronecker"] = "low-rank"
+    rank: int = 32
+    samples: int = 16
+    directions: int = 48
+    batch_size: int = 1
+    ridge: float = 1e-3
+    only: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        check_noise_options(self.std, self.ridge)
+        if self.objective not in ("bayesian", "trace"):
+            msg = f"objective is {self.objective!r}; expected 'bayesian' or 'trace'"
+            raise InvalidInput(msg)
+        if self.form not in ("low-rank", "kronecker"):
+            msg = f"form is {self.form!r}; expected 'low-rank' or 'kronecker'"
+            raise InvalidInput(msg)
+        least = {"rank": 0, "samples": 1, "directions": 1, "batch_size": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                msg = f"{name} is {getattr(self, name)}; expected at least {smallest}"
+                raise InvalidInput(msg)
+
+    def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
+        """Design S on public data.
+
+        Raises:
+            InvalidInput: there are no public data.
+        """
+        plan = self._plan(task)
+        if not self.adds_noise:
+            return plan
+        batches = public_batches(
+            "matrix-optimal-noise", public, self.batch_size, _METRIC_BATCHES, key
+        )
+        assert public is not None  # checked by public_batches
+        shapes = {name: task.parameters()[name].detach() for name in plan.covers}
+        metric = self._metric(task, batches, plan.covers, key)
+        axes, variances = principal_directions(public, self.directions)
+        seen = tangents(task, batches[: self.samples], axes, plan.covers)
+        prior = variances.repeat(self.batch_size)
+        covariance = self._design(seen, metric, shapes, prior, key)
+        return self._plan(task, arrays=_arrays(covariance))
+
+    def _metric(
+        self, task: Task, batches: list[Batch], covers: tuple[str, ...], key: int
+    ) -> Metric:
+        columns = metric_columns(
+            task, batches, self.metric, fold(key, "metric"), covers
+        )
+        if columns is None:
+            total = sum(task.parameters()[name].numel() for name in covers)
+            return Metric(torch.zeros(total, 0, dtype=torch.float64), 1.0)
+        mean = float(columns.square().sum()) / len(columns)
+        if mean == 0:
+            msg = "the public gradients are zero, so noise has no utility cost to match"
+            raise InvalidInput(msg)
+        return Metric(columns, self.ridge * mean)
+
+    def _design(
+        self,
+        seen: Tensor,
+        metric: Metric,
+        shapes: Mapping[str, Tensor],
+        prior: Tensor,
+        key: int,
+    ) -> Covariance:
+        """Iterate the optimum for M and the M of that optimum."""
+        cost = self.std**2 * metric.trace()
+
+        def optimum(weighted: Tensor) -> Covariance:
+            if self.form == "kronecker":
+                shape = kronecker_optimum(weighted, metric, shapes)
+            else:
+                shape = low_rank_optimum(weighted, metric, shapes, self.rank, key)
+            return matched(shape, metric, shapes, cost)
+
+        covariance = optimum(seen)
+        for _ in range(_ITERATIONS if self.objective == "bayesian" else 0):
+            spread = posterior_covariance(seen, covariance, shapes, prior)
+            covariance = optimum(seen @ spread)
+        return covariance
+
+    def covariance(self, plan: Plan) -> Covariance:
+        """Return S of a calibrated plan."""
+        arrays = plan.arrays
+        if self.form == "kronecker":
+            return KroneckerFactors(
+                {name: arrays[f"left/{name}"] for name in plan.covers},
+                {name: arrays[f"right/{name}"] for name in plan.covers},
+                {name: plan.shapes[name] for name in plan.covers},
+            )
+        root = {name: arrays[f"root/{name}"] for name in plan.covers}
+        return LowRank(root, arrays["basis"], arrays["excess"])
+
+    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
+        if not self.adds_noise:
+            return covered
+        white = {
+            name: torch.randn(
+                plan.shapes[name], generator=generator(key, name), dtype=torch.float64
+            ).to(covered[name].device)
+            for name in plan.covers
+        }
+        noise = self.covariance(plan).colour(white)
+        return {name: t + noise[name].to(t) for name, t in covered.items()}
+
+    def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
+        """Add S to the covariance."""
+        del observed
+        if not self.adds_noise:
+            return law
+        return law.plus_noise({}, covariance=self.covariance(plan))
+
+    def account(self, before: Guarantee, plan: Plan) -> Guarantee:
+        """Count the direction with the least noise; S is made of public data."""
+        if not self.adds_noise:
+            return before
+        least = self.covariance(plan).least()
+        return before.plus_noise(dict.fromkeys(plan.covers, least))
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether σ > 0."""
+        return self.std > 0
+
+    @property
+    def preserves_zeros(self) -> bool:
+        """Whether nothing is added."""
+        return not self.adds_noise
+
+
+def _arrays(covariance: Covariance) -> dict[str, Tensor]:
+    """Write S as named tensors."""
+    if isinstance(covariance, KroneckerFactors):
+        left = {f"left/{name}": t for name, t in covariance.left.items()}
+        return left | {f"right/{name}": t for name, t in covariance.right.items()}
+    assert isinstance(covariance, LowRank)
+    roots = {f"root/{name}": t for name, t in covariance.root.items()}
+    return {**roots, "basis": covariance.basis, "excess": covariance.excess}

@@ -1,0 +1,487 @@
+"""Optimal noise and pruning: closed forms, optimality, utility, the leak of scales."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from exhume import Batch, EventSpec, Mechanism, Task
+from exhume.defenses._matrix_design import (
+    Metric,
+    diagonal_optimum,
+    geometric_mean,
+    kronecker_optimum,
+    low_rank_optimum,
+    matched,
+    posterior_covariance,
+    utility_cost,
+)
+from exhume.defenses._principal_directions import principal_directions, tangents
+from exhume.defenses._public_scales import metric_columns, sampled_label_gradient
+from exhume.defenses.gaussian_noise import GaussianNoise
+from exhume.defenses.matrix_optimal_noise import MatrixOptimalNoise
+from exhume.defenses.optimal_gradient_noise import (
+    OptimalGradientNoise,
+    PrivateVariance,
+    optimal_variance,
+)
+from exhume.defenses.optimal_gradient_pruning import (
+    OptimalGradientPruning,
+    optimal_mask,
+    utility_per_information,
+)
+from exhume.errors import InvalidInput
+from exhume.keys import generator
+from exhume.observations.gradient import Gradient
+from exhume.problem.covariance import KroneckerFactors, LowRank
+from exhume.problem.observation import Candidate
+from exhume.problem.sensitivity import exact_squared_sensitivities
+from exhume.problem.tree import dot, flatten, unflatten
+
+
+def normal(*shape, key=0):
+    return torch.randn(shape, generator=generator(key), dtype=torch.float64)
+
+
+def spd(size, key, floor=0.1):
+    root = normal(size, size, key=key)
+    return root @ root.T / size + floor * torch.eye(size).double()
+
+
+def dense(covariance, shapes):
+    """Return Σ column by column from its own root, an independent way."""
+    size = sum(t.numel() for t in shapes.values())
+    eye = torch.eye(size, dtype=torch.float64)
+    root = torch.stack(
+        [flatten(covariance.colour(unflatten(row, shapes))) for row in eye], dim=1
+    )
+    return root @ root.T
+
+
+def small_task(activation=None):
+    net = nn.Sequential(
+        nn.Linear(4, 5), activation or nn.Tanh(), nn.Linear(5, 3)
+    ).double()
+    values = generator(5)
+    for parameter in net.parameters():
+        parameter.data.normal_(generator=values)
+    return Task(net)
+
+
+TASK = small_task()
+PUBLIC = Batch(normal(30, 4, key=8), torch.arange(30) % 3, EventSpec.vector(4))
+SHAPES = {"w": torch.zeros(3, 4).double(), "b": torch.zeros(3).double()}
+SIZE = 15
+
+
+# --- the diagonal optimum ------------------------------------------------------------
+
+
+def trace_gain(a, h):
+    """Information of isotropic over that of optimal noise, at one utility cost."""
+    v = optimal_variance({"w": a**2}, {"w": h**2}, 1.0, cap=1e9, ridge=1e-22)["w"]
+    assert float((v * h**2).sum()) == pytest.approx(float((h**2).sum()), rel=1e-9)
+    return float((a**2).sum() / (a**2 / v).sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(
+        st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)), min_size=2, max_size=20
+    )
+)
+def test_t5_gain_is_one_over_the_squared_cosine(values):
+    a, h = torch.tensor(values, dtype=torch.float64).T
+    cosine = float(a @ h / a.norm() / h.norm())
+    assert trace_gain(a, h) == pytest.approx(1 / cosine**2, rel=1e-6)
+
+
+def test_no_gain_where_sensitivity_is_proportional_to_the_gradient():
+    h = normal(50).abs()
+    assert trace_gain(3 * h, h) == pytest.approx(1, rel=1e-9)
+
+
+def test_noise_of_a_network_is_the_formula_of_its_exact_scales():
+    defense = OptimalGradientNoise(std=0.1, probes=4000, samples=3, cap=1e9)
+    batch = PUBLIC.select([3])
+    plan = defense.calibrate(TASK, batch, 0)
+    a2 = exact_squared_sensitivities(TASK, Gradient(), batch.inputs, batch.targets)
+    g = TASK.gradient(batch.inputs, batch.targets)
+    h2 = {n: t.detach().square() for n, t in g.items()}
+    exact = optimal_variance(a2, h2, 0.1, cap=1e9, ridge=1e-6)
+    for name, v in exact.items():
+        torch.testing.assert_close(plan.arrays[name], v, rtol=0.1, atol=0)
+
+
+def test_clamps_keep_exact_zeros_of_relu_networks_finite():
+    task = small_task(nn.ReLU())
+    with torch.no_grad():
+        task.parameters()["0.bias"].fill_(-1e3)  # every unit is off
+    for defense in (
+        OptimalGradientNoise(std=0.1, samples=3),
+        MatrixOptimalNoise(std=0.1, samples=3, rank=2),
+        OptimalGradientPruning(ratio=0.3, samples=3),
+    ):
+        plan = defense.calibrate(task, PUBLIC, 0)
+        assert all(bool(t.isfinite().all()) for t in plan.arrays.values())
+        assert defense.apply(task.gradient(PUBLIC.inputs, PUBLIC.targets), plan, 1)
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        OptimalGradientNoise(std=0.2, ridge=1e-9, samples=30),
+        MatrixOptimalNoise(std=0.2, ridge=1e-6, samples=30, rank=4),
+        MatrixOptimalNoise(std=0.2, ridge=1e-6, samples=30, form="kronecker"),
+        MatrixOptimalNoise(std=0.2, ridge=1e-6, samples=30, objective="trace"),
+    ],
+)
+def test_costs_the_utility_of_isotropic_noise_on_public_data(defense):
+    law = Mechanism(Gradient(), [defense]).law(
+        Mechanism(Gradient(), [defense]).calibrate(TASK, PUBLIC, 0)
+    )
+    own, isotropic = 0.0, 0.0
+    for index in range(len(PUBLIC)):
+        one = PUBLIC.select([index])
+        g = {n: t.detach() for n, t in TASK.gradient(one.inputs, one.targets).items()}
+        isotropic += 0.2**2 * float(dot(g, g))
+        if law.covariance is None:
+            own += float(dot({n: law.variance[n] * t for n, t in g.items()}, g))
+        else:
+            own += float(flatten(law.covariance.transposed_colour(g)).square().sum())
+    assert own == pytest.approx(isotropic, rel=1e-3)
+
+
+def test_without_public_data_a_sentence_says_what_to_do():
+    for defense in (
+        OptimalGradientNoise(std=0.1),
+        OptimalGradientPruning(ratio=0.5),
+        MatrixOptimalNoise(std=0.1, batch_size=31),
+    ):
+        public = (
+            None if defense != MatrixOptimalNoise(std=0.1, batch_size=31) else PUBLIC
+        )
+        with pytest.raises(InvalidInput, match="give the World public examples"):
+            defense.calibrate(TASK, public, 0)
+
+
+# --- pruning -------------------------------------------------------------------------
+
+
+def test_t6_ratio_zero_is_the_identity_and_counts_are_exact():
+    tree = {n: normal(*p.shape, key=3) for n, p in TASK.parameters().items()}
+    count = sum(t.numel() for t in tree.values())
+    for ratio in (0.0, 0.31, 0.999):
+        defense = OptimalGradientPruning(ratio=ratio, samples=4)
+        released = defense.apply(tree, defense.calibrate(TASK, PUBLIC, 0), 1)
+        removed = sum(int((t == 0).sum()) for t in released.values())
+        assert removed == int(ratio * count)
+
+
+def test_t6_keeps_less_information_than_any_mask_of_the_same_utility():
+    a2, h2 = normal(400, key=1).square(), normal(400, key=2).square()
+    kept = optimal_mask({"w": a2}, {"w": h2}, 200)["w"]
+    utility, information = float(h2[kept].sum()), float(a2[kept].sum())
+    one = float(a2.max())  # greedy knapsack: optimal up to one item
+    source = generator(7)
+    for trial in range(200):
+        # Random masks, tilted towards good ones, cut at the same utility.
+        tilt = (h2 / a2).log() * (trial / 100) + torch.randn(
+            400, generator=source, dtype=torch.float64
+        )
+        order = tilt.argsort(descending=True)
+        enough = int((h2[order].cumsum(0) < utility).sum()) + 1
+        assert float(a2[order[:enough]].sum()) >= information - one
+
+
+def test_prunes_the_largest_ratio_of_sensitivity_to_gradient():
+    a2, h2 = torch.tensor([4.0, 1.0, 0.0, 9.0]), torch.tensor([1.0, 4.0, 0.0, 9.0])
+    assert utility_per_information(a2, h2).tolist() == [0.25, 4.0, math.inf, 1.0]
+    assert optimal_mask({"w": a2}, {"w": h2}, 1)["w"].tolist() == [False, *[True] * 3]
+
+
+# --- the matrix optimum --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_t12_geometric_mean_solves_its_equation_and_is_positive(size):
+    h, m = spd(size, 1), spd(size, 2)
+    s = geometric_mean(h, m)
+    torch.testing.assert_close(s @ h @ s, m)
+    torch.testing.assert_close(s, s.T)
+    assert float(torch.linalg.eigvalsh(s)[0]) > 0
+
+
+def test_t12_no_feasible_perturbation_lowers_the_trace():
+    h, m = spd(8, 1), spd(8, 2)
+    s = geometric_mean(h, m)
+    best = float((torch.linalg.inv(s) @ m).trace())
+    cost = float((s @ h).trace())
+    for key in range(50):
+        bump = normal(8, 8, key=key)
+        other = s + 0.1 * (bump + bump.T) * s.diagonal().mean()
+        if float(torch.linalg.eigvalsh(other)[0]) <= 0:
+            continue
+        other = other * (cost / float((other @ h).trace()))
+        assert float((torch.linalg.inv(other) @ m).trace()) >= best * (1 - 1e-9)
+
+
+def test_t12_diagonal_matrices_give_the_diagonal_optimum():
+    a2, h2 = normal(6, key=1).square() + 0.1, normal(6, key=2).square() + 0.1
+    s = geometric_mean(torch.diag(h2), torch.diag(a2))
+    torch.testing.assert_close(s.diagonal(), diagonal_optimum(a2, h2))
+
+
+def metric_of(columns=4, ridge=0.05):
+    return Metric(normal(SIZE, columns, key=4), ridge)
+
+
+def dense_metric(metric):
+    eye = torch.eye(SIZE).double()
+    return metric.columns @ metric.columns.T + metric.ridge * eye
+
+
+def test_t12_low_rank_form_agrees_with_the_dense_one_at_full_rank():
+    metric, weighted = metric_of(), normal(5, SIZE, 6, key=6)
+    m = torch.einsum("npr,nqr->pq", weighted, weighted) / 5
+    found = dense(low_rank_optimum(weighted, metric, SHAPES, SIZE, 0), SHAPES)
+    # The floor of the form is a share of 1e-4.
+    floor = 1e-4 * torch.eye(SIZE).double() * m.diagonal().mean()
+    s = geometric_mean(dense_metric(metric), m + floor)
+    torch.testing.assert_close(
+        found, s, rtol=0.02, atol=0.02 * float(s.diagonal().mean())
+    )
+
+
+def test_low_rank_form_is_better_than_the_diagonal_and_worse_than_the_full_one():
+    metric, weighted = metric_of(), normal(5, SIZE, 2, key=6)
+    m = torch.einsum("npr,nqr->pq", weighted, weighted) / 5
+    values = []
+    for rank in (0, 2, 6, SIZE):
+        s = low_rank_optimum(weighted, metric, SHAPES, rank, 0)
+        s = dense(matched(s, metric, SHAPES, 1.0), SHAPES)
+        assert float((s @ dense_metric(metric)).trace()) == pytest.approx(1, rel=1e-9)
+        values.append(float((torch.linalg.inv(s) @ m).trace()))
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_t12_kronecker_form_is_exact_for_kronecker_products():
+    a, b, c, d = spd(3, 1), spd(4, 2), spd(3, 3), spd(4, 4)
+    shapes = {"w": torch.zeros(3, 4).double()}
+    m_root = torch.linalg.cholesky(torch.kron(a, b))
+    h_root = torch.linalg.cholesky(torch.kron(c, d))
+    form = kronecker_optimum(m_root[None], Metric(h_root, 1e-12), shapes)
+    found = dense(form, shapes)
+    s = geometric_mean(h_root @ h_root.T, m_root @ m_root.T)
+    ratio = found / s
+    torch.testing.assert_close(found, s * ratio.mean(), rtol=0.02, atol=0.01)
+
+
+def test_utility_cost_is_the_trace_of_the_product():
+    metric = metric_of()
+    for form in (
+        low_rank_optimum(normal(3, SIZE, 4, key=6), metric, SHAPES, 3, 0),
+        kronecker_optimum(normal(3, SIZE, 4, key=6), metric, SHAPES),
+    ):
+        expected = float((dense(form, SHAPES) @ dense_metric(metric)).trace())
+        assert utility_cost(form, metric, SHAPES) == pytest.approx(expected)
+        scaled = matched(form, metric, SHAPES, 2.5)
+        assert utility_cost(scaled, metric, SHAPES) == pytest.approx(2.5)
+
+
+def test_bayesian_bound_is_concave_in_the_covariance():
+    seen = normal(3, SIZE, 4, key=9)
+    prior = torch.tensor([2.0, 1.0, 0.5, 0.1], dtype=torch.float64)
+
+    def bound(s):
+        information = sum(t.T @ torch.linalg.inv(s) @ t for t in seen) / len(seen)
+        return float(torch.linalg.inv(information + torch.diag(1 / prior)).trace())
+
+    for key in range(30):
+        one, other = spd(SIZE, key), spd(SIZE, key + 100)
+        middle = bound((one + other) / 2)
+        assert middle >= (bound(one) + bound(other)) / 2 - 1e-12
+
+
+def test_fixed_point_maximises_the_bayesian_bound():
+    metric, seen = metric_of(), normal(4, SIZE, 5, key=9)
+    prior = torch.logspace(0.5, -1.5, 5, dtype=torch.float64)
+    h = dense_metric(metric)
+
+    def bound(s):
+        information = sum(t.T @ torch.linalg.inv(s) @ t for t in seen) / len(seen)
+        return float(torch.linalg.inv(information + torch.diag(1 / prior)).trace())
+
+    weighted, values = seen, []
+    for _ in range(25):
+        form = low_rank_optimum(weighted, metric, SHAPES, SIZE, 0)
+        form = matched(form, metric, SHAPES, 1.0)
+        posterior = posterior_covariance(seen, form, SHAPES, prior)
+        values.append(float(posterior.trace()))
+        weighted = seen @ posterior
+    s = dense(form, SHAPES)
+    assert values[-1] == pytest.approx(bound(s))
+    assert values[3] > values[0]
+    assert values[-1] == pytest.approx(max(values), rel=1e-3)
+    for key in range(60):
+        bump = normal(SIZE, SIZE, key=key)
+        other = s + 0.05 * (bump + bump.T) * s.diagonal().mean() / SIZE**0.5
+        if float(torch.linalg.eigvalsh(other)[0]) <= 0:
+            continue
+        other = other / float((other @ h).trace())
+        assert bound(other) <= values[-1] * (1 + 1e-3)
+
+
+def test_tangents_are_derivatives_along_the_directions_of_the_public_data():
+    axes, variances = principal_directions(PUBLIC, 3)
+    batch = PUBLIC.select([2, 5])
+    seen = tangents(TASK, [batch], axes, ["2.weight"])
+    assert seen.shape == (1, 15, 6)
+    step = 1e-6
+    for column, (example, axis) in enumerate((e, a) for e in (0, 1) for a in range(3)):
+        shift = torch.zeros_like(batch.inputs)
+        shift[example] = step * axes[axis]
+        ends = [
+            TASK.gradient(batch.inputs + s * shift, batch.targets)["2.weight"]
+            for s in (1, -1)
+        ]
+        numeric = (ends[0] - ends[1]).reshape(-1) / (2 * step)
+        torch.testing.assert_close(seen[0, :, column], numeric, rtol=1e-5, atol=1e-8)
+    assert bool((variances.diff() <= 0).all())
+
+
+def test_public_data_that_do_not_vary_are_refused():
+    constant = Batch(torch.ones(3, 4), torch.zeros(3).long(), EventSpec.vector(4))
+    with pytest.raises(InvalidInput, match="do not vary"):
+        principal_directions(constant, 2)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
+def test_curvature_columns_have_the_gauss_newton_matrix_as_mean(loss):
+    task = Task(TASK.model, loss=loss)
+    batch = PUBLIC.select([0, 1])
+    draws = torch.stack(
+        [flatten(sampled_label_gradient(task, batch, key)) for key in range(1500)]
+    ).detach()
+
+    def outputs(theta):
+        parameters = unflatten(theta, task.parameters())
+        return task.predict(batch.inputs, parameters)
+
+    theta = flatten(task.parameters()).detach()
+    jacobian = torch.func.jacrev(outputs)(theta)
+    f = outputs(theta)
+    if loss == "cross-entropy":
+        p = f.softmax(dim=-1)
+        hessians = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+    else:
+        hessians = (2 / 3 * torch.eye(3).double()).expand(2, 3, 3)
+    exact = torch.einsum("bkp,bkl,blq->pq", jacobian, hessians, jacobian) / 2
+    found = draws.T @ draws / len(draws)
+    scale = exact.diagonal().clamp_min(1e-12).sqrt()
+    error = (found - exact).abs() / torch.outer(scale, scale)
+    assert float(error.max()) < 5.5 * (3 / len(draws)) ** 0.5 + 0.1
+    one = metric_columns(task, [batch], "curvature", 0, ["0.weight"])
+    assert one is not None
+    assert one.shape == (20, 1)
+
+
+def test_a_full_covariance_tells_more_than_its_diagonal_in_the_bound():
+    world_noise = MatrixOptimalNoise(std=0.1, rank=4, samples=4)
+    plan = world_noise.calibrate(TASK, PUBLIC, 0)
+    covariance = world_noise.covariance(plan)
+    assert isinstance(covariance, LowRank)
+    assert covariance.least() > 0
+    shapes = {n: p.detach() for n, p in TASK.parameters().items()}
+    whole = dense(covariance, shapes)
+    torch.testing.assert_close(
+        whole.diagonal(), flatten(covariance.diagonal()), rtol=1e-9, atol=0
+    )
+    assert float(torch.linalg.eigvalsh(whole)[0]) >= covariance.least() * (1 - 1e-9)
+    white = torch.stack(
+        [flatten(covariance.whiten(unflatten(row, shapes))) for row in whole]
+    )
+    back = torch.stack(
+        [flatten(covariance.whiten(unflatten(row, shapes))) for row in white.T]
+    )
+    torch.testing.assert_close(back, torch.eye(len(whole)).double(), rtol=0, atol=1e-8)
+
+
+def test_low_rank_is_closed_under_noise_and_masks():
+    form = LowRank.of(
+        {n: normal(*t.shape, key=1).square() + 0.5 for n, t in SHAPES.items()},
+        normal(SIZE, 2, key=3),
+        torch.tensor([1.0, -0.02], dtype=torch.float64),
+    )
+    more = form.plus({"b": torch.tensor(0.3)})
+    extra = flatten({"w": torch.zeros(3, 4), "b": torch.full((3,), 0.3)}).double()
+    torch.testing.assert_close(
+        dense(more, SHAPES), dense(form, SHAPES) + torch.diag(extra)
+    )
+    mask = {"w": torch.arange(12).reshape(3, 4) % 3 > 0}
+    kept = flatten({"w": mask["w"], "b": torch.ones(3, dtype=torch.bool)})
+    cut = dense(form.masked(mask), SHAPES)[kept][:, kept]
+    torch.testing.assert_close(cut, dense(form, SHAPES)[kept][:, kept])
+    torch.testing.assert_close(dense(form.scaled(2.0), SHAPES), 2 * dense(form, SHAPES))
+    with pytest.raises(InvalidInput, match="positive definite"):
+        LowRank.of({"b": torch.ones(3).double()}, normal(3, 1), torch.tensor([-9.0]))
+
+
+def test_kronecker_noise_refuses_what_has_no_cheap_inverse():
+    noise = MatrixOptimalNoise(std=0.1, form="kronecker", samples=2)
+    stack = Mechanism(Gradient(), [noise, GaussianNoise(std=0.1)])
+    plans = stack.calibrate(TASK, PUBLIC, 0)
+    with pytest.raises(InvalidInput, match="no cheap inverse"):
+        stack.law(plans)
+    covariance = noise.covariance(plans[0])
+    assert isinstance(covariance, KroneckerFactors)
+    whole = dense(covariance, {n: p.detach() for n, p in TASK.parameters().items()})
+    least = float(torch.linalg.eigvalsh(whole)[0])
+    assert covariance.least() == pytest.approx(least, rel=1e-6)
+
+
+# --- scales of the private batch -----------------------------------------------------
+
+
+def test_t10_private_scales_warn_void_the_guarantee_and_follow_the_candidate():
+    defense = OptimalGradientNoise(std=0.1, scale_source="private", probes=4, samples=2)
+    mechanism = Mechanism(Gradient(), [defense])
+    with pytest.warns(UserWarning, match="scale_source='public'"):
+        plans = mechanism.calibrate(TASK, PUBLIC, 0)
+    law = mechanism.law(plans)
+    assert law.cov_depends_on_data
+    assert isinstance(law.variance_at, PrivateVariance)
+    assert "private" in mechanism.guarantee(plans).reasons[0]
+    one, other = PUBLIC.select([0]), PUBLIC.select([1])
+    first, second = (
+        law.variance_at(TASK, Gradient(), Candidate(b.inputs, b.targets))
+        for b in (one, other)
+    )
+    assert not torch.allclose(flatten(first), flatten(second))
+    draws = torch.stack(
+        [
+            flatten(mechanism.sample(TASK, one, key, plans=plans).values)
+            for key in range(200)
+        ]
+    )
+    ratio = draws.var(dim=0) / flatten(first)
+    assert float((ratio - 1).abs().max()) < 5.5 * (2 / 200) ** 0.5
+
+
+def test_private_masks_show_in_the_zeros_and_have_no_fisher_information():
+    defense = OptimalGradientPruning(
+        ratio=0.5, scale_source="private", probes=4, samples=2
+    )
+    mechanism = Mechanism(Gradient(), [defense])
+    with pytest.warns(UserWarning, match="scale_source='public'"):
+        plans = mechanism.calibrate(TASK, PUBLIC, 0)
+    release = mechanism.sample(TASK, PUBLIC.select([0]), 1, plans=plans).values
+    law = mechanism.law(plans, release)
+    assert law.irregular is not None
+    assert all(torch.equal(law.mask[n], t != 0) for n, t in release.items())
