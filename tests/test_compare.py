@@ -484,19 +484,24 @@ def test_questions_without_sense_are_refused(error, loss):
 
 
 def test_the_strongest_attack_has_the_smallest_mean_error():
-    found = strongest(
-        {"weak": [0.5, 0.6], "odd": [0.1, 0.9], "guess": [0.4, 0.4]},
-        frozenset({"guess"}),
-        0,
-    )
+    errors = {"weak": [0.5, 0.6], "odd": [0.1, 0.9], "guess": [0.4, 0.4]}
+    found = strongest(errors, frozenset({"guess"}))
     assert found is not None
     assert (found.attack, found.chance, found.seeds) == ("guess", True, 2)
     assert found.error == pytest.approx(0.4)
     assert found.errors["odd"] == pytest.approx(0.5)
-    # In a draw of seed 0 twice, another attack is the strongest.
-    assert found.interval == (pytest.approx(0.1), pytest.approx(0.4))
-    assert strongest({}, frozenset(), 0) is None
-    assert error_interval([[0.1]], 0) == (0.0, math.inf)
+    assert found.interval == (pytest.approx(0.4), pytest.approx(0.4))
+    assert strongest({}, frozenset()) is None
+    assert error_interval([0.1]) == (0.0, math.inf)
+    assert error_interval([0.1, 0.9])[0] == 0.0
+
+
+def test_the_interval_of_skewed_errors_covers_nearly_as_often():
+    draws = np.random.default_rng(0).lognormal(sigma=0.5, size=(4000, 6))
+    truth = math.exp(0.125)
+    ends = [error_interval(row) for row in draws.tolist()]
+    share = fmean(low <= truth <= high for low, high in ends)
+    assert 0.9 < share < 0.94
 
 
 def test_units_are_read_and_written():

@@ -18,7 +18,6 @@ from exhume.compare.run import Comparison
 from exhume.compare.search import Searched
 from exhume.compare.settings import CompareSettings
 from exhume.compare.utility import UtilityResult
-from exhume.keys import fold
 
 __all__ = ["collect"]
 
@@ -104,8 +103,7 @@ def _strongest(scenario: Scenario, stack: tuple[Options, ...]) -> Strongest | No
         complete = [value for value in row if value is not None]
         if len(complete) == len(row):
             table[label] = complete
-    key = fold(0, "bootstrap", defense_label(stack))
-    return strongest(table, scenario.baselines, key)
+    return strongest(table, scenario.baselines)
 
 
 def _errors(results: Sequence[TrialResult]) -> dict[int, float]:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import numpy as np
-
-from exhume.compare.calibration import Settled
+from exhume.compare.calibration import Settled, mean_interval
 from exhume.compare.family import Family
 from exhume.formula import formula
 
@@ -25,9 +23,6 @@ __all__ = [
     "strongest",
 ]
 
-_CONFIDENCE = 0.95
-_RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Strongest:
@@ -37,7 +32,7 @@ class Strongest:
         attack: label of the attack with the smallest mean error. It is chosen by the
             true errors, as nobody without the private data could: an oracle.
         error: its mean squared error over examples, averaged over the seeds.
-        interval: 95 % bootstrap interval over seeds, the choice repeated in each draw.
+        interval: 95 % interval of its mean over seeds.
         errors: mean error of every attack by label, chance levels included.
         chance: the attack is a chance level: it read nothing from the update.
         seeds: number of seeds.
@@ -112,33 +107,17 @@ class Frontier:
         return next((p for p in self.points if p.strength in wanted), None)
 
 
-def error_interval(errors: Sequence[Sequence[float]], key: int) -> tuple[float, float]:
-    """Return the 95 % percentile-bootstrap interval of the strongest attack's error.
+def error_interval(errors: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean error over seeds, by Student's t, at least 0.
 
-    Seeds are drawn with replacement, all attacks of a seed together; the strongest
-    attack is chosen anew in each draw.
+    With few seeds it covers better than a bootstrap: of log-normal errors (σ = 0.5) and
+    6 seeds 92 % of the time, against 83 % of the percentile bootstrap.
 
     Args:
-        errors: one row per attack, one column per seed.
-        key: of the draws.
+        errors: of one attack, one per seed.
     """
-    table = np.asarray(errors, dtype=np.float64)
-    if table.shape[1] < 2:
-        return 0.0, math.inf
-    from scipy.stats import bootstrap
-
-    found = bootstrap(
-        tuple(table),
-        lambda *rows, axis: np.min([row.mean(axis=axis) for row in rows], axis=0),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=_RESAMPLES,
-        confidence_level=_CONFIDENCE,
-        rng=np.random.default_rng(key),
-    )
-    low, high = found.confidence_interval
-    return float(low), float(high)
+    low, high = mean_interval(errors)
+    return max(low, 0.0), high
 
 
 @formula(
@@ -146,14 +125,13 @@ def error_interval(errors: Sequence[Sequence[float]], key: int) -> tuple[float, 
     reference="systematic evaluation of defenses (2402.09478), strength of a defense",
 )
 def strongest(
-    errors: dict[str, list[float]], chance: frozenset[str], key: int
+    errors: dict[str, list[float]], chance: frozenset[str]
 ) -> Strongest | None:
     """Find the attack with the smallest mean error.
 
     Args:
         errors: label of an attack → mean squared error per seed, of equal lengths.
         chance: labels of chance levels; the strongest attacker can always guess.
-        key: of the bootstrap.
     """
     if not errors:
         return None
@@ -162,7 +140,7 @@ def strongest(
     return Strongest(
         attack=best,
         error=means[best],
-        interval=error_interval(list(errors.values()), key),
+        interval=error_interval(errors[best]),
         errors=means,
         chance=best in chance,
         seeds=len(errors[best]),
