@@ -84,7 +84,7 @@ SIZE = 15
 
 def trace_gain(a, h):
     """Information of isotropic over that of optimal noise, at one utility cost."""
-    v = optimal_variance({"w": a**2}, {"w": h**2}, 1.0, cap=1e9, ridge=1e-22)["w"]
+    v = optimal_variance({"w": a**2}, {"w": h**2}, 1.0, cap=1e15, ridge=1e-22)["w"]
     assert float((v * h**2).sum()) == pytest.approx(float((h**2).sum()), rel=1e-9)
     return float((a**2).sum() / (a**2 / v).sum())
 
