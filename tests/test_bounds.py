@@ -50,6 +50,7 @@ SPEC = EventSpec.vector(DIMENSION)
 ROWS = {
     "bayes-security": {},
     "bayesian-cramer-rao": {"draws": 4},
+    "bayesian-trace": {"draws": 4},
     "fisher-information-leakage": {},
     "hammersley-chapman-robbins": {"diameter": 1.0},
     "no-prior-gaussian": {"radius": 0.1},

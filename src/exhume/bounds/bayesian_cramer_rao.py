@@ -17,9 +17,9 @@ from exhume.bounds.cramer_rao import (
     unbiased_cramer_rao_bound,
 )
 from exhume.bounds.fisher import fisher_information
+from exhume.bounds.gaussian_setting import assumptions, fit_detail, prior_draws
 from exhume.bounds.regularity import information_maps
 from exhume.errors import InvalidInput
-from exhume.keys import fold
 from exhume.problem.bound import Bound, BoundValue, NotApplicable
 from exhume.problem.prior import Density
 from exhume.problem.world import World
@@ -78,21 +78,10 @@ class BayesianCramerRao(Bound):
         Returns:
             The bound, or the reason why there is none.
         """
-        density = world.prior if prior is None else prior
-        if density is None:
-            return NotApplicable("no prior is given, so there is no average error")
-        missing = {"information", "sample"} - density.supports
-        if missing:
-            return NotApplicable(
-                f"the prior {density.name!r} has no {' and no '.join(sorted(missing))};"
-                f" the prior 'gaussian' has"
-            )
-        batches = [
-            density.sample(len(world.batch), fold(key, "bound", draw)).to(
-                device=world.task.device, dtype=torch.float64
-            )
-            for draw in range(self.draws)
-        ]
+        setting = prior_draws(world, prior, self.draws, key)
+        if isinstance(setting, NotApplicable):
+            return setting
+        density, batches = setting
         maps = information_maps(world, batches, key)
         if isinstance(maps, NotApplicable):
             return maps
@@ -129,9 +118,9 @@ def _value(
         standard_error=standard_error,
         unknowns=len(fisher),
         batch_size=batch_size,
-        assumptions=_assumptions(density, batch_size),
+        assumptions=assumptions(density, batch_size),
         reference="van Trees 1968; Gill and Levit 1995",
-        details=details | _unbiased(fisher) | _fit(density),
+        details=details | _unbiased(fisher) | fit_detail(density),
         per_coordinate=_per_coordinate(fisher + prior, shape),
     )
 
@@ -153,33 +142,9 @@ def _with_leave_one_out(
     return whole, torch.tensor(without, dtype=torch.float64)
 
 
-def _assumptions(density: Density, batch_size: int) -> tuple[str, ...]:
-    sentences = [
-        f"The data follow the prior {density.name!r}: among densities of a given "
-        f"covariance the Gaussian has the least information, so an attacker with a "
-        f"sharper prior of real data may fall below.",
-        "It bounds the mean over draws of data from the prior and over the noise, not "
-        "the error on one fixed batch; draws may leave the range of real data.",
-        "The labels, the weights and the defense are known to the attacker, and "
-        "nothing else of the batch is (no BatchNorm statistics).",
-        "The mean of the release is a continuous function of the data and "
-        "differentiable almost everywhere (checked between draws of the prior).",
-    ]
-    if batch_size > 1:
-        sentences.append(
-            "It bounds the error in the order of the batch; an error over the best "
-            "matching, which uses the truth, may be smaller."
-        )
-    return tuple(sentences)
-
-
 def _unbiased(fisher: Tensor) -> dict[str, float]:
     """Return the bound for unbiased attacks, if there are any."""
     try:
         return {"unbiased": unbiased_cramer_rao_bound(fisher)}
     except InvalidInput:
         return {}
-
-
-def _fit(density: Density) -> dict[str, float]:
-    return {} if density.fit_check is None else {"prior_fit": density.fit_check}
