@@ -152,6 +152,16 @@ def test_masking():
     assert kinds([closed, iterated, good], iterated) == set()
 
 
+def test_private_scale_leak():
+    reads = trial("covariance-aware", 0.001, defenses=NOISE)
+    other = trial("gauss-newton", 0.01, defenses=NOISE)
+    assert kinds([reads, other], reads) == {"private-scale-leak"}
+    assert kinds([reads, other], other) == {"private-scale-leak"}
+    assert kinds([reads], reads) == set()
+    close = trial("gauss-newton", 0.0015, defenses=NOISE)
+    assert kinds([reads, other, close], reads) == set()
+
+
 def test_leaks_more():
     bare, defended = trial(mse=0.04), trial(mse=0.01, defenses=NOISE)
     assert kinds([bare, defended], defended) == {"leaks-more"}

@@ -38,6 +38,9 @@ _TAIL = 0.00135
 #: defended error over undefended error, closed-form error over iterated error
 _CLEARLY_BELOW = 0.5
 
+#: the attack on noise whose scale depends on the private data
+_READS_SCALE = "covariance-aware"
+
 _Found = dict[str, list[Flag]]
 
 
@@ -136,6 +139,7 @@ def _settings(
                 _raise(found, [result], sentences.chance(result.spec))
             _objectives(result, chance.get(setting, _NO_BASELINE), found)
         _masking(contenders, found)
+        _private_scale(contenders, found)
 
 
 def _objectives(result: TrialResult, chance: float, found: _Found) -> None:
@@ -176,6 +180,19 @@ def _masking(contenders: Sequence[TrialResult], found: _Found) -> None:
         return
     if min(map(_error, closed)) < _CLEARLY_BELOW * min(map(_error, iterated)):
         _raise(found, iterated, sentences.MASKING)
+
+
+def _private_scale(contenders: Sequence[TrialResult], found: _Found) -> None:
+    """Say so if the attack that reads the variance clearly beats all others.
+
+    It only ever answers where the variance depends on the data.
+    """
+    own = [r for r in contenders if (r.spec.attack or {}).get("name") == _READS_SCALE]
+    others = [r for r in contenders if r not in own]
+    if not own or not others:
+        return
+    if min(map(_error, own)) < _CLEARLY_BELOW * min(map(_error, others)):
+        _raise(found, contenders, sentences.PRIVATE_SCALE_LEAK)
 
 
 def _is_closed_form(result: TrialResult) -> bool:

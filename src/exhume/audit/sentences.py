@@ -10,6 +10,7 @@ __all__ = [
     "LEAKS_MORE",
     "MASKING",
     "NOT_IDENTIFIABLE",
+    "PRIVATE_SCALE_LEAK",
     "SINGLE_SEED",
     "TIME_LIMITED",
     "UNDER_OPTIMISED",
@@ -105,6 +106,13 @@ MASKING = Flag(
     "warning",
     "A closed-form attack on the same observation has less than half of this error. "
     "The optimiser's failure hides a leak: judge the defense by the closed form.",
+)
+PRIVATE_SCALE_LEAK = Flag(
+    "private-scale-leak",
+    "warning",
+    "The attack that reads the scale of the noise has less than half of the error of "
+    "every other: the scale depends on the private data and gives them away, at any "
+    "noise level. Take the scales from public data.",
 )
 LEAKS_MORE = Flag(
     "leaks-more",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from exhume.attacks.engine.conjugate_gradient import conjugate_gradient
-from exhume.attacks.engine.map_residual import Linearisation, MapResidual
+from exhume.attacks.engine.map_residual import Linearisation
 from exhume.problem.reconstruction import Outcome, Stopwatch
 
-__all__ = ["Descent", "Limits", "levenberg_marquardt"]
+__all__ = ["Descent", "LeastSquares", "Limits", "levenberg_marquardt"]
 
 # Acceptance and damping constants of Nocedal and Wright, Numerical Optimization, ch. 4.
 _ACCEPT = 1e-4
@@ -22,6 +23,18 @@ _SHRINK, _GROW = 0.2, 4.0
 # A rejected step of fewer units of rounding than this leads nowhere.
 _STILL = 16
 _DAMPING_START, _DAMPING_LEAST, _DAMPING_MOST = 1e-2, 1e-15, 1e12
+
+
+class LeastSquares(Protocol):
+    """A function with a positive semi-definite model of its curvature."""
+
+    def objective(self, unknown: Tensor) -> float:
+        """Return Φ(u)."""
+        ...
+
+    def linearise(self, unknown: Tensor) -> Linearisation:
+        """Return ∇Φ and products with the curvature at u."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Descent:
 
 
 def levenberg_marquardt(
-    problem: MapResidual,
+    problem: LeastSquares,
     start: Tensor,
     limits: Limits,
     watch: Stopwatch,
@@ -124,7 +137,7 @@ def _reason_to_stop(state: _State, limits: Limits, watch: Stopwatch) -> Outcome 
     return None
 
 
-def _linearise(problem: MapResidual, state: _State, watch: Stopwatch) -> None:
+def _linearise(problem: LeastSquares, state: _State, watch: Stopwatch) -> None:
     state.model = problem.linearise(state.point)
     state.scale = _mean_curvature(state.model, state.point)
     watch.count(5)
@@ -133,7 +146,7 @@ def _linearise(problem: MapResidual, state: _State, watch: Stopwatch) -> None:
 
 
 def _try_step(
-    problem: MapResidual,
+    problem: LeastSquares,
     state: _State,
     limits: Limits,
     watch: Stopwatch,
