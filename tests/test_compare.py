@@ -64,13 +64,25 @@ TINY = CompareSettings(
     budgets=[0.1, 0.2],
     tolerance=0.03,
     training_seeds=2,
-    steps=120,
-    learning_rate=0.01,
+    steps=80,
+    learning_rate=0.02,
     held_out=300,
     evaluations=9,
     attacks=["analytic-linear"],
     seeds=2,
     executor="serial",
+)
+
+
+QUICK = replace(
+    TINY,
+    defenses=[NOISE],
+    budgets=[0.2],
+    steps=20,
+    seeds=1,
+    training_seeds=1,
+    bounds=[],
+    prior=None,
 )
 
 
@@ -566,7 +578,7 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
     assert load(finished.folder).frontiers == finished.frontiers
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path):
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, tmp_path_factory):
     def stop(phase, done, total, what, seconds_left):
         calls.append(what)
         if len(calls) == 4:
@@ -574,21 +586,22 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path):
 
     calls: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        run(TINY, out=tmp_path, progress=stop)
+        run(QUICK, out=tmp_path, progress=stop)
     with pytest.raises(InvalidInput, match="has not finished"):
         load(tmp_path)
     with UtilityStore(tmp_path / "utility.sqlite") as store:
         kept = store.ids()
     assert len(kept) == 3
-    done = run(TINY, out=tmp_path)
+    done = run(QUICK, out=tmp_path)
     with UtilityStore(tmp_path / "utility.sqlite") as store:
         assert set(store.runs().values()) == {1}
-    assert done.frontiers == finished.frontiers
+    whole = run(QUICK, out=tmp_path_factory.mktemp("whole"))
+    assert done.frontiers == whole.frontiers
 
 
 def test_a_broken_defense_does_not_end_the_others(tmp_path):
     bad = {**CLIP, "only": ["no-such-*"]}
-    settings = replace(TINY, defenses=[NOISE, bad], budgets=[0.2], utility="u2")
+    settings = replace(QUICK, defenses=[NOISE, bad], utility="u2")
     done = run(settings, out=tmp_path)
     assert done.frontiers[0].points
     assert "matches no tensor" in done.frontiers[1].failure
@@ -597,9 +610,7 @@ def test_a_broken_defense_does_not_end_the_others(tmp_path):
 
 
 def test_one_step_utilities_calibrate_without_training(tmp_path):
-    settings = replace(
-        TINY, defenses=[NOISE], utility="u2", tolerance=0.002, evaluations=20
-    )
+    settings = replace(QUICK, utility="u2", tolerance=0.002, evaluations=20)
     done = run(settings, out=tmp_path)
     for budget in settings.budgets:
         found = done.frontiers[0].at(budget)

@@ -5,7 +5,12 @@ import sys
 
 import pytest
 
-from exhume.audit.naming import defense_family, defense_label, defense_strength
+from exhume.audit.naming import (
+    defense_family,
+    defense_label,
+    defense_strength,
+    label_without,
+)
 from exhume.defenses.pruning import Pruning
 
 NOISE = {"name": "gaussian-noise", "std": 0.001}
@@ -71,6 +76,23 @@ def test_spelled_out_defaults_do_not_change_the_name():
     assert defense_label([spelled]) == defense_label([LARGEST])
     assert Pruning(ratio=0.9).kind == "magnitude"
     assert Pruning(ratio=0.9).only == ("*",)
+
+
+def test_only_what_is_not_the_default_is_told():
+    cautious = {"name": "dropout", "ratio": 0.5, "rescale": True, "layers": []}
+    assert defense_label([cautious]) == "dropout 50 %"
+    assert defense_label([{**cautious, "rescale": False}]) == (
+        "dropout 50 %, rescale False"
+    )
+    # The strength is told even where it is the default.
+    rounded = {"name": "quantisation", "kind": "stochastic", "bits": 8}
+    assert defense_label([rounded]) == "stochastic quantisation, bits 8"
+
+
+def test_the_strength_may_be_left_out_of_a_name():
+    stack = [{"name": "dp-sgd", "max_norm": 1.0, "noise_multiplier": 2.0}]
+    assert label_without(stack, 0, "noise_multiplier") == "DP SGD 1"
+    assert label_without(stack, 0, "max_norm") == "DP SGD, noise multiplier 2"
 
 
 def test_stacks_of_one_family_and_strength_are_equal():

@@ -31,8 +31,8 @@ class Progress(Protocol):
         """Tell how far the comparison is.
 
         Args:
-            phase: ``calibrating`` (done and total count families) or ``attacking``
-                (they count trials).
+            phase: ``calibrating`` (done and total count measurements, and the total
+                is an estimate) or ``attacking`` (they count trials).
             done: what ended, earlier runs included.
             total: of the phase.
             what: just ended; "" at the start.
@@ -263,10 +263,7 @@ def _silent(
 
 
 def _calibrating(tell: Progress) -> Any:
-    def told(
-        done: int, total: int, what: str, measured: int, left: float | None
-    ) -> None:
-        what = f"{what} ({measured} measurements)" if what else what
+    def told(done: int, total: int, what: str, left: float | None) -> None:
         tell("calibrating", done, total, what, left)
 
     return told

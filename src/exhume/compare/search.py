@@ -11,15 +11,15 @@ from typing import Any
 
 from exhume.audit.executors import map_jobs, worker_count
 from exhume.audit.records import Options
-from exhume.compare.calibration import Settled, Step, rounds, settle
+from exhume.compare.calibration import FIRST_ROUND, Settled, Step, rounds, settle
 from exhume.compare.family import Family
 from exhume.compare.settings import CompareSettings
 from exhume.compare.utility import MEASURE, UtilityResult, UtilitySpec, UtilityStore
 
 __all__ = ["Searched", "Tell", "UtilityLoss", "replay", "search"]
 
-#: done budgets, all budgets, what was just measured, measurements, seconds left
-Tell = Callable[[int, int, str, int, float | None], None]
+#: measurements, how many there will be (an estimate), what was last, seconds left
+Tell = Callable[[int, int, str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,9 @@ def search(
     state = _Rounds(loss, families)
     queue = deque(_feed(state, store, retry=True))
     asked = {spec.id for spec in queue}
-    clock = _Clock(settings, len(families))
-    tell(*clock.told(state.searches), "", len(state.known), None)
+    clock = _Clock(settings)
+    left = clock.measurements_left(state)
+    tell(len(state.known), len(state.known) + left, "", None)
     if not queue:
         return
     jobs = map_jobs(
@@ -215,9 +216,9 @@ def search(
             fresh = [s for s in _feed(state, store, retry=True) if s.id not in asked]
             queue.extend(fresh)
             asked |= {spec.id for spec in fresh}
-            left = clock.left_after(result, state.searches)
-            name = _name(result)
-            tell(*clock.told(state.searches), name, len(state.known), left)
+            left = clock.measurements_left(state)
+            seconds = clock.seconds_left(result, left)
+            tell(len(state.known), len(state.known) + left, _name(result), seconds)
 
 
 def _name(result: UtilityResult) -> str:
@@ -228,25 +229,31 @@ def _name(result: UtilityResult) -> str:
 
 
 class _Clock:
-    """Estimates the time left: strengths that families took so far × mean seconds."""
+    """Estimates what is left: strengths that families took so far × mean seconds."""
 
-    def __init__(self, settings: CompareSettings, families: int) -> None:
+    def __init__(self, settings: CompareSettings) -> None:
         serial = settings.executor == "serial"
         self._parallel = 1 if serial else worker_count(settings.workers)
         self._seeds = len(settings.training_seed_list)
-        self._guess = (4 + settings.evaluations) / 2
+        self._guess = (len(FIRST_ROUND) + settings.evaluations) / 2
         self._seconds: list[float] = []
-        self._families = families
 
-    def told(self, searches: Sequence[Searched]) -> tuple[int, int]:
-        return sum(s.ended for s in searches), self._families
-
-    def left_after(
-        self, result: UtilityResult, searches: Sequence[Searched]
-    ) -> float | None:
-        self._seconds.append(result.seconds)
-        ended = [len(s.steps) for s in searches if s.ended]
+    def measurements_left(self, state: _Rounds) -> int:
+        ended = [len(s.steps) for s in state.searches if s.ended and not s.failure]
         usual = fmean(ended) if ended else self._guess
-        open_ = [s for s in searches if not s.ended]
-        steps = sum(max(usual - len(s.steps), 1) for s in open_)
-        return steps * self._seeds * fmean(self._seconds) / self._parallel
+        steps = sum(
+            max(usual - len(s.steps), len(s.waiting), 1)
+            for s in state.searches
+            if not s.ended
+        )
+        begun = sum(
+            spec.id in state.known
+            for s in state.searches
+            for _, specs in s.waiting
+            for spec in specs
+        )
+        return max(round(steps * self._seeds) - begun, 0)
+
+    def seconds_left(self, result: UtilityResult, measurements: int) -> float:
+        self._seconds.append(result.seconds)
+        return measurements * fmean(self._seconds) / self._parallel
