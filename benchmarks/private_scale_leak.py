@@ -6,8 +6,8 @@
 One example of 10 standard normal coordinates over √10, a tanh layer of 2000 random
 units, the gradient of the last layer. Optimal Gradient Noise with v_i = λ a_i/|g_i|
 costs the utility U2 = Σ v_i g_i². For every U2/m: tr J_F⁻¹ under isotropic noise, with
-v held fixed at its value, and with v as a function of the data; then the squared error of
-attacks from a start near the truth (squared distance 0.004) and from draws of the
+v held fixed at its value, and with v as a function of the data; then the squared error
+of attacks from a start near the truth (squared distance 0.004) and from draws of the
 prior; "fixed" takes v at the truth as a constant. Medians over the draws.
 """
 
