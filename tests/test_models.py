@@ -24,10 +24,11 @@ COLOUR = EventSpec.image(3, 32, 32)
 GRAY = EventSpec.image(1, 25, 25)
 OBLONG = EventSpec.image(2, 11, 18)
 VECTOR = EventSpec.vector(12)
-IMAGE_ONLY = {"convnet", "lenet-zhu", "resnet18"}
+IMAGE_ONLY = {"convnet", "leaky-convnet", "lenet-zhu", "resnet18"}
 #: narrow versions, so that a second derivative takes milliseconds
 SMALL = {
     "convnet": {"width": 4},
+    "leaky-convnet": {"width": 4},
     "mlp": {"hidden": [16, 8]},
     "resnet18": {"width": 4},
     "two-layer": {"width": 16},
@@ -58,6 +59,10 @@ def draw(spec, count=2, dtype=torch.float64):
         ("lenet-zhu", COLOUR, 15_826),
         ("lenet-zhu", GRAY, 13_426),
         ("convnet", COLOUR, 2_904_970),
+        # 32·9 + 32, 64·32·9 + 64, 32·64·7·7 + 32 and 10·32 + 10
+        ("leaky-convnet", EventSpec.image(1, 28, 28), 119_530),
+        # the width of ConvNet32: a quarter of the parameters, up to what is linear in w
+        ({"name": "convnet", "width": 32}, COLOUR, 733_642),
         ("resnet18", COLOUR, 11_173_962),
         ("mlp", VECTOR, 12 * 256 + 256 + 256 * 10 + 10),
         ("two-layer", VECTOR, 12 * 256 + 256 * 10),
@@ -108,6 +113,9 @@ def test_no_outputs_are_refused(name):
     "options",
     [
         {"name": "convnet", "width": 0},
+        {"name": "convnet", "mean": [0.5], "std": []},
+        {"name": "leaky-convnet", "width": 0},
+        {"name": "leaky-convnet", "mean": [0.5], "std": [0.0]},
         {"name": "resnet18", "width": 0},
         {"name": "two-layer", "width": 0},
         {"name": "two-layer", "hidden_std": 0.0},
@@ -122,6 +130,17 @@ def test_no_outputs_are_refused(name):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(InvalidInput):
         build("model", options)
+
+
+@pytest.mark.parametrize("net", ["convnet", "leaky-convnet"])
+def test_a_normalising_network_is_the_plain_one_on_normalised_data(net):
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    plain = small(net).build(COLOUR, 3, key=0).double().eval()
+    own = small(net, mean=mean, std=std).build(COLOUR, 3, key=0).double().eval()
+    x = draw(COLOUR)
+    by_hand = torch.stack([(x[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(own(x), plain(by_hand))
 
 
 def test_weights_are_a_function_of_the_key(name):

@@ -219,6 +219,7 @@ def _prepared(settings: CompareSettings) -> tuple[UtilityLoss, list[Any]]:
             "steps",
             "optimiser",
             "learning_rate",
+            "schedule",
             "held_out",
             "public_examples",
             "recalibrate",

@@ -44,7 +44,8 @@ class CompareSettings:
             order of batches and noise, the same for every strength and every defense.
         steps: of training; in each, one client's batch passes the mechanism.
         optimiser: of the server, ``adam`` or ``sgd``; see :func:`train`.
-        learning_rate: at the first step; it falls linearly to 0.
+        learning_rate: at the first step.
+        schedule: of the rate: ``falling`` linearly to 0, or ``constant``.
         held_out: examples that accuracy is measured on.
         public_examples: for the calibration of defenses in training.
         recalibrate: steps between two calibrations of a defense; 0 calibrates once.
@@ -79,6 +80,7 @@ class CompareSettings:
     steps: int = 500
     optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 3e-3
+    schedule: Literal["falling", "constant"] = "falling"
     held_out: int = 500
     public_examples: int = 200
     recalibrate: int = 0

@@ -15,9 +15,18 @@ from exhume.problem.batch import Batch
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
 
-__all__ = ["Optimiser", "accuracy", "falling_rate", "finite", "mean_loss", "train"]
+__all__ = [
+    "Optimiser",
+    "Schedule",
+    "accuracy",
+    "falling_rate",
+    "finite",
+    "mean_loss",
+    "train",
+]
 
 Optimiser = Literal["adam", "sgd"]
+Schedule = Literal["falling", "constant"]
 
 # Whether a training has diverged is looked up this often: the rest of it is lost time.
 _LOOK_EVERY = 50
@@ -58,6 +67,7 @@ def train(
     learning_rate: float,
     recalibrate: int,
     key: int,
+    schedule: Schedule = "falling",
 ) -> Task:
     """Train a copy of a task on what a mechanism releases.
 
@@ -77,6 +87,7 @@ def train(
         learning_rate: η₀.
         recalibrate: steps between two calibrations; 0 calibrates once, at the start.
         key: of batches, plans and noise; equal keys give equal bits.
+        schedule: of the rate: ``falling``, see :func:`falling_rate`, or ``constant``.
 
     Raises:
         InvalidInput: a defense changes the parameters of the model.
@@ -100,8 +111,10 @@ def train(
             raise InvalidInput(_OTHER_MODEL)
         for name, weight in weights.items():
             weight.grad = released[name]
+        falling = schedule == "falling"
+        rate = falling_rate(learning_rate, step, steps) if falling else learning_rate
         for group in server.param_groups:
-            group["lr"] = falling_rate(learning_rate, step, steps)
+            group["lr"] = rate
         server.step()
         if step % _LOOK_EVERY == 0 and not finite(trained):
             break

@@ -44,6 +44,7 @@ class UtilitySpec:
         steps: of training.
         optimiser: of the server.
         learning_rate: at the first step.
+        schedule: of the rate, ``falling`` to 0 or ``constant``.
         held_out: examples that accuracy is measured on.
         public_examples: for calibration.
         recalibrate: steps between two calibrations; 0 for one.
@@ -66,6 +67,7 @@ class UtilitySpec:
     held_out: int
     public_examples: int
     recalibrate: int
+    schedule: Literal["falling", "constant"] = "falling"
 
     @property
     def id(self) -> str:
@@ -170,6 +172,7 @@ def _values(spec: UtilitySpec) -> dict[str, float]:
         optimiser=spec.optimiser,
         learning_rate=spec.learning_rate,
         recalibrate=spec.recalibrate,
+        schedule=spec.schedule,
         key=fold(spec.seed, "train"),
     )
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import nn
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.models._init import fresh, require_classes, require_image
+from exhume.models._normalise import check_normalisation, normalising
 from exhume.problem.event import EventSpec
 from exhume.problem.source import ModelSource
 
@@ -25,13 +25,18 @@ _POOL_AFTER = (6, 8)
 class Convnet(ModelSource):
     """Eight 3 x 3 blocks of widths w, 2w, 2w, 4w (five times), two poolings, a head.
 
-    2,904,970 parameters for 3 x 32 x 32 images, 10 classes and w = 64.
+    2,904,970 parameters for 3 x 32 x 32 images, 10 classes and w = 64; w = 32 is the
+    ConvNet32 of the authors' code.
 
     Attributes:
         width: w ≥ 1, channels of the first block.
+        mean: subtracted from every channel first; empty for none.
+        std: every channel is divided by it then; empty for none.
     """
 
     width: int = 64
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     bibtex: ClassVar[str] = """\
 @inproceedings{geiping2020inverting,
@@ -48,6 +53,7 @@ class Convnet(ModelSource):
         if self.width < 1:
             msg = f"width is {self.width}; expected at least 1"
             raise InvalidInput(msg)
+        check_normalisation(self.mean, self.std)
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
         """Return the network with fresh weights, for images of at least 9 x 9."""
@@ -57,7 +63,7 @@ class Convnet(ModelSource):
 
     def _layers(self, spec: EventSpec, classes: int) -> nn.Module:
         channels, height, width = spec.shape
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers = normalising(self.mean, self.std)
         for block, factor in enumerate(_WIDTHS, start=1):
             layers[f"conv{block}"] = nn.Conv2d(
                 channels, factor * self.width, 3, padding=1
