@@ -39,7 +39,7 @@ from exhume.compare.frontier import (
     places,
     strongest,
 )
-from exhume.compare.leaderboard import boards
+from exhume.compare.leaderboard import _below, boards
 from exhume.compare.one_step import (
     first_order_loss,
     inner,
@@ -514,6 +514,16 @@ def test_the_interval_of_skewed_errors_covers_nearly_as_often():
     ends = [error_interval(row) for row in draws.tolist()]
     share = fmean(low <= truth <= high for low, high in ends)
     assert 0.9 < share < 0.94
+
+
+def test_errors_below_the_bound_are_explained():
+    inside, outside = point(0.1, 0.1, 0.02, 0.03), point(0.2, 0.1, 0.01, 0.03)
+    above = point(0.3, 0.1, 0.04, 0.03)
+    ranked = [(FRONTIER, p) for p in (above, inside, outside)]
+    near, far = _below(ranked)
+    assert near.startswith("Below its bound, but the interval includes it: Gaussian")
+    assert far.startswith("Below its bound by more than the interval: Gaussian")
+    assert _below([(FRONTIER, above)]) == []
 
 
 def test_units_are_read_and_written():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from exhume.audit.report.words import number
+from exhume.audit.report.words import number, several
 from exhume.compare.frontier import Floor, Frontier, Point, Strongest
 from exhume.compare.run import Comparison
 from exhume.compare.units import shown, told_loss, told_range
@@ -86,27 +86,33 @@ def _board(comparison: Comparison, budget: float) -> Board:
         _row(place, f.family.label, _strength(f, p), p, comparison)
         for place, (f, p) in enumerate(ranked, start=1)
     ]
-    remarks += [told for f, p in ranked if (told := _below(f, p))]
+    remarks += _below(ranked)
     tolerance = shown(utility, comparison.settings.tolerance)
     title = f"{told_loss(utility, budget)} lost (± {tolerance})"
     return Board(budget, title, tuple(rows), tuple(remarks))
 
 
-def _below(frontier: Frontier, point: Point) -> str:
-    """Say what it means that an error is below the bound; "" if it is not."""
-    floor, found = point.floor.value, point.strongest
-    if floor is None or found is None or found.error >= floor:
-        return ""
-    start = f"{_capital(frontier.family.label)}: the error is below the bound, which"
-    if found.interval[1] >= floor:
-        return (
-            f"{start} is an average over the prior; the examples of {found.seeds} "
-            f"seeds can fall below it by chance, and the interval includes it."
+def _below(ranked: list[tuple[Frontier, Point]]) -> list[str]:
+    """Say which errors are below their bounds, and what that means."""
+    near, far = [], []
+    for frontier, point in ranked:
+        floor, found = point.floor.value, point.strongest
+        if floor is not None and found is not None and found.error < floor:
+            inside = found.interval[1] >= floor
+            (near if inside else far).append(frontier.family.label)
+    told = []
+    if near:
+        told.append(
+            f"Below its bound, but the interval includes it: {several(near)}. The bound "
+            f"is an average over the prior, and a few examples can be easier than that."
         )
-    return (
-        f"{start} is outside of the interval: the prior of the bound does not describe "
-        f"these data, so do not rely on the bound here."
-    )
+    if far:
+        told.append(
+            f"Below its bound by more than the interval: {several(far)}. The prior "
+            f"knows less of these data than the attacks do (their range, say); run more "
+            f"seeds, and do not rely on this bound."
+        )
+    return told
 
 
 def _capital(label: str) -> str:
