@@ -103,14 +103,14 @@ def _below(ranked: list[tuple[Frontier, Point]]) -> list[str]:
     told = []
     if near:
         told.append(
-            f"Below its bound, but the interval includes it: {several(near)}. The bound "
-            f"is an average over the prior, and a few examples can be easier than that."
+            f"Below its bound, but the interval includes it: {several(near)}. The "
+            f"bound is an average over the prior; a few examples can be easier."
         )
     if far:
         told.append(
             f"Below its bound by more than the interval: {several(far)}. The prior "
-            f"knows less of these data than the attacks do (their range, say); run more "
-            f"seeds, and do not rely on this bound."
+            f"knows less of these data than the attacks do (their range, say); run "
+            f"more seeds, and do not rely on this bound."
         )
     return told
 
