@@ -38,7 +38,8 @@ ARROWS = {
     "metrics": {"problem"},
     "audit": _SIGNAL | {"attacks", "bounds", "metrics"},
     "compare": {"problem", "audit"},
-    "cli": _SIGNAL | {"attacks", "bounds", "metrics", "audit", "compare"},
+    "recipes": {"audit", "compare"},
+    "cli": _SIGNAL | {"attacks", "bounds", "metrics", "audit", "compare", "recipes"},
 }
 
 

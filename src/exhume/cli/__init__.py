@@ -1,4 +1,4 @@
-"""The command line: ``exhume audit | compare | advise | attack | list | …``."""
+"""The command line: ``exhume audit | compare | advise | attack | recipe | …``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from exhume.cli.compare import compare
 from exhume.cli.console import fail
 from exhume.cli.inspect import inspect
 from exhume.cli.list import list_
+from exhume.cli.recipe import app as recipe
 from exhume.cli.report import report
 from exhume.errors import ExhumeError
 
@@ -82,6 +83,7 @@ app.command("advise")(advise)
 app.command("attack")(attack)
 app.command("list")(list_)
 app.command("report")(report)
+app.add_typer(recipe, name="recipe")
 app.command("inspect")(inspect)
 
 

@@ -48,6 +48,7 @@ class UtilitySpec:
         held_out: examples that accuracy is measured on.
         public_examples: for calibration.
         recalibrate: steps between two calibrations; 0 for one.
+        examples: to train on; 0 takes all that are neither held out nor public.
     """
 
     data: Options
@@ -68,6 +69,7 @@ class UtilitySpec:
     public_examples: int
     recalibrate: int
     schedule: Literal["falling", "constant"] = "falling"
+    examples: int = 0
 
     @property
     def id(self) -> str:
@@ -189,17 +191,19 @@ def _parts(spec: UtilitySpec, whole: Any) -> tuple[Any, Any, Any]:
     from exhume.keys import generator
 
     sizes = [spec.held_out, spec.public_examples]
-    rest = len(whole) - sum(sizes)
-    if rest < spec.batch_size:
+    left = len(whole) - sum(sizes)
+    rest = min(left, spec.examples or left)
+    if left < max(spec.batch_size, spec.examples):
         msg = (
             f"the data has {len(whole)} examples: {spec.held_out} held out and "
-            f"{spec.public_examples} public ones leave {max(rest, 0)} to train on; "
+            f"{spec.public_examples} public ones leave {max(left, 0)} to train on, "
+            f"fewer than the {max(spec.batch_size, spec.examples)} that are asked for; "
             f"lower held_out or public_examples"
         )
         raise InvalidInput(msg)
     order = torch.randperm(len(whole), generator=generator(spec.seed, "parts"))
     held_out, public, private = (
-        whole.select(rows) for rows in order.split([*sizes, rest])
+        whole.select(rows) for rows in order[: sum(sizes) + rest].split([*sizes, rest])
     )
     return held_out, public, private
 
