@@ -47,6 +47,7 @@ from exhume.compare.one_step import (
     noise_along,
     u1_u2,
 )
+from exhume.compare.report.page import summary
 from exhume.compare.settings import default_settings
 from exhume.compare.training import accuracy, falling_rate, mean_loss, train
 from exhume.compare.units import parse_error, parse_loss, shown, told_loss
@@ -568,6 +569,15 @@ def test_the_loss_is_that_of_training_seed_by_seed(finished):
         for seed in TINY.training_seed_list
     ]
     assert chosen.loss == pytest.approx(fmean(lost))
+
+
+def test_families_within_the_intervals_are_called_level(finished):
+    for board in boards(finished):
+        errors = [row.highest for row in board.rows[1:]]
+        assert len(board.rivals) == sum(high >= board.best for high in errors)
+        if board.rivals:
+            told = next(s for s in summary(finished) if board.title in s)
+            assert "may be as good" in told
 
 
 def test_a_family_that_cannot_lose_the_budget_is_told(finished):

@@ -88,24 +88,13 @@ def advise(
     Raises:
         InvalidInput: a number is out of range.
     """
-    if not (0 < min_error < math.inf and 0 <= max_loss < math.inf):
-        msg = (
-            f"min_error is {min_error} and max_loss is {max_loss}; expected an error "
-            f"above 0 and a loss of at least 0"
-        )
-        raise InvalidInput(msg)
+    _check(min_error, max_loss)
     asked = (
         f"To keep the reconstruction error above {number(min_error)} with at most "
         f"{told_loss(utility, max_loss)} lost"
     )
-    bare = undefended.strongest
-    if bare is not None and bare.error >= min_error:
-        first = (
-            f"{asked}, no defense is needed: without one the strongest attack "
-            f"({bare.attack}) reaches {number(bare.error)}."
-        )
-        told = (first, _doubt(bare.interval, bare.seeds, min_error))
-        return Advice(min_error, max_loss, told, unneeded=True)
+    if bare := _unneeded(undefended, asked, min_error):
+        return Advice(min_error, max_loss, bare, unneeded=True)
     found = [
         (frontier, place)
         for frontier in frontiers
@@ -129,6 +118,27 @@ def advise(
         stack=frontier.family.at(place.strength),
         place=place,
     )
+
+
+def _check(min_error: float, max_loss: float) -> None:
+    if not (0 < min_error < math.inf and 0 <= max_loss < math.inf):
+        msg = (
+            f"min_error is {min_error} and max_loss is {max_loss}; expected an error "
+            f"above 0 and a loss of at least 0"
+        )
+        raise InvalidInput(msg)
+
+
+def _unneeded(undefended: Point, asked: str, min_error: float) -> tuple[str, ...]:
+    """Say that the error is kept without a defense; nothing if it is not."""
+    bare = undefended.strongest
+    if bare is None or bare.error < min_error:
+        return ()
+    first = (
+        f"{asked}, no defense is needed: without one the strongest attack "
+        f"({bare.attack}) reaches {number(bare.error)}."
+    )
+    return first, _doubt(bare.interval, bare.seeds, min_error)
 
 
 def _others(found: list[tuple[Frontier, Between]], utility: str) -> list[str]:

@@ -29,6 +29,7 @@ class Row:
         attack: the strongest one.
         bound: lower bound with its standard error, or "–".
         reason: why there is no bound, else "".
+        highest: upper end of the interval of the error.
     """
 
     place: int | None
@@ -42,6 +43,7 @@ class Row:
     attack: str
     bound: str
     reason: str
+    highest: float
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,19 @@ class Board:
         title: in words.
         rows: the families of equal utility, the largest error first.
         remarks: one sentence for every family that is not among them.
+        best: error of the first row; −∞ without one.
     """
 
     budget: float
     title: str
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
+    best: float
+
+    @property
+    def rivals(self) -> list[str]:
+        """Families that may be as good as the first: their intervals reach it."""
+        return [row.defense for row in self.rows[1:] if row.highest >= self.best]
 
 
 def boards(comparison: Comparison) -> list[Board]:
@@ -89,7 +98,8 @@ def _board(comparison: Comparison, budget: float) -> Board:
     remarks += _below(ranked)
     tolerance = shown(utility, comparison.settings.tolerance)
     title = f"{told_loss(utility, budget)} lost (± {tolerance})"
-    return Board(budget, title, tuple(rows), tuple(remarks))
+    best = max((_error(point) for _, point in ranked), default=-math.inf)
+    return Board(budget, title, tuple(rows), tuple(remarks), best)
 
 
 def _below(ranked: list[tuple[Frontier, Point]]) -> list[str]:
@@ -179,6 +189,7 @@ def _row(
         attack="none finished" if found is None else attack_name(found),
         bound=_bound(point.floor),
         reason=point.floor.reason,
+        highest=math.inf if found is None else found.interval[1],
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exhume.compare.frontier import Frontier, Point
     from exhume.compare.search import Searched, UtilityLoss
 
-__all__ = ["Comparison", "Progress", "load", "run"]
+__all__ = ["Comparison", "Progress", "attacking", "load", "run"]
 
 SETTINGS_FILE = "compare.toml"
 UTILITY_FILE = "utility.sqlite"
@@ -129,7 +129,7 @@ def run(
         msg = f"the model cannot be trained even without a defense: {failed[0]}"
         raise InvalidInput(msg)
     attacks = attack_settings(settings, searches)
-    audit.run(attacks, out=folder / ATTACKS, progress=_attacking(tell))
+    audit.run(attacks, out=folder / ATTACKS, progress=attacking(tell))
     return load(folder)
 
 
@@ -270,7 +270,8 @@ def _calibrating(tell: Progress) -> Any:
     return told
 
 
-def _attacking(tell: Progress) -> Any:
+def attacking(tell: Progress) -> Any:
+    """Return the progress of an audit that tells it as a phase."""
     from exhume.audit.naming import defense_label
 
     def told(done: int, total: int, result: Any, left: float | None) -> None:

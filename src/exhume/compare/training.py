@@ -14,6 +14,7 @@ from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
+from exhume.problem.tree import Tree
 
 __all__ = [
     "Optimiser",
@@ -104,13 +105,9 @@ def train(
         if recalibrate and step and step % recalibrate == 0:
             plans = mechanism.calibrate(trained, public, fold(key, "calibrate", step))
         batch = data.select(next(batches))
-        released = mechanism.sample(
-            trained, batch, fold(key, "step", step), plans=plans
-        ).values
-        if released.keys() != weights.keys():
-            raise InvalidInput(_OTHER_MODEL)
-        for name, weight in weights.items():
-            weight.grad = released[name]
+        source = fold(key, "step", step)
+        released = mechanism.sample(trained, batch, source, plans=plans).values
+        _hand_over(released, weights)
         falling = schedule == "falling"
         rate = falling_rate(learning_rate, step, steps) if falling else learning_rate
         for group in server.param_groups:
@@ -121,6 +118,14 @@ def train(
     for weight in weights.values():
         weight.grad = None
     return trained
+
+
+def _hand_over(released: Tree, weights: Tree) -> None:
+    """Give the optimiser what was released."""
+    if released.keys() != weights.keys():
+        raise InvalidInput(_OTHER_MODEL)
+    for name, weight in weights.items():
+        weight.grad = released[name]
 
 
 def _server(name: Optimiser, weights: list[Tensor]) -> torch.optim.Optimizer:

@@ -71,6 +71,10 @@ def summary(comparison: Comparison) -> list[str]:
         worst = board.rows[-1]
         if worst is not first:
             best += f", against {worst.error} for {worst.defense}"
+        if board.rivals:
+            best += (
+                f". Within the 95 % intervals {several(board.rivals)} may be as good"
+            )
         told.append(f"{best}.")
     return told
 
