@@ -73,9 +73,8 @@ def train(
     """Train a copy of a task on what a mechanism releases.
 
     In each step one client computes its update on the next batch, the mechanism
-    releases it, and the server steps. ``adam`` is the server optimiser FedAdam (Reddi
-    et al., ICLR 2021): it is invariant to the scale of the update, so a defense that
-    only scales is not charged for a learning rate that nobody adapted.
+    releases it, and the server steps. ``adam`` is FedAdam (Reddi et al., ICLR 2021): it
+    is invariant to the scale of the update, so a mere scaling costs nothing.
 
     Args:
         task: model and loss; it is not changed.
@@ -115,8 +114,7 @@ def train(
         server.step()
         if step % _LOOK_EVERY == 0 and not finite(trained):
             break
-    for weight in weights.values():
-        weight.grad = None
+    server.zero_grad()
     return trained
 
 
