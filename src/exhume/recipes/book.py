@@ -69,14 +69,10 @@ def load(name: str) -> Recipe:
     training: Any = given.pop("training", None)
     if training is not None:
         training = validate(Training, training, what=f"{name}, [training]")
-    recipe = validate(Recipe, {**given, **_parts(series, training)}, what=name)
+    parts = {"series": series, "training": training}
+    recipe = validate(Recipe, {**given, **parts}, what=name)
     reduced(recipe)
     return recipe
-
-
-def _parts(series: list[Series], training: Training | None) -> dict[str, Any]:
-    """Return the parts that were checked already, as fields."""
-    return {"series": series, "training": training}
 
 
 def reduced(recipe: Recipe) -> tuple[Recipe, list[str]]:

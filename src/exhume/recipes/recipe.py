@@ -12,7 +12,7 @@ from exhume.audit.records import Options
 from exhume.audit.settings import as_options
 from exhume.errors import InvalidInput
 
-__all__ = ["Recipe", "Series", "Training"]
+__all__ = ["Gain", "Recipe", "Series", "Stack", "Training", "differences", "merged"]
 
 Stack = tuple[Options, ...]
 
@@ -150,6 +150,21 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gain:
+    """Two families of a comparison whose errors are divided at equal utility.
+
+    Attributes:
+        family: its place in ``defenses``, from 1.
+        over: place of the family that it is compared with.
+        published: the same ratio in the paper, approximate; 0 if there is none.
+    """
+
+    family: int
+    over: int
+    published: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A published result: how to run it, what was published, what agreement means.
 
@@ -171,10 +186,8 @@ class Recipe:
         audit: settings of ``exhume audit``, without data and defenses.
         training: how the utility is measured.
         series: the curves; the first is the one that others are compared with.
-        compare: settings of ``exhume compare``, without data; the first family is the
-            one that others are compared with.
-        published_gains: family → published ratio of its error to that of the first at
-            equal utility, approximate; of ``compare``.
+        compare: settings of ``exhume compare``, without data.
+        gains: which families of ``compare`` are put over which.
         reduced: what is less in the version that runs by default: ``audit``,
             ``training`` and ``compare`` are merged into those above, ``strengths`` is
             how many of each series stay.
@@ -198,7 +211,7 @@ class Recipe:
     training: Training | None = None
     series: list[Series] = field(default_factory=list)
     compare: Options = field(default_factory=dict)
-    published_gains: dict[str, float] = field(default_factory=dict)
+    gains: list[Gain] = field(default_factory=list)
     reduced: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -215,6 +228,14 @@ class Recipe:
                 msg = (
                     f"[{table}] gives {', '.join(sorted(found))}, which the recipe "
                     f"gives elsewhere; remove it"
+                )
+                raise InvalidInput(msg)
+        count = len(self.compare.get("defenses", []))
+        for gain in self.gains:
+            if not {gain.family, gain.over} <= set(range(1, count + 1)):
+                msg = (
+                    f"gains puts family {gain.family} over {gain.over}, but there are "
+                    f"{count} families, counted from 1"
                 )
                 raise InvalidInput(msg)
         unknown = set(self.reduced) - {"audit", "training", "compare", "strengths"}

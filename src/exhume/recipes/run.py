@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from exhume.config import validate
-from exhume.errors import InvalidInput
 from exhume.recipes.agreement import Curve, Point, Row, rows
 from exhume.recipes.book import load, path_of, placed, reduced
-from exhume.recipes.recipe import Recipe
+from exhume.recipes.recipe import Gain, Recipe
 
 if TYPE_CHECKING:
-    from exhume.compare import CompareSettings, Comparison
+    from exhume.compare import Comparison
+    from exhume.compare.frontier import Frontier
+    from exhume.compare.frontier import Point as CalibratedPoint
 
 __all__ = ["Outcome", "Progress", "run"]
 
@@ -128,6 +130,7 @@ def _curves(
 ) -> Outcome:
     """Attack every stack, train with every stack, and put the two together."""
     from exhume import audit
+    from exhume.compare.run import attacking
     from exhume.recipes.curves import (
         attack_settings,
         curves_of,
@@ -139,9 +142,7 @@ def _curves(
     recipe = shell.recipe
     settings = attack_settings(recipe, shell.name, {**where, "data": source})
     specs = training_specs(recipe, settings, source)
-    attacks = audit.run(
-        settings, out=shell.folder / _ATTACKS, progress=_attacking(tell)
-    )
+    attacks = audit.run(settings, out=shell.folder / _ATTACKS, progress=attacking(tell))
     losses = train_missing(specs, shell.folder / _TRAINING, where, tell)
     curves, undefended = curves_of(recipe, settings, attacks.results, losses)
     return replace(
@@ -153,85 +154,62 @@ def _curves(
     )
 
 
-def _attacking(tell: Progress) -> Any:
-    from exhume.audit.naming import defense_label
-
-    def told(done: int, total: int, result: Any, left: float | None) -> None:
-        what = ""
-        if result is not None:
-            spec = result.spec
-            method = (spec.attack or spec.bound or {}).get("name", "")
-            what = f"{method}, {defense_label(spec.defenses)}, seed {spec.seed}"
-        tell("attacking", done, total, what, left)
-
-    return told
-
-
 def _compared(
     shell: Outcome, source: dict[str, Any], where: dict[str, Any], tell: Progress
 ) -> Outcome:
-    """Compare at equal utility; each family beside the first, at every budget."""
+    """Compare at equal utility, and divide errors as the recipe asks."""
     from exhume import compare
     from exhume.compare import CompareSettings
 
     recipe = shell.recipe
     given = {**recipe.compare, **where, "title": recipe.title, "data": source}
     settings = validate(CompareSettings, given, what=f"{shell.name}, [compare]")
-    _check_gains(settings, recipe.published_gains)
     comparison = compare.run(settings, out=shell.folder / _COMPARISON, progress=tell)
-    bare = comparison.undefended.strongest
+    bare, why = _strongest(comparison.undefended)
     return replace(
         shell,
-        rows=tuple(_budget_rows(comparison, recipe.published_gains)),
-        undefended=Point(None, bare.error if bare else None, None),
+        rows=tuple(_budget_rows(comparison, recipe.gains)),
+        undefended=Point(None, bare, None, reason=why if bare is None else ""),
         comparison=comparison,
     )
 
 
-def _check_gains(settings: CompareSettings, published: dict[str, float]) -> None:
-    from exhume.audit.sweep import Checked
-    from exhume.compare.family import families
-
-    checked = Checked()
-    known = [family.label for family in families(settings, checked)]
-    checked.report()
-    unknown = set(published) - set(known)
-    if unknown:
-        msg = (
-            f"[published_gains] names {', '.join(sorted(unknown))}; the families are "
-            f"{', '.join(known)}"
-        )
-        raise InvalidInput(msg)
-
-
-def _budget_rows(comparison: Comparison, published: dict[str, float]) -> list[Row]:
+def _budget_rows(comparison: Comparison, gains: Sequence[Gain]) -> list[Row]:
     from exhume.compare.units import told_loss
 
-    listed = []
+    bare, why = _strongest(comparison.undefended)
+    listed = [Row(f"no defense: error ({why})", bare, None)]
     utility = comparison.settings.utility
     for budget in comparison.settings.budgets:
         told = f"{told_loss(utility, budget)} lost"
         found = [(f.family.label, *_error_at(f, budget)) for f in comparison.frontiers]
         listed += [
-            Row(f"{told}, {label}: error", error, None, why)
-            for label, error, why in found
+            Row(f"{told}, {label}: error ({how})", error, None)
+            for label, error, how in found
         ]
-        name, first, _ = found[0]
-        for label, error, why in found[1:]:
-            gain = error / first if error is not None and first else None
-            over = f"{told}, error of {label} over {name}"
-            listed.append(Row(over, gain, published.get(label), why))
+        for gain in gains:
+            name, error, _ = found[gain.family - 1]
+            other, reference, _ = found[gain.over - 1]
+            ratio = error / reference if error is not None and reference else None
+            what = f"{told}, {name} over {other}"
+            listed.append(Row(what, ratio, gain.published or None))
     return listed
 
 
-def _error_at(frontier: Any, budget: float) -> tuple[float | None, str]:
-    """Return the error where a family was brought to a budget, or why it was not."""
+def _error_at(frontier: Frontier, budget: float) -> tuple[float | None, str]:
+    """Return the error at a budget, and by which attack, or why there is none."""
     if frontier.failure:
         return None, frontier.failure
     (settled,) = [s for s in frontier.settled if s.budget == budget]
-    if not settled.within:
+    if settled.step is None or not settled.within:
         return None, settled.reason
-    point = next(p for p in frontier.points if p.strength == settled.step.strength)
+    strength = settled.step.strength
+    return _strongest(next(p for p in frontier.points if p.strength == strength))
+
+
+def _strongest(point: CalibratedPoint) -> tuple[float | None, str]:
+    from exhume.compare.leaderboard import attack_name
+
     if point.strongest is None:
         return None, "no attack finished"
-    return point.strongest.error, ""
+    return point.strongest.error, attack_name(point.strongest)
