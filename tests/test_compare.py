@@ -336,6 +336,61 @@ def test_diverged_training_ends_early_and_counts_as_all_lost():
     assert found.values == {"accuracy": 0.0, "loss": math.inf}
 
 
+def test_momentum_and_a_constant_rate_are_those_of_the_textbook():
+    # Sutskever et al. (2013): m ← 0.9 m + g, θ ← θ − η (g + 0.9 m)
+    task = exhume.Task(torch.nn.Linear(3, 2).double(), loss="cross-entropy")
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 3, generator=g, dtype=torch.float64)
+    y = torch.tensor([0, 1, 1, 0])
+    batch = exhume.Batch(x, y, exhume.EventSpec.vector(3))
+    trained = train(
+        task,
+        exhume.Mechanism(exhume.observations.Gradient()),
+        batch,
+        None,
+        steps=3,
+        batch_size=2,
+        optimiser="nesterov",
+        learning_rate=0.1,
+        recalibrate=0,
+        key=0,
+        schedule="constant",
+        order="fixed",
+    )
+    weight, bias = (p.detach().clone() for p in task.parameters().values())
+    moments = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for rows in ([0, 1], [2, 3], [0, 1]):
+        leaves = [weight.requires_grad_(), bias.requires_grad_()]
+        logits = x[rows] @ leaves[0].T + leaves[1]
+        value = torch.nn.functional.cross_entropy(logits, y[rows])
+        slopes = torch.autograd.grad(value, leaves)
+        moments = [0.9 * m + s for m, s in zip(moments, slopes, strict=True)]
+        steps = [s + 0.9 * m for m, s in zip(moments, slopes, strict=True)]
+        weight, bias = (
+            (p - 0.1 * s).detach() for p, s in zip(leaves, steps, strict=True)
+        )
+    found = list(trained.parameters().values())
+    torch.testing.assert_close(found[0].detach(), weight)
+    torch.testing.assert_close(found[1].detach(), bias)
+
+
+def test_the_loss_in_train_mode_is_that_of_the_parts_asked_for():
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2)).double()
+    task = exhume.Task(net, loss="cross-entropy", mode="train")
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.randn(6, 2, generator=g, dtype=torch.float64), torch.arange(6) % 2
+    batch = exhume.Batch(x, y, exhume.EventSpec.vector(2))
+    halves = [mean_loss(task, batch.select(torch.arange(i, i + 3))) for i in (0, 3)]
+    assert mean_loss(task, batch, 3) == pytest.approx(sum(halves) / 2, rel=1e-12)
+    assert mean_loss(task, batch) != pytest.approx(sum(halves) / 2, rel=1e-3)
+
+
+def test_a_measurement_trains_on_as_many_examples_as_asked():
+    few = measure(replace(SPEC, examples=10_000))
+    assert few.status == "failed"
+    assert "fewer than the 10000 that are asked for" in few.reason
+
+
 # One step
 
 

@@ -32,7 +32,16 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-COMMANDS = ("audit", "compare", "advise", "attack", "list", "report", "inspect")
+COMMANDS = [
+    "audit",
+    "compare",
+    "advise",
+    "attack",
+    "list",
+    "recipe",
+    "report",
+    "inspect",
+]
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 
 
@@ -123,7 +132,9 @@ def test_commands_exist_with_their_options(path):
             continue
         assert words[0] == "exhume", command
         assert words[1] in COMMANDS, command
-        usage = CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "200"})
+        # A command of a group has the help: exhume recipe run NAME.
+        named = words[1:3] if words[1] == "recipe" else words[1:2]
+        usage = CliRunner().invoke(app, [*named, "--help"], env={"COLUMNS": "200"})
         for option in (w for w in words if w.startswith("--")):
             assert re.search(rf"{option}\b", usage.output), command
 

@@ -43,7 +43,7 @@ class CompareSettings:
         training_seeds: seeds of utility, or how many; each has its own weights, split,
             order of batches and noise, the same for every strength and every defense.
         steps: of training; in each, one client's batch passes the mechanism.
-        optimiser: of the server, ``adam`` or ``sgd``; see :func:`train`.
+        optimiser: of the server: ``adam``, ``sgd`` or ``nesterov``, see :func:`train`.
         learning_rate: at the first step.
         schedule: of the rate: ``falling`` linearly to 0, or ``constant``.
         held_out: examples that accuracy is measured on.
@@ -78,7 +78,7 @@ class CompareSettings:
     evaluations: int = 12
     training_seeds: list[int] | int = 3
     steps: int = 500
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimiser: Literal["adam", "sgd", "nesterov"] = "adam"
     learning_rate: float = 3e-3
     schedule: Literal["falling", "constant"] = "falling"
     held_out: int = 500

@@ -18,6 +18,7 @@ from exhume.problem.tree import Tree
 
 __all__ = [
     "Optimiser",
+    "Order",
     "Schedule",
     "accuracy",
     "falling_rate",
@@ -26,12 +27,14 @@ __all__ = [
     "train",
 ]
 
-Optimiser = Literal["adam", "sgd"]
+Optimiser = Literal["adam", "sgd", "nesterov"]
+Order = Literal["shuffled", "fixed"]
 Schedule = Literal["falling", "constant"]
 
 # Whether a training has diverged is looked up this often: the rest of it is lost time.
 _LOOK_EVERY = 50
 _AT_ONCE = 2048
+_MOMENTUM = 0.9
 _OTHER_MODEL = (
     "a defense gives the model other parameters, and training through the mechanism "
     "knows only those of the task; compare it by an audit, at strengths of your own"
@@ -69,6 +72,7 @@ def train(
     recalibrate: int,
     key: int,
     schedule: Schedule = "falling",
+    order: Order = "shuffled",
 ) -> Task:
     """Train a copy of a task on what a mechanism releases.
 
@@ -83,11 +87,12 @@ def train(
         public: for calibration.
         steps: T.
         batch_size: B.
-        optimiser: ``adam`` or ``sgd``.
+        optimiser: ``adam``, ``sgd``, or ``nesterov``, sgd with momentum 0.9.
         learning_rate: η₀.
         recalibrate: steps between two calibrations; 0 calibrates once, at the start.
         key: of batches, plans and noise; equal keys give equal bits.
         schedule: of the rate: ``falling``, see :func:`falling_rate`, or ``constant``.
+        order: of the examples: ``shuffled`` in every epoch, or ``fixed``.
 
     Raises:
         InvalidInput: a defense changes the parameters of the model.
@@ -99,7 +104,7 @@ def train(
     weights = trained.parameters()
     server = _server(optimiser, list(weights.values()))
     plans = mechanism.calibrate(trained, public, fold(key, "calibrate", 0))
-    batches = _batches(len(data), batch_size, fold(key, "batches"))
+    batches = _batches(len(data), batch_size, order, fold(key, "batches"))
     for step in range(steps):
         if recalibrate and step and step % recalibrate == 0:
             plans = mechanism.calibrate(trained, public, fold(key, "calibrate", step))
@@ -107,15 +112,19 @@ def train(
         source = fold(key, "step", step)
         released = mechanism.sample(trained, batch, source, plans=plans).values
         _hand_over(released, weights)
-        falling = schedule == "falling"
-        rate = falling_rate(learning_rate, step, steps) if falling else learning_rate
-        for group in server.param_groups:
-            group["lr"] = rate
-        server.step()
+        falls = schedule == "falling"
+        rate = falling_rate(learning_rate, step, steps) if falls else learning_rate
+        _step(server, rate)
         if step % _LOOK_EVERY == 0 and not finite(trained):
             break
     server.zero_grad()
     return trained
+
+
+def _step(server: torch.optim.Optimizer, rate: float) -> None:
+    for group in server.param_groups:
+        group["lr"] = rate
+    server.step()
 
 
 def _hand_over(released: Tree, weights: Tree) -> None:
@@ -128,16 +137,25 @@ def _hand_over(released: Tree, weights: Tree) -> None:
 
 def _server(name: Optimiser, weights: list[Tensor]) -> torch.optim.Optimizer:
     # The rate is set in every step.
-    return torch.optim.Adam(weights) if name == "adam" else torch.optim.SGD(weights)
+    if name == "adam":
+        return torch.optim.Adam(weights)
+    nesterov = name == "nesterov"
+    momentum = _MOMENTUM if nesterov else 0.0
+    return torch.optim.SGD(weights, lr=1.0, momentum=momentum, nesterov=nesterov)
 
 
-def _batches(examples: int, batch_size: int, key: int) -> Iterator[Tensor]:
+def _batches(
+    examples: int, batch_size: int, order: Order, key: int
+) -> Iterator[Tensor]:
     """Yield indices of batches for ever; an incomplete batch joins the next epoch."""
     source = generator(key)
     waiting = torch.empty(0, dtype=torch.int64)
     while True:
         while len(waiting) < batch_size:
-            waiting = torch.cat([waiting, torch.randperm(examples, generator=source)])
+            epoch = torch.arange(examples)
+            if order == "shuffled":
+                epoch = torch.randperm(examples, generator=source)
+            waiting = torch.cat([waiting, epoch])
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
 
@@ -158,12 +176,19 @@ def accuracy(task: Task, batch: Batch) -> float:
     return right / len(batch)
 
 
-def mean_loss(task: Task, batch: Batch) -> float:
-    """Return the mean loss over a batch; infinite for weights that diverged."""
+def mean_loss(task: Task, batch: Batch, at_once: int = _AT_ONCE) -> float:
+    """Return the mean loss over a batch; infinite for weights that diverged.
+
+    Args:
+        task: model, loss and mode.
+        batch: examples.
+        at_once: examples that are evaluated together; in train mode they share the
+            statistics of BatchNorm.
+    """
     if not finite(task):
         return float("inf")
     total = 0.0
-    for inputs, targets in _parts(batch, task):
+    for inputs, targets in _parts(batch, task, at_once):
         value = task.loss_value(inputs, targets, _frozen(task))
         total += float(value) * len(inputs)
     return total / len(batch)
@@ -173,6 +198,8 @@ def _frozen(task: Task) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in task.parameters().items()}
 
 
-def _parts(batch: Batch, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(
+    batch: Batch, task: Task, at_once: int = _AT_ONCE
+) -> Iterator[tuple[Tensor, Tensor]]:
     inputs = batch.inputs.to(task.dtype)
-    return zip(inputs.split(_AT_ONCE), batch.targets.split(_AT_ONCE), strict=True)
+    return zip(inputs.split(at_once), batch.targets.split(at_once), strict=True)

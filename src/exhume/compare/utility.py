@@ -49,6 +49,9 @@ class UtilitySpec:
         public_examples: for calibration.
         recalibrate: steps between two calibrations; 0 for one.
         examples: to train on; 0 takes all that are neither held out nor public.
+        order: of the examples, ``shuffled`` in every epoch or ``fixed``.
+        loss_batch: examples whose training loss is evaluated together, which matters to
+            BatchNorm in train mode; 0 for as many as fit.
     """
 
     data: Options
@@ -63,13 +66,15 @@ class UtilitySpec:
     seed: int
     kind: Literal["training", "one-step"]
     steps: int
-    optimiser: Literal["adam", "sgd"]
+    optimiser: Literal["adam", "sgd", "nesterov"]
     learning_rate: float
     held_out: int
     public_examples: int
     recalibrate: int
     schedule: Literal["falling", "constant"] = "falling"
     examples: int = 0
+    order: Literal["shuffled", "fixed"] = "shuffled"
+    loss_batch: int = 0
 
     @property
     def id(self) -> str:
@@ -175,12 +180,14 @@ def _values(spec: UtilitySpec) -> dict[str, float]:
         learning_rate=spec.learning_rate,
         recalibrate=spec.recalibrate,
         schedule=spec.schedule,
+        order=spec.order,
         key=fold(spec.seed, "train"),
     )
+    together = {"at_once": spec.loss_batch} if spec.loss_batch else {}
     with torch.no_grad():
         return {
             "accuracy": accuracy(trained, held_out),
-            "loss": mean_loss(trained, private),
+            "loss": mean_loss(trained, private, **together),
         }
 
 

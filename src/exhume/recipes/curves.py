@@ -37,6 +37,7 @@ _SHARED = (
     "optimiser",
     "learning_rate",
     "schedule",
+    "order",
     "public_examples",
     "examples",
 )
@@ -97,6 +98,7 @@ def training_specs(
         "kind": "training",
         "held_out": _HELD_OUT,
         "recalibrate": 0,
+        "loss_batch": training.batch_size // training.clients,
     }
     for name in _SHARED:
         common[name] = getattr(training, name)

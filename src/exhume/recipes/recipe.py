@@ -115,10 +115,12 @@ class Training:
         clients: parts of a batch; each is defended by itself, and the server steps
             along their mean.
         steps: of training.
-        optimiser: ``adam`` or ``sgd``.
+        optimiser: ``adam``, ``sgd``, or ``nesterov``, sgd with momentum 0.9.
         learning_rate: at the first step.
         schedule: of the rate, ``constant`` or ``falling``.
-        mode: of BatchNorm: ``eval``, or ``train`` for the statistics of each part.
+        order: of the examples: ``shuffled`` in every epoch, or ``fixed``.
+        mode: of BatchNorm: ``eval``, or ``train`` for the statistics of each part, in
+            training and for the loss after it.
         seeds: how many trainings each strength has.
     """
 
@@ -127,9 +129,10 @@ class Training:
     batch_size: int
     clients: int = 1
     steps: int
-    optimiser: Literal["adam", "sgd"]
+    optimiser: Literal["adam", "sgd", "nesterov"]
     learning_rate: float
     schedule: Literal["constant", "falling"] = "constant"
+    order: Literal["shuffled", "fixed"] = "shuffled"
     mode: Literal["eval", "train"] = "eval"
     seeds: int = 1
 
