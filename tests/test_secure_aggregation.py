@@ -190,6 +190,12 @@ def test_accounting_adds_up_the_noise_of_the_survivors():
     assert defense.account(laplace, plan).multiplier == laplace.multiplier
 
 
+def test_weights_are_the_mean_over_the_survivors():
+    assert SecureAggregation(clients=3).weights() == pytest.approx((1 / 3,) * 3)
+    weights = SecureAggregation(clients=5, dropped=2).weights()
+    assert sorted(weights) == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3])
+
+
 def test_two_clients_with_one_example_each_are_a_batch_of_two():
     w = make_world(
         GRAY,

@@ -225,7 +225,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
         "a bound that ignores noise which depends on the data",
         (
             "test_fisher::test_a_channel_that_speaks_through_its_noise",
-            "test_bounds::test_noise_that_depends_on_the_data_is_refused",
+            "test_bounds::test_variance_that_depends_on_the_data_counts_as_information",
         ),
     ),
     "S28": (
