@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections import deque
-from dataclasses import replace
+from dataclasses import fields, replace
 from statistics import fmean
 
 import numpy as np
@@ -48,10 +49,11 @@ from exhume.compare.one_step import (
     u1_u2,
 )
 from exhume.compare.report.page import summary
-from exhume.compare.settings import default_settings
+from exhume.compare.settings import default_settings, load_settings
 from exhume.compare.training import accuracy, falling_rate, mean_loss, train
 from exhume.compare.units import parse_error, parse_loss, shown, told_loss
 from exhume.compare.utility import UtilitySpec, UtilityStore, measure
+from exhume.config import build, describe
 from exhume.errors import InvalidInput
 from exhume.problem.law import Law
 from exhume.problem.tree import flatten
@@ -651,6 +653,22 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
     assert again.frontiers == finished.frontiers
     assert again.undefended == finished.undefended
     assert load(finished.folder).frontiers == finished.frontiers
+
+
+def test_a_folder_keeps_every_option_whatever_the_defaults_become(finished):
+    kept = load_settings(finished.folder / "compare.toml")
+    text = tomllib.loads((finished.folder / "compare.toml").read_text("utf-8"))
+    assert set(text) == {field.name for field in fields(CompareSettings)}
+    listed = [("defense", d) for d in kept.defenses]
+    listed += [("attack", a) for a in kept.attacks]
+    listed += [("bound", b) for b in kept.bounds]
+    listed += [(kind, getattr(kept, kind)) for kind in ("data", "model", "prior")]
+    for kind, options in listed:
+        plain = {
+            name: value["weakest"] if isinstance(value, dict) else value
+            for name, value in options.items()
+        }
+        assert set(plain) == {"name", *describe(build(kind, plain))}
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, tmp_path_factory):

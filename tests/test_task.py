@@ -254,6 +254,14 @@ def test_nothing_of_the_users_model_changes(layer, mode):
         assert torch.equal(value, snapshot[name]), name
 
 
+def test_tied_weights_move_together():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    task = Task(net, "mse")
+    given = {n: torch.zeros_like(p) for n, p in task.parameters().items()}
+    assert task.predict(torch.ones(1, 3), given).abs().max() == 0
+
+
 def test_later_changes_of_the_users_model_do_not_matter():
     net = seeded(LAYERS["linear"]())
     inputs, targets = image_batch()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from exhume.audit.bound_record import record_of
+from exhume.audit.calibrated import PlanMemory
 from exhume.audit.facts import (
     collect_facts,
     collect_privacy,
@@ -162,6 +163,9 @@ def _loaded(options: str) -> tuple[DataSource, Batch]:
     return source, source.load()
 
 
+_PLANS = PlanMemory()
+
+
 @lru_cache(maxsize=2)
 def _shared(key: str) -> _Shared:
     spec = TrialSpec(**json.loads(key))
@@ -219,7 +223,10 @@ def _evaluate(spec: TrialSpec) -> TrialResult:
         msg = "a trial needs exactly one of an attack and a bound"
         raise InvalidInput(msg)
     world = make_world(spec)
+    calibrated = _key(spec, *_SHARED, "observation", "defenses")
+    world.calibrated.update(_PLANS.of(calibrated))
     observation = world.observe(fold(spec.seed, "observe"))
+    _PLANS.keep(calibrated, world.calibrated)
     setting = TrialResult(
         spec=spec,
         status="done",

@@ -139,7 +139,7 @@ def epsilon_of(
         sampling_rate: q.
         adjacency: which data sets are neighbours.
     """
-    plans = world.mechanism.calibrate(world.task, world.public, key)
+    plans = world.plans(key)
     found = world.mechanism.guarantee(plans)
     return epsilon(
         found, delta, steps=steps, sampling_rate=sampling_rate, adjacency=adjacency
@@ -183,7 +183,7 @@ def guarantee_of(
         key: calibrates as ``world.observe(key)`` does.
         gaussian: whether a bound holds for Gaussian noise alone.
     """
-    plans = world.mechanism.calibrate(world.task, world.public, key)
+    plans = world.plans(key)
     found = world.mechanism.guarantee(plans)
     if found.reasons:
         reasons = "; ".join(found.reasons)

@@ -38,10 +38,10 @@ def information_maps(
     Returns:
         The maps, or why the release has no finite Fisher information.
     """
-    plans = world.mechanism.calibrate(world.task, world.public, key)
+    plans = world.plans(key)
     induced = world.mechanism.induced(world.task, plans)
     law, targets = induced.law, world.batch.targets
-    mean = mean_map(induced.task, induced.model, law, targets)
+    mean = mean_map(induced.task, induced.model, law, targets, mixed=True)
     like = {name: t.detach() for name, t in mean(batches[0]).items()}
     refusal = _refusal(law, like)
     if refusal is not None:

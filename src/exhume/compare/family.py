@@ -65,6 +65,13 @@ class Family:
         stack[self.place][self.option] = strength
         return tuple(stack)
 
+    def written(self) -> Options | list[Options]:
+        """Return the entry of ``defenses`` that asks for this family."""
+        ends = {"weakest": self.weakest, "strongest": self.strongest}
+        stack = [dict(options) for options in self.stack]
+        stack[self.place][self.option] = {**ends, "scale": self.scale}
+        return stack[0] if len(stack) == 1 else list(stack)
+
     def strength(self, position: float) -> float:
         """Return the value at a position, rounded to what a person would write."""
         first, last = self._scaled(self.weakest), self._scaled(self.strongest)

@@ -45,7 +45,7 @@ def noise_along(gradient: Tree, law: Law) -> float:
 
     Args:
         gradient: g by name.
-        law: with additive noise; void coordinates release nothing and count nothing.
+        law: with additive noise; coordinates that were removed after it count nothing.
     """
     kept = law.keep(gradient)
     correlated = () if law.covariance is None else law.covariance.names
@@ -148,7 +148,7 @@ def _along(
     key: int,
 ) -> tuple[float, float]:
     """Return mean and variance of ⟨g, O⟩ over the noise of one release."""
-    released = mechanism.sample(task, batch, key, plans=plans).values
+    released = mechanism.values(task, batch, key, plans)
     found = mechanism.induced(task, plans, released)
     law = found.law
     if not law.noisy or law.not_gaussian:

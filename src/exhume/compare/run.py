@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,8 +10,10 @@ from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from exhume.audit.records import Options
     from exhume.audit.settings import AuditSettings
     from exhume.compare.advice import Advice
+    from exhume.compare.family import Family
     from exhume.compare.frontier import Frontier, Point
     from exhume.compare.search import Searched, UtilityLoss
 
@@ -120,7 +122,9 @@ def run(
     loss, families = _prepared(settings)
     folder = folder_of(settings, out)
     _make(folder)
-    (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
+    # A default that changes later leaves what this folder asks for as it is.
+    complete = to_toml(_completed(settings, families), complete=True)
+    (folder / SETTINGS_FILE).write_text(complete, encoding="utf-8")
     with UtilityStore(folder / UTILITY_FILE) as store:
         search(loss, families, store, _calibrating(tell))
         plain, searches, _ = replay(loss, families, store)
@@ -196,7 +200,7 @@ def _make(folder: Path) -> None:
         raise InvalidInput(msg) from error
 
 
-def _prepared(settings: CompareSettings) -> tuple[UtilityLoss, list[Any]]:
+def _prepared(settings: CompareSettings) -> tuple[UtilityLoss, list[Family]]:
     """Check every name and option at once, and complete them."""
     from exhume.audit.settings import as_options
     from exhume.audit.sweep import Checked, expand
@@ -230,6 +234,28 @@ def _prepared(settings: CompareSettings) -> tuple[UtilityLoss, list[Any]]:
     trained = settings.utility in ("accuracy", "loss")
     common["kind"] = "training" if trained else "one-step"
     return UtilityLoss(settings, common), found
+
+
+def _completed(settings: CompareSettings, families: list[Family]) -> CompareSettings:
+    """Write out every option that was left to its default."""
+    from exhume.audit.settings import as_options
+    from exhume.audit.sweep import Checked
+
+    checked = Checked()
+
+    def full(kind: str, given: Options | str) -> Options:
+        return checked.options(kind, as_options(given))
+
+    return replace(
+        settings,
+        data=full("data", settings.data),
+        model=full("model", settings.model),
+        observation=full("observation", settings.observation),
+        prior=None if settings.prior is None else full("prior", settings.prior),
+        attacks=[full("attack", options) for options in settings.attacks],
+        bounds=[full("bound", options) for options in settings.bounds],
+        defenses=[family.written() for family in families],
+    )
 
 
 def attack_settings(

@@ -110,7 +110,7 @@ def train(
             plans = mechanism.calibrate(trained, public, fold(key, "calibrate", step))
         batch = data.select(next(batches))
         source = fold(key, "step", step)
-        released = mechanism.sample(trained, batch, source, plans=plans).values
+        released = mechanism.values(trained, batch, source, plans)
         _hand_over(released, weights)
         falls = schedule == "falling"
         rate = falling_rate(learning_rate, step, steps) if falls else learning_rate

@@ -35,6 +35,9 @@ __all__ = [
 # vanishes in some direction would leave it open to data that were not public.
 _LEAST_SENSITIVITY = 1e-3
 _LEAST_EIGENVALUE = 1e-4
+# Singular values below this share of the largest are rounding.
+_NEGLIGIBLE = 1e-6
+_TOGETHER = 64  # columns of H at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +162,7 @@ def low_rank_optimum(
     cost = metric.columns * scale.unsqueeze(-1)
     basis = _leading_span(seen, cost, rank, key)
     rank = basis.shape[1]
-    inside = torch.einsum("pk,npr->knr", basis, seen).flatten(1)
+    inside = (basis.T @ seen).transpose(0, 1).flatten(1)
     projected = basis.T @ cost
     m = inside @ inside.T
     h = projected @ projected.T + metric.ridge * (basis.T * scale.square()) @ basis
@@ -188,12 +191,21 @@ def _leading_span(seen: Tensor, cost: Tensor, rank: int, key: int) -> Tensor:
         generator=generator(key, "range-finder"),
         dtype=torch.float64,
     ).to(seen)
-    sketch = torch.einsum(
-        "npr,nrk->pk", seen, probes.reshape(count, directions, 2 * rank)
-    )
+    sketch = (seen @ probes.reshape(count, directions, 2 * rank)).sum(dim=0)
     parts = [part / part.norm() for part in (sketch, cost) if part.numel()]
-    basis, values, _ = torch.linalg.svd(torch.cat(parts, dim=1), full_matrices=False)
-    return basis[:, : min(rank, int((values > 1e-10 * values[0]).sum()))]
+    return _leading_left(torch.cat(parts, dim=1), rank)
+
+
+def _leading_left(matrix: Tensor, rank: int) -> Tensor:
+    """Return the leading left singular vectors of a tall matrix, rank at most.
+
+    By the eigenvectors of AᵀA, which is many times faster than a decomposition of A and
+    as good for singular values well above 1e-8 of the largest; smaller ones are left.
+    """
+    values, vectors = torch.linalg.eigh(matrix.T @ matrix)
+    kept = min(rank, int((values > _NEGLIGIBLE**2 * values[-1]).sum()))
+    leading = matrix @ vectors[:, len(values) - kept :].flip(1)
+    return torch.linalg.qr(leading).Q
 
 
 def kronecker_optimum(
@@ -263,9 +275,13 @@ def utility_cost(
     """
     own = covariance.diagonal()
     cost = metric.ridge * sum(float(v.sum()) for v in own.values())
-    for column in metric.columns.T:
+
+    def squared(column: Tensor) -> Tensor:
         coloured = covariance.transposed_colour(unflatten(column, shapes))
-        cost += sum(float(t.square().sum()) for t in coloured.values())
+        return torch.stack([t.square().sum() for t in coloured.values()]).sum()
+
+    for part in metric.columns.T.split(_TOGETHER):
+        cost += float(torch.func.vmap(squared)(part).sum())
     return cost
 
 

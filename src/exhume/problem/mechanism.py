@@ -114,19 +114,22 @@ class Mechanism:
         """
         if plans is None:
             plans = self.calibrate(task, public, key)
-        inputs = batch.inputs.to(task.dtype)
-        whole = Candidate(inputs, batch.targets)
-        values = self._run(task, whole, plans, key)
-        defended = self.induced(task, plans).task
+        values = self.values(task, batch, key, plans)
+        for defense, plan in zip(self.defenses, plans, strict=True):
+            task = defense.transform_task(task, plan)
         statistics = {
             name: (mean.detach(), var.detach())
-            for name, (mean, var) in defended.batch_statistics(inputs).items()
+            for name, (mean, var) in task.batch_statistics(
+                batch.inputs.to(task.dtype)
+            ).items()
         }
         return Observation(values, statistics, plans, key)
 
-    def _run(
-        self, task: Task, whole: Candidate, plans: tuple[Plan, ...], key: int
+    def values(
+        self, task: Task, batch: Batch, key: int, plans: tuple[Plan, ...]
     ) -> Tree:
+        """Return what :meth:`sample` releases, and nothing else of the observation."""
+        whole = Candidate(batch.inputs.to(task.dtype), batch.targets)
         last = self.defenses[-1] if self.defenses else None
         if not isinstance(last, Aggregation):
             return self._client(task, whole, plans, key)
@@ -184,7 +187,8 @@ class Mechanism:
 
     def guarantee(self, plans: tuple[Plan, ...]) -> Guarantee:
         """Return what differential privacy can rely on: sensitivity, noise, unit."""
-        found = Guarantee(plans[0].shapes) if plans else Guarantee()
+        # The last plan knows every tensor that is released: models may grow.
+        found = Guarantee(plans[-1].shapes) if plans else Guarantee()
         for defense, plan in zip(self.defenses, plans, strict=True):
             found = defense.account(found, plan)
         return found

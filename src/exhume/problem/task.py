@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +92,8 @@ class Task:
     running_statistics: Mapping[str, tuple[Tensor, Tensor]] = field(
         init=False, repr=False
     )
+    _tied: bool = field(init=False, repr=False)
+    _recurrent: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -113,6 +115,10 @@ class Task:
         }
         object.__setattr__(self, "running_statistics", running)
         object.__setattr__(self, "model", _snapshot(self.model, self.mode))
+        # Not in every call of the model, where looking costs as much as a layer.
+        object.__setattr__(self, "_tied", _has_tied_tensors(self.model))
+        recurrent = any(isinstance(m, nn.LSTM) for m in self.model.modules())
+        object.__setattr__(self, "_recurrent", recurrent)
         if not self.parameters():
             msg = "the model has no trainable parameters, so there is no gradient"
             raise InvalidInput(msg)
@@ -166,8 +172,9 @@ class Task:
             # Some layers update buffers when called (a power iteration, say).
             state |= {name: b.clone() for name, b in self.model.named_buffers()}
         before = torch.get_rng_state()
-        with sdpa_kernel(SDPBackend.MATH), _without_onednn(self.model):
-            outputs = functional_call(self.model, state, (x,))
+        onednn = _without_onednn() if self._recurrent else nullcontext()
+        with sdpa_kernel(SDPBackend.MATH), onednn:
+            outputs = functional_call(self.model, state, (x,), tie_weights=self._tied)
         if not torch.equal(before, torch.get_rng_state()):
             torch.set_rng_state(before)
             msg = (
@@ -248,6 +255,8 @@ class Task:
         Returns:
             name of the layer → (mean [C], variance [C]).
         """
+        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            return {}
         with self._recorded_statistics() as statistics:
             self.predict(inputs, {n: p.detach() for n, p in self.parameters().items()})
         return statistics
@@ -282,12 +291,19 @@ def _value(tensor: Tensor | None) -> Tensor:
     return tensor.detach().clone()
 
 
+def _has_tied_tensors(model: nn.Module) -> bool:
+    """Whether a parameter or buffer has several names."""
+    listed = [
+        tensor
+        for named in (model.named_parameters, model.named_buffers)
+        for _, tensor in named(remove_duplicate=False)
+    ]
+    return len({id(tensor) for tensor in listed}) < len(listed)
+
+
 @contextmanager
-def _without_onednn(model: nn.Module) -> Iterator[None]:
+def _without_onednn() -> Iterator[None]:
     """Switch oneDNN off for LSTMs, whose float32 kernel has no forward derivative."""
-    if not any(isinstance(module, nn.LSTM) for module in model.modules()):
-        yield
-        return
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:

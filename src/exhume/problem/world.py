@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exhume.errors import InvalidInput
 from exhume.problem.batch import Batch
+from exhume.problem.defense import Plan
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Observation
 from exhume.problem.prior import Density
@@ -24,6 +25,7 @@ class World:
         mechanism: D∘F.
         public: public examples, disjoint from the batch, or None.
         prior: a density fitted to public data, or None.
+        calibrated: plans by key, as far as they are known; :meth:`plans` adds to it.
 
     Raises:
         InvalidInput: a private example is among the public ones, or a label is not one
@@ -35,6 +37,9 @@ class World:
     mechanism: Mechanism
     public: Batch | None = None
     prior: Density | None = None
+    calibrated: dict[int, tuple[Plan, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         self._check_labels()
@@ -68,4 +73,12 @@ class World:
 
     def observe(self, key: int = 0) -> Observation:
         """Run the mechanism once; equal keys give equal bits."""
-        return self.mechanism.sample(self.task, self.batch, key, self.public)
+        plans = self.plans(key)
+        return self.mechanism.sample(self.task, self.batch, key, plans=plans)
+
+    def plans(self, key: int) -> tuple[Plan, ...]:
+        """Return the plans of ``observe(key)``; they are made once, on public data."""
+        if key not in self.calibrated:
+            plans = self.mechanism.calibrate(self.task, self.public, key)
+            self.calibrated[key] = plans
+        return self.calibrated[key]

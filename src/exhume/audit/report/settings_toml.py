@@ -9,16 +9,17 @@ from typing import Any
 __all__ = ["to_toml", "toml_value"]
 
 
-def to_toml(settings: Any) -> str:
+def to_toml(settings: Any, *, complete: bool = False) -> str:
     """Write every setting that is not the default, one per line.
 
     Args:
         settings: a dataclass whose fields have defaults.
+        complete: write those that are the default too.
     """
     lines = []
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if value != _default(field):
+        if complete or value != _default(field):
             lines.append(f"{field.name} = {toml_value(value)}")
     return "\n".join(lines) + "\n"
 
