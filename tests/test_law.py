@@ -125,8 +125,10 @@ def test_moments_of_releases_equal_the_law(stack):
 @pytest.mark.parametrize("stack", [[RANDOM, NOISE], [NOISE, RANDOM], [RANDOM]])
 def test_void_coordinates_say_nothing_of_the_input(stack):
     released, law, mechanism, plans = run(*stack)
-    void = {n: ~m for n, m in law.mask.items()}
+    (plan,) = (plan for plan in plans if plan.arrays)
+    void = {n: ~m for n, m in plan.arrays.items()}
     assert sum(int(v.sum()) for v in void.values()) == int(0.5 * flatten(TREE).numel())
+    assert all(not bool(t[void[n]].any()) for n, t in law.mean(TREE).items())
     other = {n: torch.where(void[n], t + 3.0, t) for n, t in TREE.items()}
     again = mechanism.release(other, plans, 0)
     assert all(torch.equal(again[n], released[n]) for n in TREE)
@@ -224,10 +226,12 @@ def test_exceptions_are_declared(stack, irregular, not_gaussian, visible):
 # --- precision -----------------------------------------------------------------------
 
 
-def test_precision_is_inverse_variance_and_zero_where_void():
+def test_precision_is_inverse_variance_of_all_noise_after_a_mask():
     _, law, _, plans = run(NOISE, RANDOM, GaussianNoise(std=0.1))
     for n, weight in law.precision(TREE).items():
-        expected = plans[1].arrays[n].double() / (0.2**2 + 0.1**2)
+        # What was removed carries the later noise alone, around a mean of zero.
+        kept = plans[1].arrays[n].double()
+        expected = kept / (0.2**2 + 0.1**2) + (1 - kept) / 0.1**2
         torch.testing.assert_close(weight, expected, rtol=1e-14, atol=0)
 
 

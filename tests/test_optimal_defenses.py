@@ -23,7 +23,9 @@ from exhume.defenses._matrix_design import (
 )
 from exhume.defenses._principal_directions import principal_directions, tangents
 from exhume.defenses._public_scales import metric_columns, sampled_label_gradient
+from exhume.defenses.dp_sgd import DpSgd
 from exhume.defenses.gaussian_noise import GaussianNoise
+from exhume.defenses.local_aggregation import LocalAggregation
 from exhume.defenses.matrix_optimal_noise import MatrixOptimalNoise
 from exhume.defenses.optimal_gradient_noise import (
     OptimalGradientNoise,
@@ -485,3 +487,38 @@ def test_private_masks_show_in_the_zeros_and_have_no_fisher_information():
     law = mechanism.law(plans, release)
     assert law.irregular is not None
     assert all(torch.equal(law.mask[n], t != 0) for n, t in release.items())
+
+
+def test_a_mask_before_correlated_noise_leaves_the_noise_of_the_others_visible():
+    form = LowRank.of({"b": torch.ones(2).double()}, torch.full((2, 1), 3.0).double())
+    law = Mechanism(Gradient(), []).law(())
+    cut = law.masked({"b": torch.tensor([True, False])}).plus_noise({}, covariance=form)
+    basis = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    shown = cut.whitener({"b": basis})(cut.mean({"b": basis}))["b"]
+    inverse = torch.linalg.inv(dense(form, {"b": basis}))
+    assert float(shown @ shown) == pytest.approx(float(inverse[0, 0]))
+    assert float(cut.mean({"b": torch.ones(2).double()})["b"][1]) == 0
+
+
+def test_private_scales_beside_other_noise_are_refused_by_the_bound_not_ignored():
+    private = OptimalGradientNoise(std=0.1, scale_source="private", probes=2, samples=2)
+    for stack in ([private, GaussianNoise(std=1.0)], [GaussianNoise(std=1.0), private]):
+        mechanism = Mechanism(Gradient(), stack)
+        with pytest.warns(UserWarning, match="private"):
+            plans = mechanism.calibrate(TASK, PUBLIC, 0)
+        assert "private" in str(mechanism.law(plans).not_gaussian)
+
+
+def test_a_private_mask_behind_differential_privacy_voids_it():
+    stack = [
+        DpSgd(max_norm=1.0, noise_multiplier=1.0, batch_size=1),
+        OptimalGradientPruning(ratio=0.5, scale_source="private", probes=2, samples=2),
+    ]
+    mechanism = Mechanism(Gradient(), stack)
+    with pytest.warns(UserWarning, match="private"):
+        plans = mechanism.calibrate(TASK, PUBLIC, 0)
+    assert mechanism.guarantee(plans).multiplier == 0
+    local = Mechanism(Gradient(), [stack[0], LocalAggregation(steps=2)])
+    assert local.guarantee(local.calibrate(TASK, PUBLIC, 0)).multiplier == 0
+    alone = Mechanism(Gradient(), stack[:1])
+    assert alone.guarantee(alone.calibrate(TASK, PUBLIC, 0)).multiplier == 1

@@ -109,7 +109,7 @@ class AnalyticLinear(Attack):
             objective=None,
             outcome=Outcome.CLOSED_FORM,
             cost=watch.cost(),
-            adaptive=problem.law is not UNKNOWN,
+            adaptive=problem.law_is_used,
             notes=(note, *notes),
         )
 

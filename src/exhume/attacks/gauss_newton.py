@@ -299,7 +299,7 @@ class GaussNewton(Attack):
             outcome=best.outcome,
             cost=watch.cost(),
             trace=tuple(trace),
-            adaptive=problem.law is not UNKNOWN,
+            adaptive=problem.law_is_used,
             notes=notes,
         )
 

@@ -76,7 +76,7 @@ class NearestPublic(Attack):
             objective=None,
             outcome=Outcome.CLOSED_FORM,
             cost=watch.cost(),
-            adaptive=problem.law is not UNKNOWN,
+            adaptive=problem.law_is_used,
             notes=(f"Nearest of {len(rows)} candidate gradients.",),
         )
 

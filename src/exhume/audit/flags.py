@@ -139,7 +139,7 @@ def _settings(
                 _raise(found, [result], sentences.chance(result.spec))
             _objectives(result, chance.get(setting, _NO_BASELINE), found)
         _masking(contenders, found)
-        _private_scale(contenders, found)
+        _private_scale(contenders, chance.get(setting, _NO_BASELINE), found)
 
 
 def _objectives(result: TrialResult, chance: float, found: _Found) -> None:
@@ -182,7 +182,9 @@ def _masking(contenders: Sequence[TrialResult], found: _Found) -> None:
         _raise(found, iterated, sentences.MASKING)
 
 
-def _private_scale(contenders: Sequence[TrialResult], found: _Found) -> None:
+def _private_scale(
+    contenders: Sequence[TrialResult], chance: float, found: _Found
+) -> None:
     """Say so if the attack that reads the variance clearly beats all others.
 
     It only ever answers where the variance depends on the data.
@@ -190,6 +192,8 @@ def _private_scale(contenders: Sequence[TrialResult], found: _Found) -> None:
     own = [r for r in contenders if (r.spec.attack or {}).get("name") == _READS_SCALE]
     others = [r for r in contenders if r not in own]
     if not own or not others:
+        return
+    if min(map(_error, own)) >= chance:
         return
     if min(map(_error, own)) < _CLEARLY_BELOW * min(map(_error, others)):
         _raise(found, contenders, sentences.PRIVATE_SCALE_LEAK)

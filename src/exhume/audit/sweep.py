@@ -105,7 +105,8 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
 
     Chance levels and bounds come first, because they are cheap and everything is drawn
     against them; then all attacks of the first seed, so that a sweep that is stopped
-    early has complete pictures of fewer examples.
+    early has complete pictures of fewer examples. Noise whose scale comes from the
+    private batch is always attacked by ``covariance-aware`` as well.
 
     Every object is built once: options in the specs are complete, so that a changed
     default changes the ids and no result is mistaken for another.
@@ -119,6 +120,7 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     attacks = [checked.options("attack", a) for a in settings.attacks]
     bounds = [checked.options("bound", b) for b in settings.bounds]
     chance = [checked.options("attack", name) for name in BASELINES]
+    reads_scale = checked.options("attack", "covariance-aware")
     prior = settings.prior
     common: dict[str, Any] = {
         "model": checked.options("model", settings.model),
@@ -136,8 +138,10 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
         checked.run(lambda stack=stack: check_order(common["observation"], stack))
     checked.report()
 
-    def specs(kind: str, chosen: Iterable[Options], seeds: list[int]) -> Any:
-        cells = itertools.product(seeds, data, chosen, stacks)
+    def specs(
+        kind: str, chosen: Iterable[Options], seeds: list[int], over: list[Any] = stacks
+    ) -> Any:
+        cells = itertools.product(seeds, data, chosen, over)
         for seed, source, options, stack in cells:
             what = {"seed": seed, "data": source, "defenses": stack, kind: options}
             yield TrialSpec(**common, **what)
@@ -147,8 +151,15 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
         specs("attack", chance, seeds),
         specs("bound", bounds, seeds),
         specs("attack", attacks, seeds),
+        # Where the noise itself tells, the attack that reads it is always tried.
+        specs("attack", [reads_scale], seeds, [s for s in stacks if _private(s)]),
     )
     return list({spec.id: spec for spec in ordered}.values())
+
+
+def _private(stack: Iterable[Options]) -> bool:
+    """Say whether a defense takes its scales from the private batch."""
+    return any(options.get("scale_source") == "private" for options in stack)
 
 
 def _listed(value: list[Options | str] | Options | str) -> list[Options | str]:

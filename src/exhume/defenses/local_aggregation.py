@@ -16,10 +16,16 @@ from exhume.problem.batch import Batch
 from exhume.problem.defense import Defense, Plan, Stage
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationModel
+from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, add, scale
 
 __all__ = ["LocalAggregation", "LocalSteps", "sgd_step"]
+
+_COUPLED = (
+    "an example that is clipped in every local step also moves the later gradients of "
+    "the others; clip the whole update after the local steps"
+)
 
 
 @formula(
@@ -135,6 +141,13 @@ class LocalAggregation(Defense):
         if not (math.isfinite(self.rate) and self.rate > 0):
             msg = f"rate is {self.rate}; expected a finite learning rate above 0"
             raise InvalidInput(msg)
+
+    def account(self, before: Guarantee, plan: Plan) -> Guarantee:
+        """Forget what was bounded for one step: later steps couple the examples."""
+        del plan
+        if self.steps == 1 or not before.bounded:
+            return before
+        return before.void(_COUPLED)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Nothing is fitted: the schedule is the options themselves."""

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["OptimalGradientNoise", "PrivateVariance", "optimal_variance"]
 
+_COMBINED = (
+    "private scales are combined with other noise or a mask, and the variance as a "
+    "function of the data is then not known"
+)
 # Directions of the private sketch are public, like every constant of the mechanism.
 _PRIVATE_DIRECTIONS = fold(0, "optimal-gradient-noise")
 
@@ -229,7 +233,10 @@ class OptimalGradientNoise(Defense):
         noisy = law.plus_noise(plan.arrays)
         if self.scale_source == "public":
             return noisy
-        return replace(noisy, variance_at=PrivateVariance(self, plan.covers))
+        private = replace(noisy, variance_at=PrivateVariance(self, plan.covers))
+        if law.noisy or law.mask:
+            return replace(private, not_gaussian=_COMBINED)
+        return private
 
     def account(self, before: Guarantee, plan: Plan) -> Guarantee:
         """Count public noise in its weakest coordinate; private scales void all."""

@@ -193,7 +193,7 @@ class OptimalGradientPruning(Defense):
         if plan.numbers["removed"] == 0:
             return before
         if self.scale_source == "private":
-            return before.processed("the mask depends on the private data")
+            return before.void("the mask depends on the private data")
         return before.masked(plan.arrays)
 
     @property

@@ -243,6 +243,8 @@ class Pruning(Defense):
         A random mask is public. The largest entries of one client's clipped update have
         no larger norm; but one example can change which entries of a sum are largest.
         """
+        if plan.numbers["removed"] == 0:
+            return before
         if self.kind == "random":
             return before.masked(plan.arrays)
         if before.unit == "client":

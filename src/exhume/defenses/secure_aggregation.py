@@ -20,6 +20,10 @@ from exhume.problem.privacy import Guarantee, Sensitivity
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, check_same_layout, flatten, unflatten
 
+# Standard deviations of noise below this many units of the fixed-point grid may be
+# rounded away.
+_FINE = 64
+
 __all__ = [
     "SecureAggregation",
     "encode",
@@ -156,9 +160,9 @@ class SecureAggregation(Aggregation, Defense):
     mask and one mask per pair of clients in arithmetic modulo 2⁶⁴, and the server
     removes what does not cancel. What one client sends is uniform and says nothing.
 
-    The mean is rounded by at most 2^{−f−1} per entry. Rounding is a function of the
-    release alone, so a bound for the exact mean holds for the rounded one; attacks take
-    the mean for exact, which it is to single precision with the default.
+    The mean is rounded by at most 2^{−f−1} per entry. The law leaves this rounding
+    out, which is far below any noise worth adding; attacks take the mean for exact,
+    which it is to single precision with the default.
 
     What it does not hide is the mean: a server that knows the labels faces one batch of
     all survivors' examples. Seeds come from a key instead of an agreement between
@@ -278,7 +282,12 @@ class SecureAggregation(Aggregation, Defense):
         itself protects √|U| times better than alone, if the others really add it.
         """
         del plan
-        if before.sealed or before.broken or before.family != "gaussian":
+        coarse = any(
+            float(v.min()) ** 0.5 < _FINE * 2.0**-self.fraction_bits
+            for v in before.variance.values()
+        )
+        # Rounding before the sum could show what the noise of the others would hide.
+        if before.sealed or before.broken or before.family != "gaussian" or coarse:
             return before.processed()
         count = len(self.survivors)
         return replace(

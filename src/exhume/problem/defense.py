@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Aggregation", "Defense", "Plan", "Stage"]
 
 
+_SUM_OF_PRIVATE = (
+    "every client scales its noise by its own private data, and the variance of the "
+    "sum as a function of them is not known"
+)
 _SUM_OF_NOISES = "a sum of several clients' noise is of no simple family"
 
 
@@ -308,6 +312,8 @@ class Aggregation(Defense):
             if law.covariance is None
             else law.covariance.scaled(factor),
         )
+        if law.cov_depends_on_data:
+            return replace(law, not_gaussian=_SUM_OF_PRIVATE)
         if law.family != "gaussian" and sum(w > 0 for w in self.weights()) > 1:
             return replace(law, not_gaussian=_SUM_OF_NOISES)
         return law

@@ -97,6 +97,14 @@ class Problem:
         """Say whether a fact is given."""
         return getattr(self, _FIELDS[fact][0]) is not UNKNOWN
 
+    @property
+    def law_is_used(self) -> bool:
+        """Whether an attack that reads the declared mean and noise knows the defense.
+
+        A variance that is a function of the private data takes one that evaluates it.
+        """
+        return self.law is not UNKNOWN and not self.law.cov_depends_on_data
+
     def require(self, fact: Fact) -> Any:
         """Return the value of a fact.
 

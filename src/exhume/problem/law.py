@@ -27,8 +27,12 @@ Family = Literal["gaussian", "laplace"]
 #: Fisher information of the location of noise with variance 1
 _INFORMATION = {"gaussian": 1.0, "laplace": 2.0}
 _MIXED = (
-    "Gaussian and Laplace noise are added to the same coordinates, so the sum is "
-    "neither"
+    "Laplace noise is added to a release that is noisy already, and the sum is of no "
+    "simple family"
+)
+_PRIVATE_AND_MORE = (
+    "noise whose scale depends on the private data is combined with other noise or a "
+    "mask, and its variance as a function of the data is then not known"
 )
 
 
@@ -209,7 +213,8 @@ class Law:
     ) -> Law:
         """Add independent noise: covariances add.
 
-        A void coordinate that receives noise is pure noise; it stays void.
+        A void coordinate that receives noise is not void any more: it says nothing by
+        itself, but its noise may be correlated with that of others.
 
         Args:
             variance: v by name, of the tensors with independent coordinates.
@@ -221,23 +226,44 @@ class Law:
             InvalidInput: the sum of two correlated noises, or of a correlated and an
                 independent one, has no cheap inverse.
         """
+        if self.mask:
+            named = {*variance, *(() if covariance is None else covariance.names)}
+            law = self._unmasked(named)
+            if law is not self:
+                return law.plus_noise(variance, family=family, covariance=covariance)
         correlated = self._correlated(variance, covariance)
         diagonal = {} if covariance is None else covariance.diagonal()
         total = dict(self.variance)
         for name, v in {**variance, **diagonal}.items():
             total[name] = total[name] + v if name in total else v
         mixed = self.noisy and self.family != family
+        twice = family == "laplace" and self.noisy_on(variance)
+        unsaid = (_MIXED if mixed or twice else None) or (
+            _PRIVATE_AND_MORE if self.cov_depends_on_data else None
+        )
         return replace(
             self,
             variance=total,
             covariance=correlated,
             family=family if not self.noisy else self.family,
-            not_gaussian=self.not_gaussian or (_MIXED if mixed else None),
+            not_gaussian=self.not_gaussian or unsaid,
             surrogate=self.surrogate
             and self.surrogate.plus_noise(
                 variance, family=family, covariance=covariance
             ),
         )
+
+    def _unmasked(self, names: set[str]) -> Law:
+        """Turn the masks of some tensors into a map; the noise under them is gone."""
+        own = {n: m for n, m in self.mask.items() if n in names}
+        if not own:
+            return self
+        rest = {n: m for n, m in self.mask.items() if n not in own}
+        variance = {
+            n: v * own[n].to(v) if n in own else v for n, v in self.variance.items()
+        }
+        maps = (*self.maps, KeepWhere(own))
+        return replace(self, maps=maps, mask=rest, variance=variance)
 
     def _correlated(
         self, variance: Mapping[str, Tensor], added: Covariance | None
@@ -252,9 +278,7 @@ class Law:
         if added is None:
             return None
         before = {n: v for n, v in self.variance.items() if n in added.names}
-        correlated = added.plus(before) if before else added
-        removed = {n: m for n, m in self.mask.items() if n in added.names}
-        return correlated.masked(removed) if removed else correlated
+        return added.plus(before) if before else added
 
     def masked(self, mask: Mapping[str, Tensor]) -> Law:
         """Keep only the coordinates where ``mask`` is True; the others become void.
@@ -269,7 +293,14 @@ class Law:
             own = {n: m for n, m in mask.items() if n in correlated.names}
             correlated = correlated.masked(own) if own else correlated
         surrogate = self.surrogate and self.surrogate.masked(mask)
-        return replace(self, mask=both, covariance=correlated, surrogate=surrogate)
+        unsaid = _PRIVATE_AND_MORE if self.cov_depends_on_data else None
+        return replace(
+            self,
+            mask=both,
+            covariance=correlated,
+            surrogate=surrogate,
+            not_gaussian=self.not_gaussian or unsaid,
+        )
 
 
 @dataclass(frozen=True, eq=False)

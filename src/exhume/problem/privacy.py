@@ -91,6 +91,29 @@ class Sensitivity:
     norm: float
 
 
+def _coupled(
+    groups: tuple[Sensitivity, ...], names: frozenset[str]
+) -> tuple[Sensitivity, ...]:
+    """Merge the groups that one norm over ``names`` makes depend on each other."""
+    met = [s for s in groups if s.names & names]
+    if len(met) < 2:
+        return groups
+    joint = Sensitivity(
+        frozenset[str]().union(*(s.names for s in met)),
+        math.hypot(*(s.norm for s in met)),
+    )
+    return (*(s for s in groups if not s.names & names), joint)
+
+
+def _together(one: Tensor, other: Tensor, family: Family) -> Tensor:
+    """Return the variance that counts of two independent noises.
+
+    Gaussian ones add up. A sum of two Laplace ones is not Laplace: the larger counts,
+    and adding the other is post-processing.
+    """
+    return one + other if family == "gaussian" else torch.maximum(one, other)
+
+
 @dataclass(frozen=True, eq=False)
 class Guarantee:
     """What differential privacy needs of a mechanism; each defense adds its share.
@@ -150,7 +173,7 @@ class Guarantee:
         finer = self.unit == "example" and unit == "client"
         tighter = any(own <= s.names and s.norm <= norm for s in self.bounded)
         if self.bounded and (finer or (tighter and self.unit == unit)):
-            return unnoised
+            return replace(unnoised, bounded=_coupled(self.bounded, own))
         others = self.bounded if self.unit == unit else ()
         kept = tuple(s for s in others if not s.names <= own)
         return replace(unnoised, unit=unit, bounded=(*kept, Sensitivity(own, norm)))
@@ -173,7 +196,9 @@ class Guarantee:
         total = dict(self.variance)
         for name, v in variance.items():
             added = torch.as_tensor(v, dtype=torch.float64).cpu()
-            total[name] = total[name] + added if name in total else added
+            if name in total:
+                added = _together(total[name], added, family)
+            total[name] = added
         return replace(self, variance=total, family=family)
 
     def masked(self, kept: Mapping[str, Tensor]) -> Guarantee:

@@ -22,7 +22,7 @@ from exhume.attacks.engine.targets import (
 )
 from exhume.errors import InvalidInput
 from exhume.keys import generator
-from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 
 __all__ = ["Design", "Group", "Limits", "check_options", "reconstruct"]
@@ -232,7 +232,7 @@ def _answer(
         outcome=outcome,
         cost=watch.cost(),
         trace=tuple(point for restart in restarts for point in restart.trace),
-        adaptive=problem.law is not UNKNOWN,
+        adaptive=problem.law_is_used,
         notes=tuple(notes),
     )
 
