@@ -543,7 +543,7 @@ def test_equal_losses_are_broken_by_the_error_and_others_are_named():
     better = Frontier(family(CLIP), (), (point(2.0, 0.012, 0.03), point(1, 0.1, 0.03)))
     found = ask(0.01, 0.1, (FRONTIER, better))
     assert found.family == "clipping"
-    assert "Others that reach it: Gaussian noise (std 0.1, 1.0 % lost)" in str(found)
+    assert "of 0.5 %: Gaussian noise (std 0.1, 1.0 % lost)." in str(found)
     assert "There is no bound because there is no noise." in str(found)
 
 

@@ -80,6 +80,7 @@ def _settings(
 
 def show(done: Comparison) -> None:
     """Print the leaderboards, what is missing from them, and recommendations."""
+    from exhume.audit.report.words import number, several
     from exhume.compare.leaderboard import boards, undefended_row
     from exhume.compare.report.page import recommendations
 
@@ -94,14 +95,17 @@ def show(done: Comparison) -> None:
     )
     say(f"Without a defense: {bare.error} ({bare.attack}).")
     if done.chance is not None:
-        from exhume.audit.report.words import number
-
         say(f"A guess without the update: {number(done.chance)}.")
     listed = boards(done)
     for board in listed:
         say()
         if board.rows:
             console.print(_table(board))
+            if board.rivals:
+                say(
+                    f"Within the 95 % intervals, {several(board.rivals)} may be as "
+                    f"good as the first."
+                )
         else:
             say(f"{board.title}: no defense was brought to this utility.")
         for sentence in board.remarks:

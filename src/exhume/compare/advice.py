@@ -113,7 +113,7 @@ def advise(
     return Advice(
         min_error,
         max_loss,
-        (*told, *_others(others, utility)),
+        (*told, *_others(others, utility, most, tolerance)),
         family=frontier.family.label,
         stack=frontier.family.at(place.strength),
         place=place,
@@ -141,13 +141,31 @@ def _unneeded(undefended: Point, asked: str, min_error: float) -> tuple[str, ...
     return first, _doubt(bare.interval, bare.seeds, min_error)
 
 
-def _others(found: list[tuple[Frontier, Between]], utility: str) -> list[str]:
-    """Name the other families that reach the error, the cheapest first."""
-    names = [
-        f"{f.family.label} ({f.family.told(p.strength)}, {shown(utility, p.loss)} lost)"
-        for f, p in sorted(found, key=lambda pair: pair[1].loss)
-    ]
-    return [f"Others that reach it: {several(names)}."] if names else []
+def _others(
+    found: list[tuple[Frontier, Between]], utility: str, most: float, tolerance: float
+) -> list[str]:
+    """Name the other families that reach the error, the cheapest first.
+
+    Args:
+        found: the families and where each reaches it.
+        utility: what is lost.
+        most: loss up to which utility counts as equal to the least.
+        tolerance: of equal utility.
+    """
+    equal, dearer = [], []
+    for frontier, place in sorted(found, key=lambda pair: pair[1].loss):
+        family, lost = frontier.family, shown(utility, place.loss)
+        name = f"{family.label} ({family.told(place.strength)}, {lost} lost)"
+        (equal if place.loss <= most else dearer).append(name)
+    told = []
+    if equal:
+        within = shown(utility, tolerance)
+        told.append(
+            f"Equally cheap within the tolerance of {within}: {several(equal)}."
+        )
+    if dearer:
+        told.append(f"Others that reach it: {several(dearer)}.")
+    return told
 
 
 def _error_at(frontier: Frontier, place: Between, loss: float) -> float:
@@ -164,9 +182,11 @@ def _recommended(
             f"on average over the prior, no attack can go below {number(place.floor)}"
         )
     reached = [p.strongest for p in place.points if p.strongest is not None]
-    attacks = several(list(dict.fromkeys(s.attack for s in reached)))
+    names = list(dict.fromkeys(s.attack for s in reached))
+    many = len(names) > 1
+    attacks = f"attack{'s' * many}, {several(names)}, reach{'es' * (not many)}"
     told = [
-        f"{asked}, use {stack} (the strongest attack, {attacks}, reaches "
+        f"{asked}, use {stack} (the strongest {attacks} "
         f"{number(place.error)}; {floor}; {told_loss(utility, place.loss)} lost)."
     ]
     if len(place.points) > 1:

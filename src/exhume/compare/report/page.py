@@ -73,7 +73,7 @@ def summary(comparison: Comparison) -> list[str]:
             best += f", against {worst.error} for {worst.defense}"
         if board.rivals:
             best += (
-                f". Within the 95 % intervals {several(board.rivals)} may be as good"
+                f". Within the 95 % intervals, {several(board.rivals)} may be as good"
             )
         told.append(f"{best}.")
     return told
