@@ -183,6 +183,19 @@ def exact_error(std=STD, prior_std=1.3):
     return float(torch.linalg.inv(information).trace())
 
 
+def test_jacobians_in_single_precision_are_checked(monkeypatch):
+    module = "exhume.bounds.bayesian_cramer_rao."
+    quiet = linear_world(GaussianNoise(std=STD))
+    monkeypatch.setattr(module + "_LARGE", 0)
+    quick = value(BayesianCramerRao(draws=3)(quiet)).total
+    # Close, but not the same: the Jacobian was in float32.
+    assert 0 < abs(quick / exact_error() - 1) < 1e-3
+    # Where the check does not pass, float64 takes over.
+    monkeypatch.setattr(module + "_SINGLE", 0.0)
+    found = value(BayesianCramerRao(draws=3)(quiet)).total
+    assert found == pytest.approx(exact_error(), rel=1e-10)
+
+
 def test_linear_gaussian_bound_is_the_closed_form():
     found = value(BayesianCramerRao(draws=3)(linear_world(GaussianNoise(std=STD))))
     assert found.total == pytest.approx(exact_error(), rel=1e-10)

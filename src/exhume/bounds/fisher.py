@@ -46,7 +46,12 @@ class TraceEstimate(NamedTuple):
 
 
 def mean_map(
-    task: Task, observation: ObservationModel, law: Law, targets: Tensor
+    task: Task,
+    observation: ObservationModel,
+    law: Law,
+    targets: Tensor,
+    *,
+    mixed: bool = False,
 ) -> MeanMap:
     """Return x ↦ h(F(x, y)), the mean of the release for fixed labels, in float64.
 
@@ -58,10 +63,15 @@ def mean_map(
         observation: F.
         law: holds the deterministic part h of the defenses.
         targets: y of the whole batch.
+        mixed: compute at inputs in float32 in float32, instead of converting them.
     """
     exact = task.to(torch.float64)
+    quick = task.to(torch.float32) if mixed else exact
 
     def mean(inputs: Tensor) -> Tree:
+        if mixed and inputs.dtype == torch.float32:
+            found = observation.forward_func(quick, Candidate(inputs, targets))
+            return {name: t.double() for name, t in law.mean(found).items()}
         candidate = Candidate(inputs.double(), targets)
         return law.mean(observation.forward_func(exact, candidate))
 
@@ -162,7 +172,12 @@ def gaussian_fisher_information(
     reference="Kay 1993, Eq. 3.31, for constant Σ; J is the Jacobian of h∘F",
 )
 def fisher_information(
-    mean: MeanMap, precision: Tree | None, inputs: Tensor, *, chunk: int | None = None
+    mean: MeanMap,
+    precision: Tree | None,
+    inputs: Tensor,
+    *,
+    chunk: int | None = None,
+    single: bool = False,
 ) -> Tensor:
     """Compute the exact Fisher information of a whole batch at one point.
 
@@ -175,6 +190,9 @@ def fisher_information(
             if ``mean`` is whitened already, see :func:`information_map`.
         inputs: x, shape [B, *event]; q = B·d unknowns.
         chunk: columns at once; None takes what is fast and fits.
+        single: form J in float32 if it is formed, for a ``mixed`` mean; the products
+            JᵀJ stay in float64. The caller checks what
+            it costs, as ``bayesian-cramer-rao`` does.
 
     Returns:
         J_F, shape [q, q], float64, symmetric.
@@ -187,6 +205,8 @@ def fisher_information(
     if 8 * observed * unknown > _DENSE_BYTES:
         return _by_columns(mean, weights, inputs, chunk)
     root = flatten(weights).sqrt()
+    if single:
+        inputs = inputs.float()
     if observed < unknown:
         return _gram(root * _rows(mean, inputs, observed, chunk).T)
     columns = torch.cat(list(_over_unit_vectors(_along(mean, inputs), inputs, chunk)))
