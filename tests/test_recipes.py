@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from exhume.audit.settings import AuditSettings
+from exhume.audit.store import Store
 from exhume.audit.sweep import Checked, expand
 from exhume.cli import app
 from exhume.compare import CompareSettings
@@ -320,6 +322,14 @@ def test_a_recipe_runs_resumes_and_writes_what_it_found(tiny, tmp_path):
     table = {row.quantity: row for row in done.rows}
     row = table["error of clipped noise over magnitude pruning, at equal loss"]
     assert row.published == pytest.approx(2)
+    with Store(out / "attacks" / "results.sqlite") as store:
+        chance = {
+            r.spec.attack["name"]: fmean(r.scores["mse"])
+            for r in store.results()
+            if r.baseline and not r.spec.defenses
+        }
+    guess = table["guessing without the update: error"].ours
+    assert guess == pytest.approx(chance["prior-mean"], rel=1e-5)
     errors = [p.error for p in done.curves[0].ours]
     assert table["magnitude pruning: largest error"].ours == max(errors)
     assert table["magnitude pruning: largest error"].ratio == max(errors) / 0.4

@@ -127,14 +127,21 @@ def gain_at_equal_loss(
     return float(np.exp(np.trapezoid(heights[1] - heights[0], grid) / (high - low)))
 
 
-def rows(curves: Sequence[Curve], undefended: Point) -> list[Row]:
+def rows(
+    curves: Sequence[Curve], undefended: Point, guess: float | None = None
+) -> list[Row]:
     """List what can be put beside the published figure.
 
     Args:
         curves: the first is the reference.
         undefended: error and loss without a defense.
+        guess: error of guessing without the update; an attack above it has failed.
     """
-    listed = [Row("no defense: error", undefended.error, None, undefended.reason)]
+    listed = [
+        Row("guessing without the update: error", guess, None),
+        Row("no defense: error", undefended.error, None, undefended.reason),
+        Row("no defense: training loss", undefended.loss, None, undefended.reason),
+    ]
     for curve in curves:
         for place, what in ((0, "error"), (1, "training loss")):
             for name, pick in _EXTREMES:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "attack_settings",
     "curves_of",
+    "guess_error",
     "normalised",
     "train_missing",
     "training_specs",
@@ -29,6 +30,7 @@ __all__ = [
 
 #: the trainer wants some; the loss on the training data does not use them
 _HELD_OUT = 8
+_GUESS = "prior-mean"
 #: fields that a recipe's training and a measurement of utility share
 _SHARED = (
     "mode",
@@ -167,6 +169,25 @@ def _errors(
         key: min(rows.values(), key=lambda row: fmean(row.values()))
         for key, rows in table.items()
     }
+
+
+def guess_error(
+    results: Sequence[TrialResult], settings: AuditSettings
+) -> float | None:
+    """Return the error of the prior mean (grey without a prior), None if it is missing.
+
+    Args:
+        results: of the attacks.
+        settings: of the attacks.
+    """
+    found = [
+        _error(result, normalised(settings))
+        for result in results
+        if result.status == "done"
+        and (result.spec.attack or {}).get("name") == _GUESS
+        and not result.spec.defenses
+    ]
+    return fmean(found) if found else None
 
 
 def _error(result: TrialResult, stds: list[float]) -> float:

@@ -134,6 +134,7 @@ def _curves(
     from exhume.recipes.curves import (
         attack_settings,
         curves_of,
+        guess_error,
         normalised,
         train_missing,
         training_specs,
@@ -145,10 +146,11 @@ def _curves(
     attacks = audit.run(settings, out=shell.folder / _ATTACKS, progress=attacking(tell))
     losses = train_missing(specs, shell.folder / _TRAINING, where, tell)
     curves, undefended = curves_of(recipe, settings, attacks.results, losses)
+    guess = guess_error(attacks.results, settings)
     return replace(
         shell,
         units=_NORMALISED if normalised(settings) else shell.units,
-        rows=tuple(rows(curves, undefended)),
+        rows=tuple(rows(curves, undefended, guess)),
         curves=curves,
         undefended=undefended,
     )
