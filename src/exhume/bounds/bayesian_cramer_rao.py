@@ -30,6 +30,8 @@ __all__ = ["BayesianCramerRao"]
 
 _SINGLE = 1e-3  # relative error of the bound up to which Jacobians may be float32
 _LARGE = 1024  # unknowns from which that is worth its check
+# Draws up to which the check can pass: the jackknife multiplies rounding by their number.
+_FEW = 3
 _DIRECTIONS = 4
 
 
@@ -99,7 +101,7 @@ def _informations(
     maps: list[MeanMap], batches: list[Tensor], density: Density, key: int
 ) -> list[Tensor]:
     """Return J_F at every draw, from float32 Jacobians where that changes nothing."""
-    large = batches[0].numel() >= _LARGE
+    large = batches[0].numel() >= _LARGE and len(batches) <= _FEW
     for single in (True, False) if large else (False,):
         found = [
             fisher_information(whitened, None, x, single=single)
