@@ -30,7 +30,7 @@ __all__ = ["BayesianCramerRao"]
 
 _SINGLE = 1e-3  # relative error of the bound up to which Jacobians may be float32
 _LARGE = 1024  # unknowns from which that is worth its check
-# Draws up to which the check can pass: the jackknife multiplies rounding by their number.
+# Draws up to which the check can pass: the jackknife multiplies rounding by them.
 _FEW = 3
 _DIRECTIONS = 4
 
