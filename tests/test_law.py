@@ -226,12 +226,15 @@ def test_exceptions_are_declared(stack, irregular, not_gaussian, visible):
 # --- precision -----------------------------------------------------------------------
 
 
-def test_precision_is_inverse_variance_of_all_noise_after_a_mask():
+def test_precision_is_inverse_variance_and_zero_where_void():
     _, law, _, plans = run(NOISE, RANDOM, GaussianNoise(std=0.1))
     for n, weight in law.precision(TREE).items():
-        # What was removed carries the later noise alone, around a mean of zero.
-        kept = plans[1].arrays[n].double()
-        expected = kept / (0.2**2 + 0.1**2) + (1 - kept) / 0.1**2
+        expected = plans[1].arrays[n].double() / (0.2**2 + 0.1**2)
+        # What was removed carries the later noise alone.
+        gone = ~plans[1].arrays[n]
+        torch.testing.assert_close(
+            law.variance[n][gone], torch.full_like(TREE[n], 0.1**2)[gone]
+        )
         torch.testing.assert_close(weight, expected, rtol=1e-14, atol=0)
 
 

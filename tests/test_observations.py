@@ -153,7 +153,15 @@ def test_models_are_plain_data_and_every_method_is_called_here(name):
     methods = {
         n for n, _ in inspect.getmembers(type(model), callable) if not n.startswith("_")
     }
-    assert methods <= {"forward", "forward_func", "jvp", "vjp", "residual"}
+    assert methods <= {
+        "forward",
+        "forward_at",
+        "forward_func",
+        "hidden",
+        "jvp",
+        "residual",
+        "vjp",
+    }
 
 
 # --- the gradient --------------------------------------------------------------------

@@ -34,9 +34,9 @@ from exhume.problem.observation import Candidate
 from test_defenses import ROWS, TASK, TREE
 from toys import GRAY, VECTOR, convolutional, make_world, mlp, reveal, smooth_mlp
 
-vectors = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20).map(
-    lambda values: torch.tensor(values, dtype=torch.float64)
-)
+vectors = st.lists(
+    st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=20
+).map(lambda values: torch.tensor(values, dtype=torch.float64))
 
 
 def released(defense, tree=TREE, key=1):

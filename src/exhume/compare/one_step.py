@@ -45,13 +45,13 @@ def noise_along(gradient: Tree, law: Law) -> float:
 
     Args:
         gradient: g by name.
-        law: with additive noise; coordinates that were removed after it count nothing.
+        law: with additive noise; noise on coordinates that were removed before counts.
     """
     kept = law.keep(gradient)
     correlated = () if law.covariance is None else law.covariance.names
     total = sum(
         float((law.variance[name].to(g.device) * g.double().square()).sum())
-        for name, g in kept.items()
+        for name, g in gradient.items()
         if name in law.variance and name not in correlated
     )
     if law.covariance is None:

@@ -213,8 +213,9 @@ class Law:
     ) -> Law:
         """Add independent noise: covariances add.
 
-        A void coordinate that receives noise is not void any more: it says nothing by
-        itself, but its noise may be correlated with that of others.
+        A void coordinate that receives independent noise is pure noise; it stays void.
+        One that receives correlated noise tells of the noise of others, so its mask
+        becomes a map of the mean.
 
         Args:
             variance: v by name, of the tensors with independent coordinates.
@@ -226,9 +227,8 @@ class Law:
             InvalidInput: the sum of two correlated noises, or of a correlated and an
                 independent one, has no cheap inverse.
         """
-        if self.mask:
-            named = {*variance, *(() if covariance is None else covariance.names)}
-            law = self._unmasked(named)
+        if covariance is not None:
+            law = self._unmasked(set(covariance.names))
             if law is not self:
                 return law.plus_noise(variance, family=family, covariance=covariance)
         correlated = self._correlated(variance, covariance)
@@ -254,16 +254,12 @@ class Law:
         )
 
     def _unmasked(self, names: set[str]) -> Law:
-        """Turn the masks of some tensors into a map; the noise under them is gone."""
+        """Turn the masks of some tensors into a map of the mean."""
         own = {n: m for n, m in self.mask.items() if n in names}
         if not own:
             return self
         rest = {n: m for n, m in self.mask.items() if n not in own}
-        variance = {
-            n: v * own[n].to(v) if n in own else v for n, v in self.variance.items()
-        }
-        maps = (*self.maps, KeepWhere(own))
-        return replace(self, maps=maps, mask=rest, variance=variance)
+        return replace(self, maps=(*self.maps, KeepWhere(own)), mask=rest)
 
     def _correlated(
         self, variance: Mapping[str, Tensor], added: Covariance | None
@@ -283,7 +279,8 @@ class Law:
     def masked(self, mask: Mapping[str, Tensor]) -> Law:
         """Keep only the coordinates where ``mask`` is True; the others become void.
 
-        A mask is linear and diagonal, so it commutes with independent noise.
+        A mask is linear and diagonal, so it commutes with independent noise. It takes
+        the noise of removed coordinates away.
         """
         both = dict(self.mask)
         for name, m in mask.items():
@@ -294,9 +291,11 @@ class Law:
             correlated = correlated.masked(own) if own else correlated
         surrogate = self.surrogate and self.surrogate.masked(mask)
         unsaid = _PRIVATE_AND_MORE if self.cov_depends_on_data else None
+        left = {n: v * mask[n].to(v) for n, v in self.variance.items() if n in mask}
         return replace(
             self,
             mask=both,
+            variance={**self.variance, **left},
             covariance=correlated,
             surrogate=surrogate,
             not_gaussian=self.not_gaussian or unsaid,
