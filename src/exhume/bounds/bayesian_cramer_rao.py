@@ -102,6 +102,7 @@ def _informations(
 ) -> list[Tensor]:
     """Return J_F at every draw, from float32 Jacobians where that changes nothing."""
     large = batches[0].numel() >= _LARGE and len(batches) <= _FEW
+    found: list[Tensor] = []
     for single in (True, False) if large else (False,):
         found = [
             fisher_information(whitened, None, x, single=single)
