@@ -162,6 +162,7 @@ def _compared(
     """Compare at equal utility, and divide errors as the recipe asks."""
     from exhume import compare
     from exhume.compare import CompareSettings
+    from exhume.compare.units import AXIS
 
     recipe = shell.recipe
     given = {**recipe.compare, **where, "title": recipe.title, "data": source}
@@ -172,28 +173,29 @@ def _compared(
         shell,
         rows=tuple(_budget_rows(comparison, recipe.gains)),
         undefended=Point(None, bare, None, reason=why if bare is None else ""),
+        units=f"{shell.units}; behind ‘at’: {AXIS[settings.utility]}",
         comparison=comparison,
     )
 
 
 def _budget_rows(comparison: Comparison, gains: Sequence[Gain]) -> list[Row]:
-    from exhume.compare.units import told_loss
+    from exhume.compare.units import shown
 
     bare, why = _strongest(comparison.undefended)
     listed = [Row(f"no defense: error ({why})", bare, None)]
     utility = comparison.settings.utility
     for budget in comparison.settings.budgets:
-        told = f"{told_loss(utility, budget)} lost"
+        at = shown(utility, budget)
         found = [(f.family.label, *_error_at(f, budget)) for f in comparison.frontiers]
         listed += [
-            Row(f"{told}, {label}: error ({how})", error, None)
+            Row(f"at {at}, {label}: error ({how})", error, None)
             for label, error, how in found
         ]
         for gain in gains:
             name, error, _ = found[gain.family - 1]
             other, reference, _ = found[gain.over - 1]
             ratio = error / reference if error is not None and reference else None
-            what = f"{told}, {name} over {other}"
+            what = f"at {at}, {name} over {other}"
             listed.append(Row(what, ratio, gain.published or None))
     return listed
 
