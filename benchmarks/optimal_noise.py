@@ -24,10 +24,10 @@ import torch
 import exhume
 from exhume.audit.records import TrialSpec
 from exhume.audit.trial import make_world
+from exhume.compare.one_step import noise_along
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.matrix_optimal_noise import MatrixOptimalNoise
 from exhume.defenses.optimal_gradient_noise import OptimalGradientNoise
-from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.tree import Tree, flatten
 from exhume.problem.world import World
@@ -88,23 +88,12 @@ def one_gradient(world: World, index: int) -> Tree:
     return {name: t.double() for name, t in gradient.items()}
 
 
-def utility_cost(law: Law, gradients: list[Tree]) -> float:
-    """Return E[g' S g] over gradients."""
-    if law.covariance is not None:
-        root = law.covariance.transposed_colour
-        return fmean(float(flatten(root(g)).square().sum()) for g in gradients)
-    return fmean(
-        sum(float((law.variance[n] * t.square()).sum()) for n, t in g.items())
-        for g in gradients
-    )
-
-
 def evaluate(world, gradients, name, make, std, seed, options) -> dict:
     defense = make(std)
     design = Mechanism(world.mechanism.observation, (defense,))
     law = design.law(design.calibrate(world.task, world.public, 0))
     target = std**2 * fmean(float(flatten(g).square().sum()) for g in gradients)
-    ratio = utility_cost(law, gradients) / target
+    ratio = fmean(noise_along(g, law) for g in gradients) / target
     scaled = replace(defense, std=std / ratio**0.5)
     defended = replace(
         world, mechanism=Mechanism(world.mechanism.observation, (scaled,))

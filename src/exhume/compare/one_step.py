@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from exhume.formula import formula
 from exhume.keys import fold
 from exhume.problem.batch import Batch
-from exhume.problem.covariance import Covariance
 from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Candidate
@@ -56,15 +54,9 @@ def noise_along(gradient: Tree, law: Law) -> float:
     )
     if law.covariance is None:
         return total
-    return total + _correlated(law.covariance, kept)
-
-
-def _correlated(covariance: Covariance, gradient: Tree) -> float:
-    """Return gᵀΣg = ‖R⁻ᵀg‖², the transpose by the derivative of the linear z ↦ R⁻¹z."""
-    own = {name: gradient[name].double() for name in covariance.names}
-    zero = {name: torch.zeros_like(g) for name, g in own.items()}
-    transposed = torch.func.vjp(covariance.colour, zero)[1](own)[0]
-    return sum(float(t.square().sum()) for t in transposed.values())
+    own = {name: g.double() for name, g in kept.items()}
+    coloured = law.covariance.transposed_colour(own)
+    return total + sum(float(t.square().sum()) for t in coloured.values())
 
 
 @formula(
