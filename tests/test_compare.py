@@ -732,6 +732,14 @@ def test_the_report_holds_every_part(finished):
     assert "http" not in page.replace("http-equiv", "")
     record = json.loads((finished.folder / "comparison.json").read_text("utf-8"))
     assert [f["family"] for f in record["frontiers"]] == ["Gaussian noise", "clipping"]
+    for frontier, row in zip(
+        record["frontiers"], record["leaderboards"][0]["rows"], strict=False
+    ):
+        assert frontier["points"][0]["privacy"]["steps"] == 1
+        assert row["epsilon"] in page
+    (noise, clipping) = (f["points"][0]["privacy"] for f in record["frontiers"])
+    # Noise on an update whose sensitivity nobody limits promises nothing.
+    assert noise["epsilon"] == clipping["epsilon"] == "Infinity"
     before = page
     assert load(finished.folder).report.read_text("utf-8") == before
     assert (finished.folder / "attacks" / "report.html").is_file()

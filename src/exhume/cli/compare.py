@@ -133,6 +133,7 @@ def _table(board: Board) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("strongest attack", overflow="fold")
     table.add_column("no attack below", justify="right", no_wrap=True)
+    table.add_column("ε", justify="right")
     for row in board.rows:
         table.add_row(
             str(row.place),
@@ -144,6 +145,7 @@ def _table(board: Board) -> Table:
             row.psnr,
             row.attack,
             row.bound,
+            row.epsilon,
         )
     return table
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from exhume.audit.bound_record import binds_every_attack, is_error, level
 from exhume.audit.naming import defense_label
 from exhume.audit.records import Options, TrialResult
 from exhume.audit.report.grouping import Scenario, scenarios
+from exhume.audit.report.promises import worst_account
 from exhume.audit.settings import AuditSettings
 from exhume.compare.calibration import Step
 from exhume.compare.frontier import Floor, Frontier, Point, Strongest, strongest
@@ -79,6 +81,7 @@ def _frontier(
                 loss_interval=step.interval,
                 strongest=_strongest(scenario, stack),
                 floor=_floor(scenario, stack),
+                privacy=_privacy(scenario, stack),
             )
         )
     ordered = tuple(sorted(points, key=lambda p: (p.loss, p.position)))
@@ -131,3 +134,12 @@ def _floor(scenario: Scenario, stack: tuple[Options, ...]) -> Floor:
     if best is not None:
         return best
     return Floor("", None, reason=next(iter(reasons), "no bound was asked for"))
+
+
+def _privacy(scenario: Scenario, stack: tuple[Options, ...]) -> dict[str, Any] | None:
+    """Return the account of the seed with the largest ε."""
+    label = defense_label(stack)
+    cells = [cell for (name, _), cell in scenario.trials.items() if name == label]
+    return worst_account(
+        [r.privacy for cell in cells for r in cell if r.privacy is not None]
+    )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from exhume.compare.calibration import Settled, mean_interval
 from exhume.compare.family import Family
@@ -74,6 +75,8 @@ class Point:
         loss_interval: 95 % interval of that mean.
         strongest: what the attacks reached; None while no attack has finished.
         floor: what no attack can go below.
+        privacy: what differential privacy promises of one release, as in the results
+            of trials; None if it was not asked for.
     """
 
     strength: float | None
@@ -82,6 +85,7 @@ class Point:
     loss_interval: tuple[float, float]
     strongest: Strongest | None
     floor: Floor
+    privacy: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

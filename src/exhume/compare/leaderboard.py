@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from exhume.audit.report.promises import told_epsilon
 from exhume.audit.report.words import number, several
 from exhume.compare.frontier import Floor, Frontier, Point, Strongest
 from exhume.compare.run import Comparison
@@ -29,6 +30,7 @@ class Row:
         attack: the strongest one.
         bound: lower bound with its standard error, or "–".
         reason: why there is no bound, else "".
+        epsilon: of one release, or that it is not accounted.
         highest: upper end of the interval of the error.
     """
 
@@ -43,6 +45,7 @@ class Row:
     attack: str
     bound: str
     reason: str
+    epsilon: str
     highest: float
 
 
@@ -189,6 +192,7 @@ def _row(
         attack="none finished" if found is None else attack_name(found),
         bound=_bound(point.floor),
         reason=point.floor.reason,
+        epsilon=told_epsilon(point.privacy),
         highest=math.inf if found is None else found.interval[1],
     )
 

@@ -16,7 +16,7 @@ from exhume.audit.report.bound_table import BoundRow, tightest
 from exhume.audit.report.grouping import Defended, Scenario
 from exhume.audit.report.words import finite, median, number
 
-__all__ = ["Promise", "promises"]
+__all__ = ["Promise", "promises", "told_epsilon", "worst_account"]
 
 # Tiers of Ponomareva et al., How to DP-fy ML, JAIR 2023, section 5.2.
 _STRONG, _REASONABLE = 1.0, 10.0
@@ -66,7 +66,7 @@ def _promise(
     accounts = [r.privacy for r in results if r.privacy is not None]
     if not accounts and floor is None:
         return None
-    worst = _worst(accounts)
+    worst = worst_account(accounts)
     guess = median(
         float(r.arrays["prior_map"].mean(dtype=np.float64))
         for r in scenario.results
@@ -76,7 +76,7 @@ def _promise(
     said, promised = _said(worst)
     return Promise(
         defense=defense.label,
-        epsilon=_epsilon(worst),
+        epsilon=told_epsilon(worst),
         terms="" if worst is None else _terms(worst),
         floor=number(mean),
         error=number(math.sqrt(mean), 2) if mean else "–",
@@ -85,14 +85,15 @@ def _promise(
     )
 
 
-def _worst(accounts: list[dict[str, Any]]) -> dict[str, Any] | None:
+def worst_account(accounts: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the account with the largest ε over the seeds; unknown is the worst."""
     unknown = [a for a in accounts if a["epsilon"] is None]
     ranked = sorted(accounts, key=lambda a: a["epsilon"] or 0.0)
     return (unknown or ranked[-1:] or [None])[-1]
 
 
-def _epsilon(account: dict[str, Any] | None) -> str:
+def told_epsilon(account: dict[str, Any] | None) -> str:
+    """Write ε: a number, ∞, or that it is not accounted."""
     if account is None or account["epsilon"] is None:
         return "not accounted"
     return number(account["epsilon"])

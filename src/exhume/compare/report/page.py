@@ -12,7 +12,7 @@ from exhume.audit.settings import as_options
 from exhume.compare.leaderboard import boards, undefended_row
 from exhume.compare.report.plot import frontier_plot, legend
 from exhume.compare.run import ATTACKS, Comparison
-from exhume.compare.settings import seed_list
+from exhume.compare.settings import CompareSettings, seed_list
 from exhume.compare.units import shown, told_loss
 
 __all__ = ["page", "recommendations", "summary"]
@@ -122,7 +122,7 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
     budgets = several([shown(s.utility, budget) for budget in s.budgets])
     trained = (
         f"{s.steps} steps of {s.optimiser}, one client of batch size {s.batch_size} "
-        f"each, learning rate from {s.learning_rate:g} falling to 0; "
+        f"each, learning rate {_rate(s)}; "
         f"{len(s.training_seed_list)} seeds"
     )
     rows = [
@@ -152,6 +152,12 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
         ("Threat model", s.threat),
         ("Bounds", several([_described(bound) for bound in s.bounds]) or "none"),
     ]
+
+
+def _rate(s: CompareSettings) -> str:
+    if s.schedule == "falling":
+        return f"from {s.learning_rate:g} falling to 0"
+    return f"{s.learning_rate:g} throughout"
 
 
 def _described(given: Any) -> str:
