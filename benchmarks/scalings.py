@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 import exhume
-from exhume.bounds.cramer_rao import unbiased_cramer_rao_bound
 from exhume.bounds.fisher import (
     MeanMap,
     fisher_information,
     information_map,
     mean_map,
 )
+from exhume.bounds.inequalities import unbiased_cramer_rao_bound
 from exhume.keys import fold, generator
 from exhume.observations.gradient import Gradient
 
@@ -79,7 +79,8 @@ def release(
 def error(width: int, dimension: int, seed: int, defenses: tuple = ()) -> float:
     """Return R for one network and batch, in units of the data."""
     mean, x = release(width, dimension, seed, defenses)
-    return (unbiased_cramer_rao_bound(fisher_information(mean, None, x)) / BATCH) ** 0.5
+    variances = unbiased_cramer_rao_bound(fisher_information(mean, None, x))
+    return (float(variances.sum()) / BATCH) ** 0.5
 
 
 def typical(width: int, dimension: int, defenses: tuple = ()) -> float:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from exhume.bounds.cramer_rao import bayesian_cramer_rao_bound
 from exhume.bounds.fisher import (
     fisher_information,
     fisher_trace,
@@ -15,6 +14,7 @@ from exhume.bounds.fisher import (
     jump_share,
     mean_map,
 )
+from exhume.bounds.inequalities import bayesian_cramer_rao_bound
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
@@ -70,7 +70,8 @@ def test_jacobian_agrees_with_finite_differences():
     x = points()
     found = jacobian(mean, x)
     torch.testing.assert_close(found, dense_jacobian(mean, x), rtol=1e-6, atol=1e-7)
-    assert torch.equal(found, jacobian(mean, x, chunk=3))
+    # The last bits depend on how many columns a matrix product takes together.
+    torch.testing.assert_close(found, jacobian(mean, x, chunk=3), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,31 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from exhume.bounds.cramer_rao import (
-    bayesian_cramer_rao_bound,
-    diagonal_of_inverse,
-    jackknife,
-    trace_bound,
-    trace_of_inverse,
-    unbiased_cramer_rao_bound,
-)
-from exhume.bounds.fisher import MeanMap, fisher_information
 from exhume.bounds.gaussian_setting import assumptions, fit_detail, prior_draws
+from exhume.bounds.inequalities import (
+    jackknife,
+    jackknifed_trace_bound,
+    trace_of_inverse,
+)
+from exhume.bounds.mean_information import MeanInformation, invert_mean_information
 from exhume.bounds.regularity import information_maps
 from exhume.errors import InvalidInput
-from exhume.keys import generator
 from exhume.problem.bound import Bound, BoundValue, NotApplicable
 from exhume.problem.prior import Density
-from exhume.problem.tree import flatten
 from exhume.problem.world import World
 
 __all__ = ["BayesianCramerRao"]
-
-_SINGLE = 1e-3  # relative error of the bound up to which Jacobians may be float32
-_LARGE = 1024  # unknowns from which that is worth its check
-# Draws up to which the check can pass: the jackknife multiplies rounding by them.
-_FEW = 3
-_DIRECTIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,111 +82,48 @@ class BayesianCramerRao(Bound):
         maps = information_maps(world, batches, key)
         if isinstance(maps, NotApplicable):
             return maps
-        informations = _informations(maps, batches, density, key)
-        return _value(informations, density, batches[0].shape)
-
-
-def _informations(
-    maps: list[MeanMap], batches: list[Tensor], density: Density, key: int
-) -> list[Tensor]:
-    """Return J_F at every draw, from float32 Jacobians where that changes nothing."""
-    large = batches[0].numel() >= _LARGE and len(batches) <= _FEW
-    found: list[Tensor] = []
-    for single in (True, False) if large else (False,):
-        found = [
-            fisher_information(whitened, None, x, single=single)
-            for whitened, x in zip(maps, batches, strict=True)
-        ]
-        if not single:
-            break
-        prior = torch.block_diag(
-            *[density.information().to(found[0])] * len(batches[0])
-        )
-        matrix = prior + sum(found[1:], found[0]) / len(found)
-        # Of bounds that agree to η, the jackknife combines n with n − 1 others.
-        error = 2 * _rounding(maps, batches, matrix, key) * (2 * len(found) - 1)
-        if error < _SINGLE:
-            break
-    return found
-
-
-def _rounding(
-    maps: list[MeanMap], batches: list[Tensor], matrix: Tensor, key: int
-) -> float:
-    """Return η with (1 − η)² M ≤ M' ≤ (1 + η)² M between float64 M and float32 M'.
-
-    η² = E ‖(R₆₄ − R₃₂) M^{-1/2} z‖² is the squared Frobenius norm, so that it exceeds
-    the spectral norm that the inequality asks for; its estimate is the largest of a few
-    directions. The bound then moves by about 2 η at most, relatively.
-    """
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if bool(failed):
-        return float("inf")
-    shape = (len(matrix), _DIRECTIONS)
-    white = torch.randn(
-        shape, generator=generator(key, "rounding"), dtype=torch.float64
-    ).to(matrix)
-    tilted = torch.linalg.solve_triangular(factor.mT, white, upper=True)
-    squares = torch.zeros(_DIRECTIONS, dtype=torch.float64)
-    for whitened, x in zip(maps, batches, strict=True):
-        for index, direction in enumerate(tilted.T):
-            along = direction.reshape(x.shape)
-            exact = torch.func.jvp(whitened, (x,), (along,))[1]
-            quick = torch.func.jvp(whitened, (x.float(),), (along.float(),))[1]
-            gap = flatten(exact) - flatten(quick).double()
-            squares[index] += float(gap.square().sum()) / len(batches)
-    return float(squares.max().sqrt())
+        information = density.information().to(batches[0])
+        own = torch.block_diag(*[information] * len(world.batch))
+        try:
+            found = invert_mean_information(maps, batches, own, key)
+        except InvalidInput as error:
+            return NotApplicable(f"the noise is too weak: {error}")
+        return _value(found, information, density, batches[0].shape)
 
 
 def _value(
-    informations: list[Tensor], density: Density, shape: torch.Size
-) -> BoundValue | NotApplicable:
-    """Assemble the bound for inputs of a shape from the information at every draw."""
-    batch_size = shape[0]
-    fisher = sum(informations[1:], informations[0]) / len(informations)
-    one_prior = density.information().to(fisher)
-    prior = torch.block_diag(*[one_prior] * batch_size)
-    try:
-        diagonal = diagonal_of_inverse(fisher + prior)
-        without = _leave_one_out(informations, fisher, prior)
-    except InvalidInput as error:
-        return NotApplicable(f"the noise is too weak: {error}")
-    plug_in = float(diagonal.sum())
-    corrected, standard_error = jackknife(plug_in, without)
-    weaker = trace_bound(float(fisher.trace()), float(prior.trace()), len(fisher))
+    found: MeanInformation, information: Tensor, density: Density, shape: torch.Size
+) -> BoundValue:
+    """Assemble the bound for inputs of a shape.
+
+    Args:
+        found: of all draws.
+        information: J_P of one example.
+        density: the prior.
+        shape: of the inputs, [B, *event].
+    """
+    batch_size, n = shape[0], len(found.traces)
+    plug_in = float(found.diagonal.sum())
+    corrected, error = jackknife(plug_in, found.without)
+    weaker, error_of_weaker = jackknifed_trace_bound(
+        found.traces, batch_size * float(information.trace()), len(found.diagonal)
+    )
     details = {
         "trace_bound": weaker,
-        "prior_variance": batch_size * trace_of_inverse(one_prior),
-        "draws": float(len(informations)),
+        "prior_variance": batch_size * trace_of_inverse(information),
+        "draws": float(n),
         "monte_carlo_bias": plug_in - corrected,
     }
     return BoundValue(
         name="bayesian-cramer-rao",
-        total=max(corrected, weaker),
-        standard_error=standard_error,
-        unknowns=len(fisher),
+        total=max(corrected, weaker, 0.0),
+        # The larger of two estimates errs at least like the noisier one.
+        standard_error=max(error, error_of_weaker),
+        unknowns=len(found.diagonal),
         batch_size=batch_size,
         assumptions=assumptions(density, batch_size),
         reference="van Trees 1968; Gill and Levit 1995",
-        details=details | _unbiased(fisher) | fit_detail(density),
+        details=details | fit_detail(density),
         # (E J_F + J_P)⁻¹ bounds each coordinate on its own.
-        per_coordinate=diagonal.reshape(shape),
+        per_coordinate=found.diagonal.reshape(shape),
     )
-
-
-def _leave_one_out(informations: list[Tensor], fisher: Tensor, prior: Tensor) -> Tensor:
-    """Return the bound without each draw in turn, shape [n]."""
-    n = len(informations)
-    without = [
-        bayesian_cramer_rao_bound((n * fisher - one) / (n - 1), prior)
-        for one in informations
-    ]
-    return torch.tensor(without, dtype=torch.float64)
-
-
-def _unbiased(fisher: Tensor) -> dict[str, float]:
-    """Return the bound for unbiased attacks, if there are any."""
-    try:
-        return {"unbiased": unbiased_cramer_rao_bound(fisher)}
-    except InvalidInput:
-        return {}

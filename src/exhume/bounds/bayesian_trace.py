@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from exhume.bounds.cramer_rao import jackknife, trace_bound
 from exhume.bounds.fisher import fisher_trace
 from exhume.bounds.gaussian_setting import assumptions, fit_detail, prior_draws
+from exhume.bounds.inequalities import jackknifed_trace_bound, trace_bound
 from exhume.bounds.regularity import information_maps
 from exhume.errors import InvalidInput
 from exhume.keys import fold
@@ -91,13 +91,8 @@ class BayesianTrace(Bound):
         traces = torch.tensor([s.value for s in sketches], dtype=torch.float64)
         count, unknowns = len(world.batch), batches[0].numel()
         own = count * float(density.information().trace())
+        total, error = jackknifed_trace_bound(traces, own, unknowns)
         whole = float(traces.mean())
-        without = [
-            trace_bound(float(traces.sum() - t) / (self.draws - 1), own, unknowns)
-            for t in traces
-        ]
-        plug_in = trace_bound(whole, own, unknowns)
-        total, error = jackknife(plug_in, torch.tensor(without, dtype=torch.float64))
         sketch = torch.tensor([s.standard_error for s in sketches]).norm() / self.draws
         return BoundValue(
             name="bayesian-trace",
@@ -112,7 +107,7 @@ class BayesianTrace(Bound):
                 "fisher_trace_error_of_sketch": float(sketch),
                 "prior_trace": own,
                 "draws": float(self.draws),
-                "monte_carlo_bias": plug_in - total,
+                "monte_carlo_bias": trace_bound(whole, own, unknowns) - total,
             }
             | fit_detail(density),
         )

@@ -1,127 +1,114 @@
-"""Cramér-Rao inequalities: from Fisher information to a smallest mean squared error."""
+"""Cramér-Rao bound: what unbiased attacks cannot beat, from the inverse information."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
-from torch import Tensor
 
+from exhume.bounds.evaluation_points import evaluation_points
+from exhume.bounds.fisher import fisher_information
+from exhume.bounds.inequalities import unbiased_cramer_rao_bound
+from exhume.bounds.regularity import information_maps
 from exhume.errors import InvalidInput
-from exhume.formula import formula
+from exhume.problem.bound import Binds, Bound, BoundValue, NotApplicable
+from exhume.problem.prior import Density
+from exhume.problem.world import World
 
-__all__ = [
-    "bayesian_cramer_rao_bound",
-    "diagonal_of_inverse",
-    "jackknife",
-    "trace_bound",
-    "trace_of_inverse",
-    "unbiased_cramer_rao_bound",
-]
-
-# Relative rounding error up to which an inverted information matrix is trusted.
-_TRUSTED = 1e-2
+__all__ = ["CramerRao"]
 
 
-@formula(
-    r"E \| \hat x - x \|^2 \ge \mathrm{tr}\, (E_x J_F + J_P)^{-1}",
-    reference="van Trees 1968; Gill and Levit 1995",
-)
-def bayesian_cramer_rao_bound(fisher: Tensor, prior_information: Tensor) -> float:
-    """Bound the error of every attack, biased or not, averaged over the prior.
+@dataclass(frozen=True, kw_only=True)
+class CramerRao(Bound):
+    """E_x tr J_F(x)⁻¹ over draws of the prior; unbiased attacks only.
 
-    Args:
-        fisher: E_x J_F, shape [q, q], 1 / squared units of the data.
-        prior_information: J_P of the whole batch, shape [q, q].
+    It holds at every x by itself, so its average bounds the average. Never below
+    ``bayesian-cramer-rao``, and at strong noise above the error of a constant guess,
+    which is biased: no attack that shrinks towards a mean is bound by it. A release
+    that hides one direction altogether allows no unbiased attack, and has no number.
 
-    Returns:
-        The bound, summed over the q unknowns, in squared units of the data.
+    Attributes:
+        draws: batches from the prior, or from the public examples, over which the
+            bound is averaged.
 
     Raises:
-        InvalidInput: the sum is singular in float64.
+        InvalidInput: fewer than two draws.
     """
-    return trace_of_inverse(fisher.double() + prior_information.double())
 
+    bibtex: ClassVar[str] = """
+@book{cramer1946mathematical,
+  title = {Mathematical Methods of Statistics},
+  author = {Cram{\\'e}r, Harald},
+  publisher = {Princeton University Press}, year = {1946}
+}
+@article{rao1945information,
+  title = {Information and the Accuracy Attainable in the Estimation of Statistical
+           Parameters},
+  author = {Rao, C. Radhakrishna},
+  journal = {Bulletin of the Calcutta Mathematical Society},
+  volume = {37}, pages = {81--91}, year = {1945}
+}
+"""
+    draws: int = 8
 
-@formula(
-    r"E \| \hat x - x \|^2 \ge \frac{q^2}{\mathrm{tr}\, E_x J_F + \mathrm{tr}\, J_P}",
-    reference="Chen, Gursoy and Lei 2024 (with the prior's information)",
-)
-def trace_bound(fisher_trace: float, prior_trace: float, unknowns: int) -> float:
-    """Weaken the Bayesian bound to one that needs traces only.
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            msg = f"draws is {self.draws}; the bound needs 2 or more to state its error"
+            raise InvalidInput(msg)
 
-    Args:
-        fisher_trace: tr E_x J_F.
-        prior_trace: tr J_P of the whole batch.
-        unknowns: q.
-    """
-    return unknowns**2 / (fisher_trace + prior_trace)
+    def __call__(
+        self, world: World, prior: Density | None = None, key: int = 0
+    ) -> BoundValue | NotApplicable:
+        """Evaluate it at draws of the prior, or at public examples.
 
+        Args:
+            world: the evaluator's side; its private inputs are not used.
+            prior: density of one example; the world's own if None.
+            key: calibrates the defenses as ``world.observe(key)`` does, and draws.
 
-@formula(
-    r"E \| \hat x - x \|^2 \ge \mathrm{tr}\, (E_x J_F)^{-1}",
-    reference="Cramér 1946; Rao 1945",
-)
-def unbiased_cramer_rao_bound(fisher: Tensor) -> float:
-    """Bound the error of unbiased attacks; one with a prior may fall below it.
-
-    Args:
-        fisher: E_x J_F, shape [q, q].
-
-    Raises:
-        InvalidInput: the information is singular: no unbiased attack exists.
-    """
-    return trace_of_inverse(fisher.double())
-
-
-@formula(
-    r"\hat\theta = n \theta_n - (n - 1) \bar\theta_{-k},\quad "
-    r"\mathrm{se}^2 = \tfrac{n - 1}{n} \textstyle\sum_k "
-    r"(\theta_{-k} - \bar\theta_{-k})^2",
-    reference="Efron and Stein 1981; Quenouille 1956",
-)
-def jackknife(whole: float, without: Tensor) -> tuple[float, float]:
-    """Remove the first-order bias of a function of a mean, and find its error.
-
-    The inverse is convex, so an average over few draws overstates the bound.
-
-    Args:
-        whole: the function of the mean of n draws.
-        without: the same leaving out one draw at a time, shape [n], n ≥ 2.
-
-    Returns:
-        The corrected value and its standard error.
-    """
-    n = len(without)
-    shift = without - without.mean()
-    error = float(((n - 1) / n * shift.square().sum()).sqrt())
-    return n * whole - (n - 1) * float(without.mean()), error
-
-
-def trace_of_inverse(information: Tensor) -> float:
-    """Return tr M⁻¹ of a symmetric positive definite matrix.
-
-    Raises:
-        InvalidInput: M is so badly conditioned that float64 cannot invert it.
-    """
-    return float(diagonal_of_inverse(information).sum())
-
-
-def diagonal_of_inverse(information: Tensor) -> Tensor:
-    """Return the diagonal of M⁻¹, shape [q], of a symmetric positive definite matrix.
-
-    Raises:
-        InvalidInput: M is so badly conditioned that float64 cannot invert it.
-    """
-    factor, failed = torch.linalg.cholesky_ex(information)
-    if not bool(failed):
-        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        root = torch.linalg.solve_triangular(factor, identity, upper=False)
-        diagonal = root.square_().sum(dim=0)
-        # ‖M‖_F tr M⁻¹ bounds the condition number from above.
-        condition = float(torch.linalg.matrix_norm(information) * diagonal.sum())
-        if condition * torch.finfo(information.dtype).eps < _TRUSTED:
-            return diagonal
-    msg = (
-        "the information matrix is singular in float64, so its inverse means nothing; "
-        "raise the noise, or the ridge of the prior"
-    )
-    raise InvalidInput(msg)
+        Returns:
+            The bound, or the reason why there is none.
+        """
+        batches = evaluation_points(world, prior, self.draws, key)
+        if isinstance(batches, NotApplicable):
+            return batches
+        maps = information_maps(world, batches, key)
+        if isinstance(maps, NotApplicable):
+            return maps
+        try:
+            # One after the other: only the diagonals are kept.
+            variances = torch.stack(
+                [
+                    unbiased_cramer_rao_bound(fisher_information(whitened, None, x))
+                    for whitened, x in zip(maps, batches, strict=True)
+                ]
+            )
+        except InvalidInput:
+            return NotApplicable(
+                "the Fisher information is singular in float64: the release hides some "
+                "direction of the data, so no attack is unbiased there"
+            )
+        totals, n, size = variances.sum(dim=1), len(batches), len(world.batch)
+        return BoundValue(
+            name="cramer-rao",
+            total=float(totals.mean()),
+            standard_error=float(totals.std()) / n**0.5,
+            unknowns=variances.shape[1],
+            batch_size=size,
+            assumptions=(
+                "The attack is unbiased at every input. Attacks that shrink towards a "
+                "mean or use a prior are not, and beat it; no attack beats the "
+                "Bayesian Cramér-Rao bound.",
+                "The labels, the weights and the defense are known to the attacker.",
+                "The mean of the release is a continuous function of the data and "
+                "differentiable almost everywhere (checked between the points of "
+                "evaluation).",
+                "It is an average over draws of the prior or over public examples; a "
+                "few of them, where the release says little, may make most of it.",
+            ),
+            reference="Cramér 1946; Rao 1945",
+            binds=Binds.UNBIASED_ATTACKS,
+            details={"draws": float(n), "median": float(totals.median())},
+            per_coordinate=variances.mean(dim=0).reshape(batches[0].shape),
+        )

@@ -22,7 +22,9 @@ __all__ = [
     "fisher_information",
     "fisher_trace",
     "gaussian_fisher_information",
+    "images",
     "information_map",
+    "information_product",
     "jacobian",
     "jump_share",
     "mean_map",
@@ -36,6 +38,7 @@ _COLUMNS = 64  # directions at once: the fastest size measured on LeNet
 _CHUNK_BYTES = 2**28
 _DENSE_BYTES = 2**30  # up to which J itself is formed
 _BLOCK = 512
+_SLICE = 8192  # observed coordinates whose products are summed in float32
 
 
 class TraceEstimate(NamedTuple):
@@ -120,6 +123,8 @@ def information_map(
     like = {name: t.detach() for name, t in mean(at).items()}
     if variance is None:
         whiten, root = law.whitener(like), law.information_factor**0.5
+        if root == 1:
+            return lambda inputs: whiten(mean(inputs))
         return lambda inputs: scale(root, whiten(mean(inputs)))
     fixed = {name: v.detach().rsqrt() for name, v in variance(at).items()}
 
@@ -190,9 +195,9 @@ def fisher_information(
             if ``mean`` is whitened already, see :func:`information_map`.
         inputs: x, shape [B, *event]; q = B·d unknowns.
         chunk: columns at once; None takes what is fast and fits.
-        single: form J in float32 if it is formed, for a ``mixed`` mean; the products
-            JᵀJ stay in float64. The caller checks what
-            it costs, as ``bayesian-cramer-rao`` does.
+        single: if J is formed, form it and the products JᵀJ in float32, for a ``mixed``
+            mean; sums of many products stay in float64. The caller checks what it
+            costs, as ``bayesian-cramer-rao`` does.
 
     Returns:
         J_F, shape [q, q], float64, symmetric.
@@ -201,16 +206,14 @@ def fisher_information(
     weights = _weights(mean, precision, inputs)
     observed, unknown = size(weights), inputs.numel()
     if chunk is None:
-        chunk = max(1, min(_COLUMNS, _CHUNK_BYTES // (8 * observed)))
+        together = 2 * _COLUMNS if single else _COLUMNS
+        chunk = max(1, min(together, _CHUNK_BYTES // (8 * observed)))
     if 8 * observed * unknown > _DENSE_BYTES:
         return _by_columns(mean, weights, inputs, chunk)
-    root = flatten(weights).sqrt()
-    if single:
-        inputs = inputs.float()
-    if observed < unknown:
-        return _gram(root * _rows(mean, inputs, observed, chunk).T)
-    columns = torch.cat(list(_over_unit_vectors(_along(mean, inputs), inputs, chunk)))
-    return _gram(columns.mul_(root))
+    columns = _columns(mean, inputs.float() if single else inputs, observed, chunk)
+    if precision is not None:
+        columns.mul_(flatten(weights).sqrt())
+    return _gram(columns)
 
 
 def _by_columns(mean: MeanMap, weights: Tree, inputs: Tensor, chunk: int) -> Tensor:
@@ -227,16 +230,21 @@ def _by_columns(mean: MeanMap, weights: Tree, inputs: Tensor, chunk: int) -> Ten
 
 
 def _gram(columns: Tensor) -> Tensor:
-    """Return C Cᵀ, exactly symmetric, for C of shape [q, p], at little over half cost.
+    """Return C Cᵀ in float64, exactly symmetric, for C of shape [q, p].
+
+    Half of it is multiplied out. Products of a float32 C are summed in float32 over a
+    slice of p only.
 
     Args:
         columns: C, the columns of a Jacobian as rows.
     """
     count = len(columns)
-    result = columns.new_empty(count, count)
-    for start in range(0, count, _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        torch.mm(columns[rows], columns[start:].T, out=result[rows, start:])
+    result = columns.new_zeros(count, count, dtype=torch.float64)
+    long = columns.dtype == torch.float64
+    for part in (columns,) if long else columns.split(_SLICE, dim=1):
+        for start in range(0, count, _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            result[rows, start:] += part[rows] @ part[start:].T
     upper = result.triu_()
     return upper + upper.triu(1).T
 
@@ -251,17 +259,40 @@ def jacobian(mean: MeanMap, inputs: Tensor, *, chunk: int = _COLUMNS) -> Tensor:
     """
     inputs = inputs.detach()
     observed = sum(t.numel() for t in mean(inputs).values())
+    return _columns(mean, inputs, observed, chunk).T
+
+
+def _columns(mean: MeanMap, inputs: Tensor, observed: int, chunk: int) -> Tensor:
+    """Return Jᵀ, shape [q, p], in the type of the inputs, from its shorter side."""
     if observed < inputs.numel():
-        return _rows(mean, inputs, observed, chunk)
-    return torch.cat(list(_over_unit_vectors(_along(mean, inputs), inputs, chunk))).T
+        pull = torch.func.vjp(lambda x: flatten(mean(x)), inputs)[1]
+        unit = flatten(mean(inputs)).new_zeros(observed)
+        rows = _over_unit_vectors(lambda u: pull(u)[0].reshape(-1), unit, chunk)
+        return torch.cat(list(rows)).T
+    # Filled in place: two copies of a large Jacobian would be the peak of the memory.
+    columns = inputs.new_empty(inputs.numel(), observed)
+    done = 0
+    for part in _over_unit_vectors(_along(mean, inputs), inputs, chunk):
+        columns[done : done + len(part)] = part
+        done += len(part)
+    return columns
 
 
-def _rows(mean: MeanMap, inputs: Tensor, observed: int, chunk: int) -> Tensor:
-    """Return J row by row, from reverse derivatives."""
-    pull = torch.func.vjp(lambda x: flatten(mean(x)), inputs)[1]
-    unit = inputs.new_zeros(observed)
-    rows = _over_unit_vectors(lambda u: pull(u)[0].reshape(-1), unit, chunk)
-    return torch.cat(list(rows))
+def information_product(
+    whitened: MeanMap, inputs: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Return t ↦ J_F t, shaped like x, by one forward and one reverse derivative.
+
+    Args:
+        whitened: a map whose Jacobian at ``inputs`` is R, of :func:`information_map`.
+        inputs: x, shape [B, *event].
+    """
+    pull: Callable[[Tree], tuple[Tensor]] = torch.func.vjp(whitened, inputs)[1]
+
+    def product(tangent: Tensor) -> Tensor:
+        return pull(torch.func.jvp(whitened, (inputs,), (tangent,))[1])[0]
+
+    return product
 
 
 @formula(
@@ -308,8 +339,8 @@ def fisher_trace(
     signs = signs.to(inputs)
     overlap = torch.tensordot(signs, slope, dims=inputs.dim())
     rest = signs - overlap.reshape(-1, *[1] * inputs.dim()) * slope
-    images = _images(_along(mean, inputs), torch.cat([slope.unsqueeze(0), rest]))
-    powers = images.square() @ weights
+    seen = images(_along(mean, inputs), torch.cat([slope.unsqueeze(0), rest]))
+    powers = seen.square() @ weights
     error = float(powers[1:].std()) / probes**0.5
     return TraceEstimate(float(powers[0] + powers[1:].mean()), error)
 
@@ -390,8 +421,8 @@ def _over_unit_vectors(
     return _over(function, parts())
 
 
-def _images(function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-    """Return ``function`` of stacked vectors, stacked."""
+def images(function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    """Return a function of stacked vectors, stacked; together if it vectorises."""
     return torch.cat(list(_over(function, vectors.split(_COLUMNS))))
 
 

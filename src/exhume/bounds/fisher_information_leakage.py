@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exhume.bounds.cramer_rao import jackknife
-from exhume.bounds.fisher import MeanMap, fisher_information, fisher_trace
+from exhume.bounds.evaluation_points import evaluation_points
+from exhume.bounds.fisher import (
+    MeanMap,
+    fisher_information,
+    fisher_trace,
+    information_product,
+)
+from exhume.bounds.inequalities import jackknife
 from exhume.bounds.regularity import information_maps
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator
 from exhume.problem.bound import Binds, Bound, BoundValue, NotApplicable
 from exhume.problem.prior import Density
-from exhume.problem.tree import Tree
 from exhume.problem.world import World
 
 __all__ = [
@@ -76,7 +80,7 @@ def fisher_spectral_norm(whitened: MeanMap, inputs: Tensor, key: int = 0) -> flo
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     inputs = inputs.detach().double()
-    product = _information_product(whitened, inputs)
+    product = information_product(whitened, inputs)
 
     def matvec(vector: np.ndarray) -> np.ndarray:
         tangent = torch.from_numpy(vector.copy()).reshape(inputs.shape).to(inputs)
@@ -142,12 +146,9 @@ class FisherInformationLeakage(Bound):
             prior: density of one example; the world's own if None.
             key: calibrates the defenses as ``world.observe(key)`` does, and draws.
         """
-        batches = self._batches(world, prior, key)
-        if batches is None:
-            return NotApplicable(
-                "there is nowhere to evaluate it: give a prior that can be sampled, or "
-                f"{2 * len(world.batch)} public examples"
-            )
+        batches = evaluation_points(world, prior, self.draws, key)
+        if isinstance(batches, NotApplicable):
+            return batches
         maps = information_maps(world, batches, key)
         if isinstance(maps, NotApplicable):
             return maps
@@ -158,28 +159,6 @@ class FisherInformationLeakage(Bound):
         if not min(trace for trace, _ in pairs) > 0:
             return NotApplicable("the release says nothing about the data")
         return _value(world, pairs)
-
-    def _batches(
-        self, world: World, prior: Density | None, key: int
-    ) -> list[Tensor] | None:
-        """Return batches of examples that are not private, in double precision."""
-        size = len(world.batch)
-        density = world.prior if prior is None else prior
-        if density is not None and "sample" in density.supports:
-            drawn = [
-                density.sample(size, fold(key, "bound", draw))
-                for draw in range(self.draws)
-            ]
-        elif world.public is not None and len(world.public) >= 2 * size:
-            order = torch.randperm(
-                len(world.public), generator=generator(key, "bound")
-            ).to(world.public.inputs.device)
-            shuffled = world.public.inputs[order]
-            count = min(self.draws, len(shuffled) // size)
-            drawn = list(shuffled[: count * size].split(size))
-        else:
-            return None
-        return [x.to(device=world.task.device, dtype=torch.float64) for x in drawn]
 
 
 def _trace_and_norm(whitened: MeanMap, x: Tensor, key: int) -> tuple[float, float]:
@@ -227,15 +206,3 @@ def _value(world: World, pairs: list[tuple[float, float]]) -> BoundValue:
             "draws": float(n),
         },
     )
-
-
-def _information_product(
-    whitened: MeanMap, inputs: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """Return t ↦ Rᵀ R t, one forward and one reverse derivative each."""
-    pull: Callable[[Tree], tuple[Tensor]] = torch.func.vjp(whitened, inputs)[1]
-
-    def product(tangent: Tensor) -> Tensor:
-        return pull(torch.func.jvp(whitened, (inputs,), (tangent,))[1])[0]
-
-    return product
