@@ -375,10 +375,18 @@ def jump_share(
     root = flatten(_weights(mean, precision, start)).sqrt()
     start, end = start.detach().double(), end.detach().double()
     change = flatten(mean(end)) - flatten(mean(start))
+    places, weights = torch.from_numpy(
+        np.stack(np.polynomial.legendre.leggauss(nodes))
+    ).to(change)
+
+    def slope(place: Tensor) -> Tensor:
+        return _along(mean, start + (place + 1) / 2 * (end - start))(end - start)
+
+    together = max(1, min(nodes, _CHUNK_BYTES // (8 * len(change))))
+    slopes = _over(slope, places.split(together))
     predicted = torch.zeros_like(change)
-    for node, weight in np.stack(np.polynomial.legendre.leggauss(nodes)).T.tolist():
-        point = start + (node + 1) / 2 * (end - start)
-        predicted += weight / 2 * _along(mean, point)(end - start)
+    for part, weight in zip(slopes, weights.split(together), strict=True):
+        predicted += weight / 2 @ part
     whole = float(torch.linalg.vector_norm(root * change))
     missed = float(torch.linalg.vector_norm(root * (change - predicted)))
     return missed / whole if whole > 0 else missed
