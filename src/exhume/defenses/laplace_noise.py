@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from exhume.errors import InvalidInput
+from exhume.defenses._strength import check_std
 from exhume.formula import formula
 from exhume.keys import generator
 from exhume.problem.batch import Batch
@@ -80,9 +80,7 @@ class LaplaceNoise(Defense):
     only: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.std) and self.std >= 0):
-            msg = f"std is {self.std}; expected a finite number of at least 0"
-            raise InvalidInput(msg)
+        check_std(self.std)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """List what is covered; the scale is the option itself."""

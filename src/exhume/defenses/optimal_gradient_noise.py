@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OptimalGradientNoise", "PrivateVariance", "optimal_variance"]
 
-_COMBINED = (
-    "private scales are combined with other noise or a mask, and the variance as a "
-    "function of the data is then not known"
-)
 # Directions of the private sketch are public, like every constant of the mechanism.
 _PRIVATE_DIRECTIONS = fold(0, "optimal-gradient-noise")
 
@@ -230,13 +226,9 @@ class OptimalGradientNoise(Defense):
         del observed
         if not self.adds_noise:
             return law
-        noisy = law.plus_noise(plan.arrays)
         if self.scale_source == "public":
-            return noisy
-        private = replace(noisy, variance_at=PrivateVariance(self, plan.covers))
-        if law.noisy or law.mask:
-            return replace(private, not_gaussian=_COMBINED)
-        return private
+            return law.plus_noise(plan.arrays)
+        return law.plus_private_noise(plan.arrays, PrivateVariance(self, plan.covers))
 
     def account(self, before: Guarantee, plan: Plan) -> Guarantee:
         """Count public noise in its weakest coordinate; private scales void all."""

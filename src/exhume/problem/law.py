@@ -253,6 +253,23 @@ class Law:
             ),
         )
 
+    def plus_private_noise(
+        self, variance: Mapping[str, Tensor], variance_at: VarianceMap
+    ) -> Law:
+        """Add independent Gaussian noise whose variance is a function of the data.
+
+        Alone it is a law; beside other noise or a mask, before or after it, the
+        variance as a function of the data is not known, and ``not_gaussian`` says so.
+
+        Args:
+            variance: what public data make of v, by name.
+            variance_at: (task, F, candidate) → v.
+        """
+        law = replace(self.plus_noise(variance), variance_at=variance_at)
+        if self.noisy or self.mask:
+            return replace(law, not_gaussian=self.not_gaussian or _PRIVATE_AND_MORE)
+        return law
+
     def _unmasked(self, names: set[str]) -> Law:
         """Turn the masks of some tensors into a map of the mean."""
         own = {n: m for n, m in self.mask.items() if n in names}
