@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,18 +13,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from exhume import Batch, EventSpec, Mechanism, Task
+from exhume.defenses import _blocks, _principal_directions, _public_scales
+from exhume.defenses._kronecker_optimum import kronecker_optimum
+from exhume.defenses._low_rank_optimum import low_rank_optimum
 from exhume.defenses._matrix_design import (
-    Metric,
+    average_information,
     diagonal_optimum,
     geometric_mean,
-    kronecker_optimum,
-    low_rank_optimum,
-    matched,
     posterior_covariance,
-    utility_cost,
 )
-from exhume.defenses._principal_directions import principal_directions, tangents
+from exhume.defenses._principal_directions import (
+    Tangents,
+    principal_directions,
+    tangents,
+)
 from exhume.defenses._public_scales import metric_columns, sampled_label_gradient
+from exhume.defenses._utility_cost import Metric, matched, utility_cost
 from exhume.defenses.dp_sgd import DpSgd
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.local_aggregation import LocalAggregation
@@ -37,13 +43,15 @@ from exhume.defenses.optimal_gradient_pruning import (
     optimal_mask,
     utility_per_information,
 )
+from exhume.defenses.pruning import Pruning
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
 from exhume.problem.covariance import KroneckerFactors, LowRank
+from exhume.problem.law import Law
 from exhume.problem.observation import Candidate
 from exhume.problem.sensitivity import exact_squared_sensitivities
-from exhume.problem.tree import dot, flatten, unflatten
+from exhume.problem.tree import dot, flatten, size, unflatten
 
 
 def normal(*shape, key=0):
@@ -311,6 +319,17 @@ def test_bayesian_bound_is_concave_in_the_covariance():
         assert middle >= (bound(one) + bound(other)) / 2 - 1e-12
 
 
+def test_information_is_the_sum_of_the_quadratic_forms_of_the_inverse():
+    seen, form = normal(3, SIZE, 4, key=9), low_rank_of_the_toy()
+    inverse = torch.linalg.inv(dense(form, SHAPES))
+    expected = sum(t.T @ inverse @ t for t in seen) / 3
+    torch.testing.assert_close(average_information(seen, form, SHAPES), expected)
+
+
+def low_rank_of_the_toy():
+    return low_rank_optimum(normal(3, SIZE, 4, key=6), metric_of(), SHAPES, 3, 0)
+
+
 def test_fixed_point_maximises_the_bayesian_bound():
     metric, seen = metric_of(), normal(4, SIZE, 5, key=9)
     prior = torch.logspace(0.5, -1.5, 5, dtype=torch.float64)
@@ -437,15 +456,138 @@ def test_low_rank_is_closed_under_noise_and_masks():
 
 def test_kronecker_noise_refuses_what_has_no_cheap_inverse():
     noise = MatrixOptimalNoise(std=0.1, form="kronecker", samples=2)
-    stack = Mechanism(Gradient(), [noise, GaussianNoise(std=0.1)])
-    plans = stack.calibrate(TASK, PUBLIC, 0)
-    with pytest.raises(InvalidInput, match="no cheap inverse"):
-        stack.law(plans)
-    covariance = noise.covariance(plans[0])
+    for other in (
+        GaussianNoise(std=0.1),
+        Pruning(ratio=0.5),
+        Pruning(ratio=0.5, kind="random"),
+        OptimalGradientPruning(ratio=0.5, samples=2),
+    ):
+        with pytest.raises(InvalidInput, match="no cheap inverse; use noise with"):
+            Mechanism(Gradient(), [noise, other]).calibrate(TASK, PUBLIC, 0)
+    apart = GaussianNoise(std=0.1, only=("0.*",))
+    rest = MatrixOptimalNoise(std=0.1, form="kronecker", samples=2, only=("2.*",))
+    for free in ([noise], [noise, Pruning(ratio=0.0)], [rest, apart], [apart, rest]):
+        stack = Mechanism(Gradient(), free)
+        assert stack.law(stack.calibrate(TASK, PUBLIC, 0)).covariance is not None
+    covariance = noise.covariance(noise.calibrate(TASK, PUBLIC, 0))
     assert isinstance(covariance, KroneckerFactors)
     whole = dense(covariance, {n: p.detach() for n, p in TASK.parameters().items()})
     least = float(torch.linalg.eigvalsh(whole)[0])
     assert covariance.least() == pytest.approx(least, rel=1e-6)
+
+
+def test_kronecker_noise_outlives_the_transform_it_was_first_used_in():
+    factors = {"w": spd(3, 1)}, {"w": spd(4, 2)}
+    form = KroneckerFactors(*factors, {"w": (3, 4)})
+    tree = {"w": normal(3, 4)}
+    _, inside = torch.func.jvp(form.whiten, (tree,), (tree,))
+    again = pickle.loads(pickle.dumps(form)).whiten(tree)
+    torch.testing.assert_close(again["w"], inside["w"])
+    inverse = torch.linalg.inv(dense(form, tree))
+    squared = float(flatten(tree) @ inverse @ flatten(tree))
+    assert float(again["w"].square().sum()) == pytest.approx(squared)
+
+
+def test_low_rank_noise_goes_with_masks_but_not_with_another_correlated_noise():
+    noise = MatrixOptimalNoise(std=0.1, rank=2, samples=2)
+    stack = Mechanism(Gradient(), [noise, Pruning(ratio=0.5, kind="random")])
+    assert stack.law(stack.calibrate(TASK, PUBLIC, 0)).covariance is not None
+    with pytest.raises(InvalidInput, match="two correlated noises"):
+        Mechanism(Gradient(), [noise, noise]).calibrate(TASK, PUBLIC, 0)
+
+
+class Scaled(nn.Module):
+    """A network with a parameter that is a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.temperature = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.temperature * self.inner(x).tanh()
+
+
+def test_a_parameter_that_is_a_number_gets_noise_in_every_form():
+    task = Task(Scaled().double())
+    like = {n: p.detach() for n, p in task.parameters().items()}
+    for form in ("low-rank", "kronecker"):
+        noise = MatrixOptimalNoise(std=0.1, form=form, rank=3)
+        plan = noise.calibrate(task, PUBLIC, 0)
+        covariance = noise.covariance(plan)
+        whole = dense(covariance, like)
+        torch.testing.assert_close(whole.diagonal(), flatten(covariance.diagonal()))
+        white = covariance.whiten(covariance.colour(like))
+        torch.testing.assert_close(flatten(white), flatten(like))
+        released = noise.apply(task.gradient(PUBLIC.inputs, PUBLIC.targets), plan, 1)
+        assert released["temperature"].shape == ()
+
+
+# --- large networks ------------------------------------------------------------------
+
+LARGE = {"samples": 2, "directions": 5, "rank": 6}
+
+
+@pytest.mark.parametrize("form", ["low-rank", "kronecker"])
+def test_pieces_of_a_large_network_give_what_the_whole_gives(form, monkeypatch):
+    net = nn.Sequential(nn.Linear(4, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
+    net.append(nn.Linear(200, 3))
+    values = generator(3)
+    for parameter in net.parameters():
+        parameter.data.normal_(generator=values).div_(parameter.shape[-1] ** 0.5)
+    task, noise = Task(net.double()), MatrixOptimalNoise(std=0.1, form=form, **LARGE)
+    like = {n: p.detach() for n, p in task.parameters().items()}
+    direction = {n: normal(*p.shape, key=i) for i, (n, p) in enumerate(like.items())}
+    whole = noise.covariance(noise.calibrate(task, PUBLIC, 0))
+    monkeypatch.setattr(_principal_directions, "_STORED", 1000)
+    monkeypatch.setattr(_public_scales, "_STORED", 4 * len(PUBLIC) * size(like))
+    monkeypatch.setattr(_blocks, "_ROWS", 10_007)
+    monkeypatch.setattr(_blocks, "_ENTRIES", 3 * size(like))
+    batches = [PUBLIC.select([0])]
+    assert isinstance(tangents(task, batches, normal(2, 4), list(like)), Tangents)
+    pieces = noise.covariance(noise.calibrate(task, PUBLIC, 0))
+    for apply in ("whiten", "colour", "transposed_colour"):
+        expected = flatten(getattr(whole, apply)(direction))
+        found = flatten(getattr(pieces, apply)(direction))
+        assert float((found - expected).norm()) < 1e-3 * float(expected.norm())
+    assert pieces.least() > 0
+
+
+def test_pieces_are_weighted_and_single_precision_but_else_the_same(monkeypatch):
+    axes, _ = principal_directions(PUBLIC, 3)
+    batches = [PUBLIC.select([2, 5]), PUBLIC.select([7, 1])]
+    weight, names = normal(6, 6, key=2), ["0.bias", "2.weight"]
+    whole = tangents(TASK, batches, axes, names) @ weight
+    monkeypatch.setattr(_principal_directions, "_STORED", 0)
+    pieces = (
+        tangents(TASK, batches, axes, names) @ weight[:, :4] @ torch.eye(4).double()
+    )
+    assert pieces.shape == (2, 20, 4)
+    for found, expected in zip(pieces, whole[:, :, :4], strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_columns_of_the_metric_are_as_many_as_fit(monkeypatch):
+    batches = [PUBLIC.select([i]) for i in range(30)]
+    names = list(TASK.parameters())
+    exact = metric_columns(TASK, batches, "u2", 0, names)
+    first = metric_columns(TASK, batches[:10], "u2", 0, names)
+    monkeypatch.setattr(_public_scales, "_STORED", 10 * 4 * len(exact) + 3)
+    found = metric_columns(TASK, batches, "u2", 0, names)
+    assert exact.shape == (43, 30)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), first, rtol=1e-5, atol=1e-7)
+    monkeypatch.setattr(_public_scales, "_STORED", 1)
+    assert metric_columns(TASK, batches, "u2", 0, names).shape == (43, 8)
+
+
+def test_noise_power_as_the_cost_needs_no_columns():
+    for form in ("low-rank", "kronecker"):
+        noise = MatrixOptimalNoise(std=0.1, form=form, metric="power", rank=2)
+        covariance = noise.covariance(noise.calibrate(TASK, PUBLIC, 0))
+        power = float(flatten(covariance.diagonal()).sum())
+        assert power == pytest.approx(43 * 0.1**2)
 
 
 # --- scales of the private batch -----------------------------------------------------
@@ -474,6 +616,13 @@ def test_t10_private_scales_warn_void_the_guarantee_and_follow_the_candidate():
     )
     ratio = draws.var(dim=0) / flatten(first)
     assert float((ratio - 1).abs().max()) < 5.5 * (2 / 200) ** 0.5
+
+
+def test_a_whole_covariance_is_never_made_of_the_private_batch():
+    with pytest.raises(InvalidInput, match=r"no bound is known; use scale_source='pub"):
+        MatrixOptimalNoise(std=0.1, scale_source="private")
+    with pytest.raises(InvalidInput, match="scale_source is 'secret'"):
+        MatrixOptimalNoise(std=0.1, scale_source="secret")  # type: ignore[arg-type]
 
 
 def test_private_masks_show_in_the_zeros_and_have_no_fisher_information():
@@ -507,6 +656,13 @@ def test_private_scales_beside_other_noise_are_refused_by_the_bound_not_ignored(
         with pytest.warns(UserWarning, match="private"):
             plans = mechanism.calibrate(TASK, PUBLIC, 0)
         assert "private" in str(mechanism.law(plans).not_gaussian)
+    private_alone = Law().plus_private_noise({"w": torch.ones(2)}, lambda *_: {})
+    assert private_alone.not_gaussian is None
+    cut = Law().masked({"w": torch.tensor([True, False])})
+    noisy = cut.plus_private_noise({"w": torch.ones(2)}, lambda *_: {})
+    assert "private" in str(noisy.not_gaussian)
+    already = replace(cut, not_gaussian="rounded")
+    assert already.plus_private_noise({}, lambda *_: {}).not_gaussian == "rounded"
 
 
 def test_a_private_mask_behind_differential_privacy_voids_it():

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from exhume.defenses._strength import check_std
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator
@@ -30,6 +31,8 @@ __all__ = [
     "sampled_label_gradient",
 ]
 
+_STORED = 2**29  # bytes of columns of H
+_FEWEST = 8  # columns, however long
 UtilityMetric = Literal["u2", "power", "curvature"]
 
 PRIVATE_SCALES = (
@@ -45,9 +48,7 @@ def check_noise_options(std: float, ridge: float) -> None:
     Raises:
         InvalidInput: names the option, its value and what was expected.
     """
-    if not (math.isfinite(std) and std >= 0):
-        msg = f"std is {std}; expected a finite number of at least 0"
-        raise InvalidInput(msg)
+    check_std(std)
     if not (math.isfinite(ridge) and ridge > 0):
         msg = f"ridge is {ridge}; expected a finite number above 0, e.g. 1e-3"
         raise InvalidInput(msg)
@@ -135,6 +136,9 @@ def metric_columns(
 ) -> Tensor | None:
     """Return columns h_n/√N of the utility metric H, shape [P, N]; None for H = I.
 
+    They are float64 if that takes 512 MB at most. Else they are float32, and only so
+    many batches count as fit in 512 MB, but at least 8: 134 for a million parameters.
+
     The utility cost of noise with covariance S is tr(S H): the noise power for H = I,
     the variance of the first-order change of the loss along the step for U2, and the
     expected second-order loss increase (twice) for the Gauss–Newton curvature.
@@ -148,16 +152,20 @@ def metric_columns(
     """
     if metric == "power":
         return None
-    if metric == "u2":
-        columns = [task.gradient(_inputs(task, b), b.targets) for b in batches]
-    else:
-        columns = [
-            sampled_label_gradient(task, b, fold(key, "labels", i))
-            for i, b in enumerate(batches)
-        ]
-    covered = [flatten({name: c[name] for name in names}) for c in columns]
-    stacked = torch.stack([c.detach().double() for c in covered], dim=1)
-    return stacked / len(columns) ** 0.5
+    parameters = task.parameters()
+    rows = sum(parameters[name].numel() for name in names)
+    dtype = torch.float64
+    if len(batches) * rows * dtype.itemsize > _STORED:
+        dtype = torch.float32
+        batches = batches[: max(_STORED // (rows * dtype.itemsize), _FEWEST)]
+    columns = torch.empty(len(batches), rows, dtype=dtype, device=task.device)
+    for index, (own, batch) in enumerate(zip(columns, batches, strict=True)):
+        if metric == "u2":
+            gradient = task.gradient(_inputs(task, batch), batch.targets)
+        else:
+            gradient = sampled_label_gradient(task, batch, fold(key, "labels", index))
+        own.copy_(flatten({name: gradient[name].detach() for name in names}))
+    return columns.T.div_(len(batches) ** 0.5)
 
 
 def metric_diagonal(columns: Tensor | None, like: Tree) -> Tree:
@@ -169,7 +177,7 @@ def metric_diagonal(columns: Tensor | None, like: Tree) -> Tree:
     """
     if columns is None:
         return {n: torch.ones_like(t, dtype=torch.float64) for n, t in like.items()}
-    return unflatten(columns.square().sum(dim=1), like)
+    return unflatten(columns.double().square().sum(dim=1), like)
 
 
 def sampled_label_gradient(task: Task, batch: Batch, key: int) -> Tree:

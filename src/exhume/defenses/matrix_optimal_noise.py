@@ -9,20 +9,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from exhume.defenses._matrix_design import (
-    Metric,
-    kronecker_optimum,
-    low_rank_optimum,
-    matched,
-    posterior_covariance,
+from exhume.defenses._kronecker_optimum import kronecker_optimum
+from exhume.defenses._low_rank_optimum import low_rank_optimum
+from exhume.defenses._matrix_design import posterior_covariance
+from exhume.defenses._principal_directions import (
+    Tangents,
+    principal_directions,
+    tangents,
 )
-from exhume.defenses._principal_directions import principal_directions, tangents
 from exhume.defenses._public_scales import (
     UtilityMetric,
     check_noise_options,
-    metric_columns,
+    check_scale_options,
     public_batches,
 )
+from exhume.defenses._utility_cost import Metric, matched, public_metric
 from exhume.errors import InvalidInput
 from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
@@ -39,17 +40,33 @@ __all__ = ["MatrixOptimalNoise"]
 _ITERATIONS = 3
 # H must generalise: what it has not seen of the gradients is taken for cheap.
 _METRIC_BATCHES = 256
+_NO_PRIVATE = (
+    "matrix-optimal-noise takes its scales from public data only: made of the private "
+    "batch, the covariance would itself tell about the batch, in a way for which no "
+    "bound is known; use scale_source='public', or optimal-gradient-noise with "
+    "scale_source='private' to study the leak"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixOptimalNoise(Defense):
-    """Release g + N(0, S), with S optimal among all covariances of one utility cost.
+    """Release g + N(0, S), S near the optimum of all covariances of one utility cost.
 
-    S ∝ H^{-1/2} (H^{1/2} M H^{1/2})^{1/2} H^{-1/2} subject to tr(S H) = σ² tr(H). With
-    M = E[J Jᵀ] it maximises the trace bound (objective ``trace``); with M = E[J A² Jᵀ],
-    A = (E Jᵀ S⁻¹ J + J_P)⁻¹, the Bayesian Cramér–Rao bound itself (``bayesian``).
-    M and H come from public data, so S is fixed before any private data are seen. It is
-    full rank: what public data never do still gets noise.
+    The optimum is H^{-1/2} (H^{1/2} M H^{1/2})^{1/2} H^{-1/2}, scaled to tr(S H) =
+    σ² tr(H). With M = E[J Jᵀ] it maximises the trace bound (objective ``trace``); with
+    M = E[J A² Jᵀ], A = (E Jᵀ S⁻¹ J + J_P)⁻¹, the Bayesian Cramér–Rao bound itself
+    (``bayesian``). That holds for exact M and H; the forms approximate them.
+    ``low-rank`` takes M and H as they are in the span of their ``rank`` leading
+    directions, and for multiples of a diagonal outside of it; ``kronecker`` takes them
+    for a product of two factors per tensor, without correlation between tensors. The
+    cost is met exactly by either. M and H come from public data, so S is fixed before
+    any private data are seen. It is full rank: what public data never do still gets
+    noise.
+
+    Where derivatives of the update take more than 512 MB they are not kept but computed
+    anew whenever they are gone through, in single precision. Then the peak of memory
+    is about 2 GB for a million parameters with the default options, and grows as
+    P · (rank + directions · batch_size).
 
     Attributes:
         std: σ ≥ 0; the noise costs as much utility as isotropic noise of this standard
@@ -60,8 +77,9 @@ class MatrixOptimalNoise(Defense):
         form: ``low-rank`` (a diagonal plus a low-rank correction of the diagonal
             optimum) or ``kronecker`` (a product of two factors per tensor).
         rank: of the correction; 0 keeps the diagonal optimum.
+        scale_source: ``public``; ``private`` is refused.
         samples: public batches that M is averaged over, at most; H, which is cheaper,
-            takes up to 256.
+            takes up to 256, or as many as fit in 512 MB: 134 for a million parameters.
         directions: principal components of public inputs along which J is taken.
         batch_size: B of the private batch, which is public.
         ridge: added to H, as a share of its mean diagonal; noise where H has no other
@@ -90,6 +108,7 @@ class MatrixOptimalNoise(Defense):
     objective: Literal["bayesian", "trace"] = "bayesian"
     metric: UtilityMetric = "u2"
     form: Literal["low-rank", "kronecker"] = "low-rank"
+    scale_source: Literal["public", "private"] = "public"
     rank: int = 32
     samples: int = 16
     directions: int = 48
@@ -105,6 +124,9 @@ class MatrixOptimalNoise(Defense):
         if self.form not in ("low-rank", "kronecker"):
             msg = f"form is {self.form!r}; expected 'low-rank' or 'kronecker'"
             raise InvalidInput(msg)
+        check_scale_options(self.scale_source, {})
+        if self.scale_source == "private":
+            raise InvalidInput(_NO_PRIVATE)
         least = {"rank": 0, "samples": 1, "directions": 1, "batch_size": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
@@ -125,31 +147,18 @@ class MatrixOptimalNoise(Defense):
         )
         assert public is not None  # checked by public_batches
         shapes = {name: task.parameters()[name].detach() for name in plan.covers}
-        metric = self._metric(task, batches, plan.covers, key)
+        metric = public_metric(
+            task, batches, self.metric, self.ridge, fold(key, "metric"), plan.covers
+        )
         axes, variances = principal_directions(public, self.directions)
         seen = tangents(task, batches[: self.samples], axes, plan.covers)
         prior = variances.repeat(self.batch_size)
         covariance = self._design(seen, metric, shapes, prior, key)
         return self._plan(task, arrays=_arrays(covariance))
 
-    def _metric(
-        self, task: Task, batches: list[Batch], covers: tuple[str, ...], key: int
-    ) -> Metric:
-        columns = metric_columns(
-            task, batches, self.metric, fold(key, "metric"), covers
-        )
-        if columns is None:
-            total = sum(task.parameters()[name].numel() for name in covers)
-            return Metric(torch.zeros(total, 0, dtype=torch.float64), 1.0)
-        mean = float(columns.square().sum()) / len(columns)
-        if mean == 0:
-            msg = "the public gradients are zero, so noise has no utility cost to match"
-            raise InvalidInput(msg)
-        return Metric(columns, self.ridge * mean)
-
     def _design(
         self,
-        seen: Tensor,
+        seen: Tensor | Tangents,
         metric: Metric,
         shapes: Mapping[str, Tensor],
         prior: Tensor,
@@ -158,7 +167,7 @@ class MatrixOptimalNoise(Defense):
         """Iterate the optimum for M and the M of that optimum."""
         cost = self.std**2 * metric.trace()
 
-        def optimum(weighted: Tensor) -> Covariance:
+        def optimum(weighted: Tensor | Tangents) -> Covariance:
             if self.form == "kronecker":
                 shape = kronecker_optimum(weighted, metric, shapes)
             else:
@@ -168,6 +177,7 @@ class MatrixOptimalNoise(Defense):
         covariance = optimum(seen)
         for _ in range(_ITERATIONS if self.objective == "bayesian" else 0):
             spread = posterior_covariance(seen, covariance, shapes, prior)
+            del covariance  # two of them at once are the peak of memory
             covariance = optimum(seen @ spread)
         return covariance
 
@@ -208,6 +218,11 @@ class MatrixOptimalNoise(Defense):
             return before
         least = self.covariance(plan).least()
         return before.plus_noise(dict.fromkeys(plan.covers, least))
+
+    @property
+    def correlates_noise(self) -> bool:
+        """Whether the noise of one coordinate tells of that of others."""
+        return self.adds_noise
 
     @property
     def adds_noise(self) -> bool:

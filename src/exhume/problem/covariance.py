@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -208,8 +208,8 @@ class LowRank(Covariance):
 class KroneckerFactors(Covariance):
     """Σ = ⊕_l A_l ⊗ B_l: one pair of small factors per tensor, independent tensors.
 
-    A tensor of shape [m, …] is read as a matrix [m, n], a vector as [m, 1]; then
-    Cov(X_ij, X_kl) = A_ik B_jl.
+    A tensor of shape [m, …] is read as a matrix [m, n], a vector as [m, 1], a number as
+    [1, 1]; then Cov(X_ij, X_kl) = A_ik B_jl.
 
     Attributes:
         left: A_l^{1/2} by name, symmetric positive definite, shape [m, m].
@@ -220,6 +220,15 @@ class KroneckerFactors(Covariance):
     left: Mapping[str, Tensor]
     right: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
+    _inverses: Mapping[str, tuple[Tensor, Tensor]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Not at first use: what is made inside of a transform of functions dies there.
+        pairs = {
+            name: (torch.linalg.inv(self.left[name]), torch.linalg.inv(right))
+            for name, right in self.right.items()
+        }
+        object.__setattr__(self, "_inverses", pairs)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -237,22 +246,16 @@ class KroneckerFactors(Covariance):
 
     def whiten(self, tree: Mapping[str, Tensor]) -> Tree:
         """Return A^{-1/2} X B^{-1/2}, tensor by tensor."""
-        return {name: self._whitened(name, tree[name]) for name in self.names}
-
-    def _whitened(self, name: str, tensor: Tensor) -> Tensor:
-        matrix = tensor.reshape(len(tensor), -1)
-        left, right = self.left[name].to(matrix), self.right[name].to(matrix)
-        half = torch.linalg.solve(left, matrix)
-        return torch.linalg.solve(right, half.T).T.reshape(tensor.shape)
+        return {
+            name: _sandwiched(*self._inverses[name], tree[name]) for name in self.names
+        }
 
     def colour(self, tree: Mapping[str, Tensor]) -> Tree:
         """Return A^{1/2} Z B^{1/2}, tensor by tensor."""
-        result = {}
-        for name in self.names:
-            matrix = tree[name].reshape(len(tree[name]), -1)
-            left, right = self.left[name].to(matrix), self.right[name].to(matrix)
-            result[name] = (left @ matrix @ right).reshape(tree[name].shape)
-        return result
+        return {
+            name: _sandwiched(self.left[name], self.right[name], tree[name])
+            for name in self.names
+        }
 
     def transposed_colour(self, tree: Mapping[str, Tensor]) -> Tree:
         """Return A^{1/2} X B^{1/2}: the roots are symmetric."""
@@ -270,3 +273,9 @@ class KroneckerFactors(Covariance):
         """Scale the left factors."""
         left = {name: factor**0.5 * a for name, a in self.left.items()}
         return KroneckerFactors(left, self.right, self.shapes)
+
+
+def _sandwiched(left: Tensor, right: Tensor, tensor: Tensor) -> Tensor:
+    """Return L X R for a tensor that is read as a matrix X."""
+    matrix = tensor.reshape(len(left), -1)
+    return (left.to(matrix) @ matrix @ right.to(matrix)).reshape(tensor.shape)

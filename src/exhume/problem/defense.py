@@ -238,6 +238,11 @@ class Defense(ABC):
         return False
 
     @property
+    def correlates_noise(self) -> bool:
+        """Whether the coordinates of the added noise depend on each other."""
+        return False
+
+    @property
     def preserves_zeros(self) -> bool:
         """Whether what leaves is zero exactly where what entered was."""
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from exhume.errors import InvalidInput
@@ -78,13 +79,25 @@ class Mechanism:
             raise InvalidInput(msg)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> tuple[Plan, ...]:
-        """Calibrate every defense on public data and the model it will meet."""
+        """Calibrate every defense on public data and the model it will meet.
+
+        Raises:
+            InvalidInput: correlated noise stands beside a defense after which its
+                covariance has no cheap inverse.
+        """
         plans = []
         for i, defense in enumerate(self.defenses):
             plan = defense.calibrate(task, public, fold(key, "calibrate", i))
             task = defense.transform_task(task, plan)
             plans.append(plan)
+        self._check_correlated(tuple(plans))
         return tuple(plans)
+
+    def _check_correlated(self, plans: tuple[Plan, ...]) -> None:
+        """Raise what the law of a release would raise, before there is a release."""
+        if any(d.correlates_noise for d in self.defenses) and len(plans) > 1:
+            shapes = plans[-1].shapes.items()
+            self._laws(plans, {name: torch.ones(shape) for name, shape in shapes})
 
     def release(
         self, update: Mapping[str, Tensor], plans: tuple[Plan, ...], key: int
