@@ -65,7 +65,7 @@ class MatrixOptimalNoise(Defense):
 
     Where derivatives of the update take more than 512 MB they are not kept but computed
     anew whenever they are gone through, in single precision. Then the peak of memory
-    is about 2 GB for a million parameters with the default options, and grows as
+    is about 2.2 GB for a million parameters with the default options, and grows as
     P · (rank + directions · batch_size).
 
     Attributes:
