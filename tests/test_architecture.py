@@ -39,7 +39,9 @@ ARROWS = {
     "audit": _SIGNAL | {"attacks", "bounds", "metrics"},
     "compare": {"problem", "audit"},
     "recipes": {"audit", "compare"},
-    "cli": _SIGNAL | {"attacks", "bounds", "metrics", "audit", "compare", "recipes"},
+    "theory": _SIGNAL | {"attacks", "bounds", "metrics", "audit", "compare"},
+    "cli": _SIGNAL
+    | {"attacks", "bounds", "metrics", "audit", "compare", "recipes", "theory"},
 }
 
 

@@ -41,6 +41,7 @@ COMMANDS = [
     "recipe",
     "report",
     "inspect",
+    "theory",
 ]
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 

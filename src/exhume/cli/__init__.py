@@ -18,6 +18,7 @@ from exhume.cli.inspect import inspect
 from exhume.cli.list import list_
 from exhume.cli.recipe import app as recipe
 from exhume.cli.report import report
+from exhume.cli.theory import theory
 from exhume.errors import ExhumeError
 
 __all__ = ["app", "main"]
@@ -84,6 +85,7 @@ app.command("attack")(attack)
 app.command("list")(list_)
 app.command("report")(report)
 app.add_typer(recipe, name="recipe")
+app.command("theory")(theory)
 app.command("inspect")(inspect)
 
 

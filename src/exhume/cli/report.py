@@ -26,7 +26,7 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Write the report of an audit or a comparison again, from its stored results.
+    """Write the report of an audit, comparison or theory run again, from its results.
 
     Nothing is computed anew; an interrupted run gives a report of what had finished.
     """
@@ -48,16 +48,21 @@ def _rebuild(folder: Path) -> Path:
     from exhume.audit.store import Store
     from exhume.audit.sweep import expand, load_settings
     from exhume.compare.run import SETTINGS_FILE as COMPARISON
+    from exhume.theory.run import SETTINGS_FILE as THEORY
 
     if (folder / COMPARISON).is_file():
         from exhume.compare import load
 
         return load(folder).report
+    if (folder / THEORY).is_file():
+        from exhume.theory import load as load_theory
+
+        return load_theory(folder).report
     missing = [n for n in (SETTINGS_FILE, RESULTS_FILE) if not (folder / n).is_file()]
     if missing:
         msg = (
             f"{str(folder)!r} is not the folder of a run: it has no "
-            f"{' and no '.join(missing)}; exhume audit and exhume compare make such "
+            f"{' and no '.join(missing)}; exhume audit, compare and theory make such "
             f"folders, under runs/"
         )
         raise InvalidInput(msg)

@@ -11,7 +11,7 @@ from exhume.compare.frontier import Frontier
 from exhume.compare.leaderboard import boards
 from exhume.compare.run import Comparison
 
-__all__ = ["to_json"]
+__all__ = ["plain", "to_json"]
 
 
 def to_json(comparison: Comparison) -> str:
@@ -24,7 +24,7 @@ def to_json(comparison: Comparison) -> str:
         "frontiers": [_frontier(frontier) for frontier in comparison.frontiers],
         "leaderboards": [asdict(board) for board in boards(comparison)],
     }
-    return json.dumps(_plain(record), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n"
 
 
 def _frontier(frontier: Frontier) -> dict[str, Any]:
@@ -44,12 +44,12 @@ def _frontier(frontier: Frontier) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Make a value fit for strict JSON, which has no infinity and no NaN."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value).replace("inf", "Infinity")
     return value

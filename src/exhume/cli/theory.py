@@ -1,0 +1,125 @@
+"""``exhume theory``: how errors scale, beside the rates and the exact lower bound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exhume.cli.audit import Executor
+from exhume.cli.compare import CompareProgress
+from exhume.cli.console import say, warn
+from exhume.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from exhume.theory import Findings, TheorySettings
+
+__all__ = ["show", "theory"]
+
+
+def theory(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE.toml]",
+            help="What to sweep; without it, every defense of the table, small.",
+        ),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Figure 2 of the paper, and real images (hours)."),
+    ] = False,
+    mnist: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="MNIST, for the images of --full."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; runs/TITLE if omitted."),
+    ] = None,
+    executor: Annotated[
+        Executor | None, typer.Option(help="In this process, or in several.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of processes; 0 takes one per core."),
+    ] = None,
+) -> None:
+    """Measure how errors of the tensor attack scale, under every defense.
+
+    The exponents stand beside those that the theory predicts. What has finished is
+    kept: stop with Ctrl-C, run the same command again to go on.
+    """
+    from exhume.theory.run import folder_of, run
+
+    settings = _settings(file, full=full, mnist=mnist)
+    given: dict[str, Any] = {
+        "executor": executor and executor.value,
+        "workers": workers,
+    }
+    settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+    progress = CompareProgress()
+    try:
+        with progress:
+            done = run(settings, out=out, progress=progress)
+    except KeyboardInterrupt:
+        folder = folder_of(settings, out)
+        warn(
+            f"what has finished is kept in {folder}; run the same command again to go "
+            f"on",
+            "stopped",
+        )
+        raise typer.Exit(130) from None
+    show(done)
+
+
+def _settings(file: Path | None, *, full: bool, mnist: Path | None) -> TheorySettings:
+    from exhume.theory.settings import default_settings, full_settings, load_settings
+
+    if full and file is not None:
+        msg = "--full has settings of its own; leave out the file, or --full"
+        raise InvalidInput(msg)
+    if mnist is not None and not full:
+        msg = "--mnist belongs to --full; give both"
+        raise InvalidInput(msg)
+    if full:
+        return full_settings(mnist)
+    return default_settings() if file is None else load_settings(file)
+
+
+def show(done: Findings) -> None:
+    """Print predicted and measured exponents, and what to think of them."""
+    from exhume.theory.report.page import unfinished
+    from exhume.theory.verdict import HEADINGS, rows, summary
+
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width: keep every row on one line.
+        console = Console(width=160)
+    say(
+        f"{done.settings.title}. Exponents of the root-mean-square error of an input; "
+        f"for a clip in 1/C, for a mask in 1/(1 − ρ)."
+    )
+    table = Table(box=None, pad_edge=False)
+    numeric = {"upper rate", "measured", "95 %", "lower rate", "exact bound"}
+    for heading in HEADINGS:
+        right = heading in numeric
+        table.add_column(heading, justify="right" if right else "left", no_wrap=right)
+    for row in rows(done.curves):
+        table.add_row(*row.cells)
+    console.print(table)
+    if any(c.rate.upper.origin == "second-hand" for c in done.curves):
+        say("* a statement that was not read in a paper")
+    say()
+    if done.missing:
+        say(unfinished(done))
+    for sentence in summary(done.curves):
+        say(sentence)
+    for curve in done.curves:
+        for reason in curve.failures:
+            warn(f"{curve.title}: {reason}")
+    say(f"report: {done.report}")

@@ -1,0 +1,188 @@
+"""Measure one point: release, attack, bound; a pure function of plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+from exhume.audit.executors import Job
+from exhume.errors import ExhumeError
+from exhume.theory.point import PointResult, PointSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exhume.problem.world import World
+
+__all__ = ["ARMS", "MEASURE", "measure"]
+
+#: arm → options of the tensor attack
+ARMS: dict[str, dict[str, Any]] = {
+    "moments": {"subspace": "moments"},
+    "svd": {"subspace": "svd"},
+    "auto": {"subspace": "auto"},
+    "polished": {"subspace": "auto", "polish": 20},
+}
+
+
+def measure(spec: PointSpec) -> PointResult:
+    """Measure a point; never raises, whatever goes wrong inside."""
+    from exhume.audit.trial import sentence_of, versions
+
+    started = time.perf_counter()
+    try:
+        result = PointResult(spec=spec, status="done", **_found(spec))
+    except ExhumeError as error:
+        result = _failed(spec, str(error))
+    except Exception as error:
+        # As in a trial: a defect in one defense must not end the whole experiment.
+        result = _failed(spec, sentence_of(error))
+    seconds = time.perf_counter() - started
+    return dataclasses.replace(result, seconds=seconds, versions=versions())
+
+
+def _failed(spec: PointSpec, reason: str) -> PointResult:
+    return PointResult(spec=spec, status="failed", reason=reason)
+
+
+#: how executors measure points
+MEASURE = Job(measure, _failed)
+
+
+def _found(spec: PointSpec) -> dict[str, Any]:
+    from exhume.observations.gradient import Gradient
+    from exhume.problem.mechanism import Mechanism
+    from exhume.problem.world import World
+    from exhume.theory.network import RELEASED, batch_of, task_of
+    from exhume.theory.stacks import stack
+
+    batch = batch_of(spec)
+    world = World(task_of(spec), batch, Mechanism(Gradient(), stack(spec)))
+    released = world.observe(spec.seed).values[RELEASED[spec.layer]]
+    found: dict[str, Any] = {
+        "errors": {},
+        "arrays": {},
+        "notes": (),
+        "gradient_norm": _norm(spec, world),
+    }
+    for arm in spec.arms:
+        try:
+            error, guess = _attacked(spec, arm, world, released)
+        except ExhumeError as failure:
+            found["notes"] += (f"{arm}: {failure}",)
+            continue
+        found["errors"][arm] = error
+        if spec.inputs == "images":
+            found["arrays"][arm] = guess
+    if spec.inputs == "images":
+        found["arrays"]["truth"] = batch.inputs.numpy()
+    return found | (
+        _floors(spec, world, released, found["notes"]) if spec.floor else {}
+    )
+
+
+def _norm(spec: PointSpec, world: World) -> float:
+    """Return ‖G‖ of the batch; for DP-SGD, which clips examples, their mean."""
+    from exhume.theory.network import unit
+
+    x, y = world.batch.inputs, world.batch.targets
+    rows = [slice(i, i + 1) for i in range(len(x))]
+    parts = rows if spec.row == "dp-sgd" else [slice(0, len(x))]
+    norms = [
+        float(next(iter(world.task.gradient(x[r], y[r]).values())).norm())
+        / unit(spec.layer, spec.width, len(x[r]))
+        for r in parts
+    ]
+    return sum(norms) / len(norms)
+
+
+def _attacked(
+    spec: PointSpec, arm: str, world: World, released: Tensor
+) -> tuple[float, Any]:
+    """Run one arm on what a client released; return the error and the estimates."""
+    from exhume.attacks.two_layer.activation import activation
+    from exhume.attacks.two_layer.recovery import TwoLayerView, recover_inputs
+    from exhume.keys import fold
+    from exhume.theory.distance import aligned, rms_distance
+
+    parameters = dict(world.task.model.named_parameters())
+    weight = parameters["hidden.weight"].detach()
+    output = parameters["output.weight"].detach()
+    kept = _kept_units(spec, world)
+    hidden = spec.layer == "hidden"
+    view = TwoLayerView(
+        weight=weight[kept],
+        output=output[:, kept],
+        hidden_gradient=released[kept] if hidden else None,
+        output_gradient=None if hidden else released[:, kept],
+        activation=spec.activation,
+    )
+    found = recover_inputs(
+        view,
+        spec.examples,
+        source=spec.layer,
+        norm=1.0,
+        key=fold(spec.seed, "attack", arm),
+        **ARMS[arm],
+    )
+    truth = world.batch.inputs
+    # The hidden gradient of an odd activation does not tell a sign at all.
+    signed = not (hidden and activation(spec.activation).odd)
+    guess = aligned(found.directions.to(truth), truth, signed=signed)
+    return rms_distance(guess, truth), guess.numpy()
+
+
+def _kept_units(spec: PointSpec, world: World) -> Tensor:
+    """Return the units that a dropout keeps; its mask is known to the attacker."""
+    import torch
+
+    units = torch.ones(spec.width, dtype=torch.bool)
+    if spec.row == "dropout" and spec.ratio > 0:
+        (factors,) = world.plans(spec.seed)[0].arrays.values()
+        units = factors[: spec.width] > 0
+    return units
+
+
+def _floors(
+    spec: PointSpec, world: World, released: Tensor, notes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Compute the exact lower bound, and for pruning the one without the mask."""
+    from exhume.bounds.rates.exact import Floor, floor_at
+
+    found: dict[str, Any] = {"notes": notes}
+    if spec.row == "pruning":
+        bare = floor_at(_told_mask(spec, world, None), spec.seed, unit_norm=True)
+        found["unmasked"] = bare.rms if isinstance(bare, Floor) else None
+        world = _told_mask(spec, world, released)
+    floor = floor_at(world, spec.seed, unit_norm=True)
+    if isinstance(floor, Floor):
+        found["floor"] = floor.rms
+    else:
+        found["notes"] += (f"no lower bound: {floor.reason}",)
+    return found
+
+
+def _told_mask(spec: PointSpec, world: World, released: Tensor | None) -> World:
+    """Return the world in which the pattern of zeros is public, or nothing is pruned.
+
+    The choice of the largest entries jumps as the data move, so that it has no Fisher
+    information. A mask that is given has, and an attacker who is given it and does not
+    look at how it was chosen is bound by that.
+    """
+    import exhume
+    from exhume.problem.mechanism import Mechanism
+    from exhume.theory.network import RELEASED
+
+    ratio = 0.0 if released is None else spec.ratio
+    mask = exhume.defense("pruning", ratio=ratio, kind="random")
+    before = world.mechanism.defenses[:-1]
+    told = dataclasses.replace(
+        world, mechanism=Mechanism(world.mechanism.observation, (*before, mask))
+    )
+    if released is not None and ratio > 0:
+        plans = told.plans(spec.seed)
+        arrays = {RELEASED[spec.layer]: released != 0}
+        own = dataclasses.replace(plans[-1], arrays=arrays)
+        told.calibrated[spec.seed] = (*plans[:-1], own)
+    return told

@@ -1,0 +1,63 @@
+"""Scaling experiments as strict JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from exhume.compare.report.export import plain
+from exhume.theory.collect import Curve, Measured
+from exhume.theory.run import Findings
+from exhume.theory.settings import as_plain
+from exhume.theory.verdict import summary, verdict
+
+__all__ = ["to_json"]
+
+
+def to_json(found: Findings) -> str:
+    """Write settings, exponents and every mean; infinities become ``"Infinity"``."""
+    settings = asdict(found.settings)
+    settings["experiments"] = [as_plain(e) for e in found.settings.experiments]
+    record = {
+        "settings": settings,
+        "missing": found.missing,
+        "summary": summary(found.curves),
+        "curves": [_curve(curve) for curve in found.curves],
+    }
+    return json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n"
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    return {
+        "title": curve.title,
+        "row": curve.rate.name,
+        "over": curve.experiment.sweep,
+        "axis": curve.axis,
+        "upper": {
+            "rate": curve.rate.upper.text,
+            "origin": curve.rate.upper.origin,
+            "exponent": curve.upper,
+        },
+        "lower": {
+            "rate": curve.rate.lower.text,
+            "origin": curve.rate.lower.origin,
+            "exponent": curve.lower,
+        },
+        "arms": [{**_line(arm), "verdict": verdict(curve, arm)} for arm in curve.arms],
+        "bound": None if curve.floor is None else _line(curve.floor),
+        "published": curve.experiment.published,
+        "effective_ratio": curve.effective,
+        "below_the_bound": [list(one) for one in curve.below],
+        "compared_with_the_bound": curve.compared,
+        "notes": curve.failures,
+    }
+
+
+def _line(measured: Measured) -> dict[str, Any]:
+    return {
+        "name": measured.name,
+        "slope": None if measured.slope is None else asdict(measured.slope),
+        "means": measured.means,
+        "values": measured.values,
+    }

@@ -1,0 +1,220 @@
+"""Run scaling experiments, or what is missing of them, and write their report."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from exhume.errors import InvalidInput
+from exhume.theory.settings import TheorySettings
+
+if TYPE_CHECKING:
+    from exhume.theory.collect import Curve
+    from exhume.theory.point import PointResult, PointSpec, PointStore
+
+__all__ = ["Findings", "Progress", "load", "run"]
+
+SETTINGS_FILE = "theory.toml"
+POINTS_FILE = "points.sqlite"
+
+
+class Progress(Protocol):
+    """Called once before the first point, and after every point."""
+
+    def __call__(
+        self, phase: str, done: int, total: int, what: str, seconds_left: float | None
+    ) -> None:
+        """Tell how far the run is.
+
+        Args:
+            phase: always ``measuring``.
+            done: points that ended, those of earlier runs included.
+            total: points of the run.
+            what: just ended; "" at the start.
+            seconds_left: estimate, or None while there is nothing to go by.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What a run found.
+
+    Attributes:
+        folder: of the run.
+        settings: of the run.
+        curves: one per experiment.
+        missing: points that have not ended.
+        report: path of report.html.
+    """
+
+    folder: Path
+    settings: TheorySettings
+    curves: tuple[Curve, ...]
+    missing: int
+    report: Path
+
+
+def run(
+    settings: TheorySettings | str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Findings:
+    """Measure every point that is missing, fit the exponents, write the report.
+
+    Every point is kept in the folder as soon as it ends. Running again resumes: only
+    what is missing, or failed, is measured.
+
+    Args:
+        settings: settings, the path of a TOML file, or None for the embedded default.
+        out: folder of the run; by default the settings' own, or ``runs/<title>``.
+        progress: told how far it is.
+
+    Raises:
+        InvalidInput: something is wrong with the settings; nothing ran.
+        KeyboardInterrupt: after the report of what had finished was written.
+    """
+    from exhume.theory.point import PointStore
+    from exhume.theory.settings import default_settings, load_settings
+
+    if settings is None:
+        settings = default_settings()
+    elif not isinstance(settings, TheorySettings):
+        settings = load_settings(settings)
+    specs = _specs(settings)
+    folder = folder_of(settings, out)
+    _make(folder)
+    (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
+    with PointStore(folder / POINTS_FILE) as store:
+        try:
+            _measure_missing(settings, specs, store, progress or _silent)
+        except KeyboardInterrupt:
+            _reported(folder, settings, specs, store)
+            raise
+        return _reported(folder, settings, specs, store)
+
+
+def load(folder: str | Path) -> Findings:
+    """Read a run and write its report again; nothing is measured.
+
+    Args:
+        folder: of the run; it may be unfinished.
+
+    Raises:
+        InvalidInput: the folder holds no such run.
+    """
+    from exhume.theory.point import PointStore
+    from exhume.theory.settings import load_settings
+
+    folder = Path(folder)
+    for name in (SETTINGS_FILE, POINTS_FILE):
+        if not (folder / name).is_file():
+            msg = f"{str(folder)!r} has no {name}; exhume theory makes such a folder"
+            raise InvalidInput(msg)
+    settings = load_settings(folder / SETTINGS_FILE)
+    with PointStore(folder / POINTS_FILE, create=False) as store:
+        return _reported(folder, settings, _specs(settings), store)
+
+
+def folder_of(settings: TheorySettings, out: str | Path | None) -> Path:
+    """Return the folder of a run."""
+    from exhume.audit.run import slug
+
+    return Path(out or settings.out or Path("runs") / slug(settings.title))
+
+
+def to_toml(settings: TheorySettings) -> str:
+    """Write the settings as the TOML that asks for the same run."""
+    from exhume.audit.report import settings_toml
+    from exhume.theory.settings import as_plain
+
+    plain: Any = [as_plain(one) for one in settings.experiments]
+    return settings_toml.to_toml(replace(settings, experiments=plain), complete=True)
+
+
+def _specs(settings: TheorySettings) -> list[PointSpec]:
+    """List every point once; small ones first, so that curves show early."""
+    from exhume.theory.plan import points
+
+    listed = {
+        spec.id: spec for e in settings.experiments for spec in points(settings, e)
+    }
+    return sorted(listed.values(), key=lambda s: s.width * s.dimension * s.examples)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"the folder {folder} cannot be made ({error}); choose another with out"
+        raise InvalidInput(msg) from error
+
+
+def _measure_missing(
+    settings: TheorySettings,
+    specs: Sequence[PointSpec],
+    store: PointStore,
+    tell: Progress,
+) -> None:
+    from exhume.audit.executors import map_jobs, worker_count
+    from exhume.theory.measure import MEASURE
+
+    ended = store.finished()
+    queue = deque(spec for spec in specs if spec.id not in ended)
+    done, total, started = len(specs) - len(queue), len(specs), time.perf_counter()
+    tell("measuring", done, total, "", None)
+    if not queue:
+        return
+    weights = {s.id: s.width * s.dimension * s.examples for s in queue}
+    left, spent = sum(weights.values()), 0.0
+    workers = 1 if settings.executor == "serial" else worker_count(settings.workers)
+    jobs = map_jobs(MEASURE, queue, executor=settings.executor, workers=workers)
+    with closing(jobs):
+        for result in jobs:
+            store.put(result)
+            done += 1
+            spent += weights[result.spec.id]
+            elapsed = time.perf_counter() - started
+            # The time of a point grows with its size, and small ones come first.
+            seconds = elapsed * (left - spent) / spent
+            tell("measuring", done, total, _told(result), seconds)
+
+
+def _told(result: PointResult) -> str:
+    spec = result.spec
+    status = "" if result.status == "done" else " (failed)"
+    sizes = f"m {spec.width}, d {spec.dimension}, B {spec.examples}"
+    return f"{spec.row}, {sizes}, seed {spec.seed}{status}"
+
+
+def _reported(
+    folder: Path,
+    settings: TheorySettings,
+    specs: Sequence[PointSpec],
+    store: PointStore,
+) -> Findings:
+    from exhume.theory.collect import collect
+    from exhume.theory.report import write_report
+
+    wanted = {spec.id for spec in specs}
+    results = {r.spec.id: r for r in store.results() if r.spec.id in wanted}
+    found = Findings(
+        folder=folder,
+        settings=settings,
+        curves=collect(settings, results),
+        missing=len(wanted) - len(results),
+        report=folder / "report.html",
+    )
+    write_report(found)
+    return found
+
+
+def _silent(
+    phase: str, done: int, total: int, what: str, seconds_left: float | None
+) -> None:
+    """Tell nobody."""
