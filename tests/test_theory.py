@@ -332,7 +332,17 @@ def test_errors_below_the_bound_are_found_where_it_means_something():
 def test_a_verdict_compares_with_both_rates(slope, told):
     wide = Experiment(row="none", sweep="m", values=[100, 400])
     curve = replace(curve_of(wide, lambda _: 0.1), upper=0.5, lower=0.0)
-    assert verdict(curve, Measured("svd", {}, slope)) == told
+    assert verdict(curve, Measured("svd", {100: {0: 9.0}}, slope)) == told
+
+
+def test_an_arm_that_rises_towards_the_first_one_keeps_its_promise():
+    wide = Experiment(row="none", sweep="m", values=[100, 400])
+    first = curve_of(wide, lambda _: 0.4)
+    rising: dict[float, dict[int, float]] = {100: {0: 0.01}, 400: {0: 0.4}}
+    arm = Measured("polished", rising, Slope(2.0, 1.5, 2.5, 2))
+    assert verdict(first, arm) == "steeper, from below the first attack"
+    higher = replace(arm, values={100: {0: 0.01}, 400: {0: 0.9}})
+    assert verdict(first, higher) == "steeper than the upper rate"
 
 
 def test_exponents_in_words():

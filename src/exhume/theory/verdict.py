@@ -13,6 +13,8 @@ __all__ = ["HEADINGS", "Row", "exponent", "interval", "rows", "summary", "verdic
 
 #: how far a finite network may be from an exponent of the limit
 _TOLERANCE = 0.1
+#: errors that differ by less are the same
+_SAME = 1.1
 
 HEADINGS = (
     "defense", "over", "upper rate", "attack", "measured", "95 %",
@@ -94,7 +96,17 @@ def verdict(curve: Curve, arm: Measured) -> str:
         if lower is not None and lower != curve.upper and _agrees(arm.slope, lower):
             return "as the lower rate"
         return "better than the upper rate"
+    if _never_above(arm, curve.first):
+        return "steeper, from below the first attack"
     return "steeper than the upper rate"
+
+
+def _never_above(arm: Measured, first: Measured | None) -> bool:
+    """Say whether an arm has no larger error than the first one anywhere."""
+    if first is None or arm is first:
+        return False
+    known = dict(first.means)
+    return all(value <= known.get(at, 0.0) * _SAME for at, value in arm.means)
 
 
 def _agrees(slope: Slope, value: float) -> bool:
