@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import tomllib
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -507,3 +509,16 @@ def test_the_command_prints_predicted_and_measured_exponents(tmp_path, monkeypat
 
 def test_arms_are_ways_of_one_attack():
     assert list(ARMS) == ["moments", "svd", "auto", "polished"]
+
+
+def test_the_page_of_the_theory_runs_as_printed(tmp_path, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "theory.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    exec(code, {})
+    # (1 + 2 · 1000/100) √(25/4000) for a batch of one.
+    found = float(capsys.readouterr().out.split()[-2])
+    assert found == pytest.approx(21 * (25 / 4000) ** 0.5)
+    (toml,) = re.findall(r"^```toml\n(.*?)^```$", text, re.M | re.S)
+    (tmp_path / "mine.toml").write_text(toml, encoding="utf-8")
+    listed = [e.row for e in load_settings(tmp_path / "mine.toml").experiments]
+    assert listed == ["dropout", "none"]
