@@ -29,6 +29,7 @@ from exhume.theory.measure import ARMS, measure
 from exhume.theory.network import RELEASED, batch_of, network, task_of, unit
 from exhume.theory.plan import place, points
 from exhume.theory.point import PointResult, PointSpec, PointStore
+from exhume.theory.report.plot import plot
 from exhume.theory.run import to_toml
 from exhume.theory.settings import (
     Experiment,
@@ -308,6 +309,22 @@ def test_errors_that_level_off_are_drawn_and_not_fitted():
     nothing = curve_of(wide, lambda _: 1.2)
     assert nothing.arms[0].slope is None
     assert "too few" in verdict(nothing, nothing.arms[0])
+
+
+def test_what_is_exact_has_no_exponent():
+    wide = Experiment(row="none", sweep="m", values=[100, 200, 400])
+    exact = curve_of(wide, lambda m: 0.0 if m < 400 else 1e-15)
+    assert exact.arms[0].slope is None
+    assert verdict(exact, exact.arms[0]) == "exact up to rounding"
+    partly = curve_of(wide, lambda m: 1e-16 if m == 100 else m**-0.5)
+    (arm,) = partly.arms
+    assert not arm.exact
+    assert arm.slope is not None
+    assert arm.slope.value == pytest.approx(-0.5)
+    drawn = plot(partly, "name")
+    assert drawn is not None
+    assert "10⁻²" in drawn.svg
+    assert "10⁻⁹" not in drawn.svg
 
 
 def test_errors_below_the_bound_are_found_where_it_means_something():

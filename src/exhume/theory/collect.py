@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, geometric_mean
 
@@ -15,10 +15,15 @@ from exhume.theory.point import PointResult
 from exhume.theory.settings import QUANTITIES, Experiment, TheorySettings
 from exhume.theory.slopes import Slope, fit_slope, slope_of
 
-__all__ = ["LOCAL", "Curve", "Measured", "collect"]
+__all__ = ["EXACT", "LOCAL", "Curve", "Measured", "collect"]
+
+#: errors below this are exact up to rounding, and rounding has no exponent
+EXACT = 1e-8
 
 #: errors above this, half of that of a random guess, level off and have no exponent
 LOCAL = 0.7
+
+_LEAST = 1e-18
 
 ByPlace = dict[float, dict[int, float]]
 
@@ -42,14 +47,18 @@ class Measured:
     def means(self) -> list[tuple[float, float]]:
         """Place and geometric mean over the seeds, from weak to strong."""
         return [
-            (at, geometric_mean(seeds.values()))
-            for at, seeds in sorted(self.values.items())
+            (at, _mean(seeds.values())) for at, seeds in sorted(self.values.items())
         ]
 
     @property
     def fitted(self) -> list[tuple[float, float]]:
         """Those means that entered the slope."""
-        return [(at, value) for at, value in self.means if value <= LOCAL]
+        return [(at, value) for at, value in self.means if EXACT <= value <= LOCAL]
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing but rounding is left of the error, everywhere."""
+        return all(value < EXACT for _, value in self.means)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,16 +158,21 @@ def _curve(
     )
 
 
+def _mean(values: Iterable[float]) -> float:
+    """Return the geometric mean; an error of exactly zero counts as tiny."""
+    return geometric_mean(max(v, _LEAST) for v in values)
+
+
 def _measured(name: str, values: ByPlace) -> Measured:
     local = {
         at: seeds
         for at, seeds in values.items()
-        if geometric_mean(seeds.values()) <= LOCAL
+        if EXACT <= _mean(seeds.values()) <= LOCAL
     }
     by_seed: dict[int, list[tuple[float, float]]] = {}
     for at, seeds in local.items():
         for seed, value in seeds.items():
-            by_seed.setdefault(seed, []).append((at, value))
+            by_seed.setdefault(seed, []).append((at, max(value, _LEAST)))
     try:
         slope = fit_slope(by_seed)
     except InvalidInput:

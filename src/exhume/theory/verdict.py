@@ -85,6 +85,8 @@ def verdict(curve: Curve, arm: Measured) -> str:
     On an axis that grows with the strength, an error may rise at most as the upper
     rate, and rises at least as the lower one where the bound is near.
     """
+    if arm.exact:
+        return "exact up to rounding"
     if arm.slope is None:
         return "too few errors below that of half a guess"
     if curve.upper is None:

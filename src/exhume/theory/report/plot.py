@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from exhume.audit.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
 from exhume.audit.report.plots import Legend, Plot
 from exhume.audit.report.words import number
-from exhume.theory.collect import Curve, Measured
+from exhume.theory.collect import EXACT, Curve, Measured
 from exhume.theory.measure import ARMS
 from exhume.theory.plan import place
 from exhume.theory.slopes import anchored
@@ -22,6 +22,8 @@ __all__ = ["draw", "legend", "plot", "style"]
 #: a random guess of a unit vector is this far away, on average
 _GUESS = 2**0.5
 _PUBLISHED = len(ARMS)
+#: an exact reconstruction is drawn this far below the smallest error that is not
+_BELOW = 10.0
 
 
 def style(name: str) -> tuple[str, str]:
@@ -72,9 +74,10 @@ def _told(arm: Measured) -> str:
 def draw(axes: Axes, curve: Curve) -> None:
     """Draw one experiment into given axes."""
     lines = [*curve.arms, *([curve.floor] if curve.floor else [])]
-    shown = [
-        v for line in lines for seeds in line.values.values() for v in seeds.values()
-    ]
+    found = [v for line in lines for one in line.values.values() for v in one.values()]
+    # What is exact is drawn below all else, not where its rounding happens to be.
+    least = min((v for v in found if v >= EXACT), default=EXACT) / _BELOW
+    shown = [max(v, least) for v in found]
     shown += [value for _, value in curve.experiment.published]
     axes.set_xscale("log")
     log_axis(axes, [*shown, _GUESS])
@@ -86,7 +89,7 @@ def draw(axes: Axes, curve: Curve) -> None:
         upper = anchored(first.fitted, curve.upper)
         axes.plot(*_pairs(upper), color=MUTED, linestyle=":", linewidth=2, zorder=2)
     for arm in curve.arms:
-        _line(axes, arm)
+        _line(axes, arm, least)
     if curve.floor is not None:
         axes.plot(
             *_pairs(curve.floor.means),
@@ -101,14 +104,13 @@ def draw(axes: Axes, curve: Curve) -> None:
     axes.set_ylabel("RMS error of an input")
 
 
-def _line(axes: Axes, arm: Measured) -> None:
+def _line(axes: Axes, arm: Measured, least: float) -> None:
     colour, marker = style(arm.name)
     for at, seeds in arm.values.items():
-        axes.vlines(
-            at, min(seeds.values()), max(seeds.values()), color=colour, alpha=0.35
-        )
+        low, high = (max(end(seeds.values()), least) for end in (min, max))
+        axes.vlines(at, low, high, color=colour, alpha=0.35)
     axes.plot(
-        *_pairs(arm.means),
+        *_pairs([(at, max(value, least)) for at, value in arm.means]),
         color=colour,
         marker=marker,
         markersize=5,
