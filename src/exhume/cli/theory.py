@@ -31,7 +31,7 @@ def theory(
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Figure 2 of the paper, larger sizes, and real images."),
+        typer.Option("--full", help="Figure 2 of the paper, and real images too."),
     ] = False,
     mnist: Annotated[
         Path | None,

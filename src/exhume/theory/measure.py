@@ -60,6 +60,7 @@ def _found(spec: PointSpec) -> dict[str, Any]:
     batch = batch_of(spec)
     world = World(task_of(spec), batch, Mechanism(Gradient(), stack(spec)))
     released = world.observe(spec.seed).values[RELEASED[spec.layer]]
+    filled = _filled(spec, released)
     found: dict[str, Any] = {
         "errors": {},
         "arrays": {},
@@ -68,7 +69,7 @@ def _found(spec: PointSpec) -> dict[str, Any]:
     }
     for arm in spec.arms:
         try:
-            error, guess = _attacked(spec, arm, world, released)
+            error, guess = _attacked(spec, arm, world, filled)
         except ExhumeError as failure:
             found["notes"] += (f"{arm}: {failure}",)
             continue
@@ -80,6 +81,16 @@ def _found(spec: PointSpec) -> dict[str, Any]:
     return found | (
         _floors(spec, world, released, found["notes"]) if spec.floor else {}
     )
+
+
+def _filled(spec: PointSpec, released: Tensor) -> Tensor:
+    """Fill in the removed entries of a hidden gradient by its rank, as attacks do."""
+    from exhume.attacks.two_layer.completion import completed
+
+    kept = released != 0
+    if spec.row != "pruning" or spec.layer != "hidden" or bool(kept.all()):
+        return released
+    return completed(released, kept, spec.examples)
 
 
 def _norm(spec: PointSpec, world: World) -> float:

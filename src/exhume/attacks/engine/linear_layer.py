@@ -15,10 +15,12 @@ from exhume.problem.task import Task
 from exhume.problem.tree import Tree, scale
 
 __all__ = [
+    "LastTwo",
     "LinearLayer",
     "entry_weights",
     "features",
     "input_layer",
+    "last_two_layers",
     "output_layer",
     "scale_is_unknown",
 ]
@@ -31,6 +33,25 @@ class LinearLayer:
     module: str
     weight: str
     bias: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class LastTwo:
+    """The last two linear layers, and what passed them for some inputs.
+
+    Attributes:
+        hidden: the one before the last.
+        output: the last one, whose outputs are the model's.
+        received: what the hidden layer received, shape [N, d].
+        before: what it returned, shape [N, m].
+        after: what the output layer received, shape [N, m].
+    """
+
+    hidden: LinearLayer
+    output: LinearLayer
+    received: Tensor
+    before: Tensor
+    after: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +99,28 @@ def output_layer(task: Task, spec: EventSpec) -> LinearLayer | None:
         if call.returned.shape == outputs.shape and _same(task, call.returned, outputs):
             return call.layer
     return None
+
+
+def last_two_layers(task: Task, inputs: Tensor) -> LastTwo | None:
+    """Find the output layer, and the linear layer that was called before it.
+
+    Args:
+        task: the model.
+        inputs: examples to run it on, shape [N, *event].
+
+    Returns:
+        both, or None if the model does not end so.
+    """
+    calls, outputs = _trace(task, inputs)
+    if len(calls) < 2 or calls[-1].returned.shape != outputs.shape:
+        return None
+    first, last = calls[-2:]
+    flat = first.received.dim() == 2 and last.received.dim() == 2
+    if not flat or not _same(task, last.returned, outputs):
+        return None
+    return LastTwo(
+        first.layer, last.layer, first.received, first.returned, last.received
+    )
 
 
 def features(

@@ -1,0 +1,1 @@
+"""Two-layer networks: inputs from moments of one gradient, with a guarantee."""

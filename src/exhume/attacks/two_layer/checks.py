@@ -1,0 +1,114 @@
+"""Whether hidden weights are Gaussian enough for Stein's lemma; whitening if not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.two_layer.view import Rows, TwoLayerView
+
+__all__ = ["Weights", "WhitenedRows", "inspect_weights"]
+
+_SAMPLED = 65_536  # rows that are looked at
+_SIGNIFICANT = 6.0  # standard errors
+
+
+@dataclass(frozen=True, eq=False)
+class WhitenedRows:
+    """Rows times a fixed matrix, multiplied out block by block.
+
+    Attributes:
+        rows: M, shape [m, d].
+        right: R, shape [d, d].
+    """
+
+    rows: Rows
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (m, d)."""
+        return tuple(self.rows.shape)
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Return a block of M R."""
+        part = self.rows[rows]
+        return part @ self.right.to(part)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What the hidden weights look like: w ~ N(0, s² C).
+
+    Attributes:
+        scale: s.
+        root: C^{1/2}, shape [d, d]; None if C is the identity within its error.
+        notes: sentences on what does not fit.
+    """
+
+    scale: float
+    root: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    def whitened(self, view: TwoLayerView) -> TwoLayerView:
+        """Return the view in coordinates where the weights are isotropic.
+
+        w·x = (C^{-1/2} w)·(C^{1/2} x), so a gradient row G turns into C^{1/2} G.
+        """
+        if self.root is None:
+            return view
+        inverse = torch.linalg.inv(self.root)
+        hidden = view.hidden_gradient
+        return replace(
+            view,
+            weight=WhitenedRows(view.weight, inverse),
+            hidden_gradient=None if hidden is None else WhitenedRows(hidden, self.root),
+        )
+
+    def natural(self, inputs: Tensor) -> Tensor:
+        """Return inputs in the coordinates of the network, shape [B, d]."""
+        if self.root is None:
+            return inputs
+        return torch.linalg.solve(self.root, inputs.T).T
+
+
+def inspect_weights(view: TwoLayerView) -> Weights:
+    """Test the hidden weights for their covariance and kurtosis.
+
+    The largest eigenvalue of a sample covariance of n isotropic Gaussian rows is near
+    (1 + √(d/n))² (Marchenko and Pastur); the excess kurtosis of n d numbers has the
+    standard error √(24/(n d)).
+    """
+    step = max(1, view.width // _SAMPLED)
+    parts = [view.weight[block][::step].double() for block in view.chunks()]
+    sample = torch.cat(parts)
+    count, dimension = sample.shape
+    variance = float(sample.square().mean())
+    scale = math.sqrt(variance)
+    if scale == 0:
+        return Weights(1.0, notes=("All hidden weights are zero.",))
+    notes = []
+    kurtosis = float(sample.square().square().mean()) / variance**2 - 3
+    if abs(kurtosis) > _SIGNIFICANT * math.sqrt(24 / sample.numel()):
+        notes.append(
+            f"The hidden weights are not Gaussian (excess kurtosis {kurtosis:.2f}); "
+            f"the guarantee does not hold, and the result may be unreliable."
+        )
+    root = None
+    if count > 4 * dimension:
+        covariance = sample.T @ sample / (count * variance)
+        values, vectors = torch.linalg.eigh(covariance)
+        ratio = math.sqrt(dimension / count)
+        edges = (1 - ratio) ** 2, (1 + ratio) ** 2
+        slack = 1 + _SIGNIFICANT * count ** (-2 / 3)
+        if float(values[-1]) > slack * edges[1] or slack * float(values[0]) < edges[0]:
+            values = values.clamp_min(1e-6 * float(values[-1]))
+            root = (vectors * values.sqrt()) @ vectors.T
+            notes.append(
+                "The hidden weights are correlated or of unequal variance; they were "
+                "whitened by their own covariance."
+            )
+    return Weights(scale, root, tuple(notes))

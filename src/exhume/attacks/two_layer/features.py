@@ -1,0 +1,149 @@
+"""Recover what enters the last two fully connected layers of any network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.two_layer.implied import implied_targets
+from exhume.attacks.two_layer.locate import Located, locate
+from exhume.attacks.two_layer.recovery import (
+    Method,
+    Recovered,
+    Source,
+    SubspaceKind,
+    recover_inputs,
+    with_sign,
+)
+from exhume.attacks.two_layer.signs import consistent_norms, resolve_signs
+from exhume.errors import InvalidInput
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.task import Task
+
+__all__ = ["Features", "recover_features"]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Estimated features of a batch, in no particular order.
+
+    Attributes:
+        values: ĥ, what enters the last two layers, shape [B, d].
+        targets: ŷ: class indices [B], or real targets [B, K].
+        residuals: r̂ = ∂L/∂f, shape [B, K].
+        confidence: |cos| between estimates from two halves of the neurons, [B]; near 1
+            for a direction that more neurons would not move.
+        misfit: share of the gradient that the features do not explain.
+        sign_known: whether the sign was determined, shape [B].
+        norm_known: whether the lengths were.
+        reads_input: the features are the (normalised) inputs themselves.
+        notes: limits that were met; empty where the theory applies.
+    """
+
+    values: Tensor
+    targets: Tensor
+    residuals: Tensor
+    confidence: Tensor
+    misfit: float
+    sign_known: Tensor
+    norm_known: bool
+    reads_input: bool
+    notes: tuple[str, ...]
+
+
+def recover_features(
+    problem: Problem,
+    *,
+    source: Source = "auto",
+    subspace: SubspaceKind = "auto",
+    method: Method = "tensor",
+    norm: float | None = None,
+    restarts: int = 100,
+    polish: int = 50,
+    key: int = 0,
+) -> Features | str:
+    """Read the end of a network as a two-layer one, and recover what enters it.
+
+    Args:
+        problem: with the weights; labels, batch size and defense are used if known.
+        source: see ``recover_inputs``.
+        subspace: see ``recover_inputs``.
+        method: see ``recover_inputs``.
+        norm: ‖h‖ of all features if it is known.
+        restarts: see ``recover_inputs``.
+        polish: see ``recover_inputs``.
+        key: randomness.
+
+    Returns:
+        the features, or a sentence on why this network is out of reach.
+    """
+    task: Task = problem.require(Fact.WEIGHTS)
+    size = None if problem.batch_size is UNKNOWN else int(problem.batch_size)
+    try:
+        found = locate(problem, task, size)
+        if isinstance(found, str):
+            return found
+        estimate = recover_inputs(
+            found.view,
+            size,
+            source=source,
+            subspace=subspace,
+            method=method,
+            norm=norm,
+            restarts=restarts,
+            polish=polish,
+            key=key,
+        )
+    except InvalidInput as error:
+        return f"{str(error)[:1].upper()}{str(error)[1:]}."
+    return _finished(problem, task, found, estimate)
+
+
+def _finished(
+    problem: Problem, task: Task, located: Located, found: Recovered
+) -> Features:
+    values, norm_known = found.inputs, found.norm_known
+    sign_known = found.sign_known
+    notes = [*located.notes, *found.notes]
+    if located.bias_column is not None:
+        # The last entry is κ for every example, which gives length and sign.
+        last = values[:, -1:] / located.bias_column
+        safe = last.abs() > 1e-6 * values.norm(dim=1, keepdim=True)
+        values = torch.where(safe, values / last, values)[:, :-1]
+        residuals = torch.where(safe, found.residuals * last, found.residuals)
+        sign_known, norm_known = safe.squeeze(1), True
+        notes = [n for n in notes if "signs are not" not in n and "norms are" not in n]
+        notes.append("Lengths and signs were read off the hidden biases.")
+    else:
+        signs = resolve_signs(problem, task, located, found)
+        found = with_sign(found, signs.values)
+        sign_known, residuals = signs.known, found.residuals
+        values = found.inputs
+        notes += signs.notes
+        if not norm_known:
+            lengths = consistent_norms(problem, task, located, found)
+            if lengths is not None:
+                values = values * lengths.unsqueeze(1)
+                residuals = residuals / lengths.unsqueeze(1)
+                norm_known = True
+                notes = [n for n in notes if "norms are" not in n]
+                notes.append("Lengths make the network's own residuals fit.")
+    classify = task.loss == "cross-entropy"
+    targets = (
+        residuals.argmin(dim=1)
+        if classify
+        else implied_targets(located, values, residuals)
+    )
+    return Features(
+        values=values,
+        targets=targets,
+        residuals=residuals,
+        confidence=found.confidence,
+        misfit=found.misfit,
+        sign_known=sign_known,
+        norm_known=norm_known,
+        reads_input=located.reads_input,
+        notes=tuple(notes),
+    )

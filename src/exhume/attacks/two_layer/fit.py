@@ -1,0 +1,216 @@
+"""Norms, signs and residuals of inputs whose directions are known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.two_layer.activation import Activation
+from exhume.formula import formula
+
+__all__ = ["Fitted", "Neurons", "fit_inputs", "misfit", "predicted", "residuals"]
+
+_SEARCHED = 4096  # neurons on which a norm is searched
+_GRID = torch.logspace(-1.3, 1.3, 27, dtype=torch.float64)
+_AMBIGUOUS = 1e-3  # relative difference of fits below which two signs are equal
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """What every neuron shows in a space of a few dimensions.
+
+    Attributes:
+        points: u_j, the hidden weights over their deviation s, shape [m, k].
+        heads: A_cj, shape [m, K].
+        rows: ∂L/∂w_j in the same space, shape [m, k]; None if it is not released.
+        outputs: ∂L/∂A_cj, shape [m, K]; None if it is not released.
+        sigma: the activation.
+        scale: s > 0; the activation sees s u_j·q for an input q.
+    """
+
+    points: Tensor
+    heads: Tensor
+    rows: Tensor | None
+    outputs: Tensor | None
+    sigma: Activation
+    scale: float
+
+    def some(self, count: int) -> Neurons:
+        """Return evenly spaced neurons, at most ``count``."""
+        step = max(1, len(self.points) // count)
+        cut = [
+            None if t is None else t[::step]
+            for t in (self.points, self.heads, self.rows, self.outputs)
+        ]
+        assert cut[0] is not None
+        assert cut[1] is not None
+        return Neurons(cut[0], cut[1], cut[2], cut[3], self.sigma, self.scale)
+
+    def half(self, which: int) -> Neurons:
+        """Return every other neuron, from 0 or from 1."""
+        return Neurons(
+            self.points[which::2],
+            self.heads[which::2],
+            None if self.rows is None else self.rows[which::2],
+            None if self.outputs is None else self.outputs[which::2],
+            self.sigma,
+            self.scale,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Inputs in the small space, and how well they explain the gradient.
+
+    Attributes:
+        inputs: q_i, with their norms, shape [B, k].
+        residuals: r_ic = ∂L/∂f_c(x_i), shape [B, K].
+        misfit: ‖G − Ĝ‖ / ‖G‖ over the small space.
+        sign_known: for each input, whether x and −x differ in what is observed, [B].
+        norm_known: whether norms were read off the gradient.
+    """
+
+    inputs: Tensor
+    residuals: Tensor
+    misfit: float
+    sign_known: Tensor
+    norm_known: bool
+
+
+@formula(
+    r"\hat G_j = \textstyle\sum_i \big( \sum_c A_{cj} r_{ic} \big)\, "
+    r"\sigma'(w_j \cdot x_i)\, x_i",
+    reference="chain rule; Wang, Lee and Lei (AISTATS 2023), section 2",
+)
+def predicted(neurons: Neurons, inputs: Tensor, residual: Tensor) -> Tensor:
+    """Return the hidden gradient of given inputs and residuals, shape [m, k].
+
+    Args:
+        neurons: weights and heads.
+        inputs: q, shape [B, k].
+        residual: r, shape [B, K].
+    """
+    slopes = neurons.sigma.slope(neurons.scale * neurons.points @ inputs.T)
+    return (slopes * (neurons.heads @ residual.T)) @ inputs
+
+
+@formula(
+    r"\big[ (F^\top F) \circ (X X^\top) \big] r = \mathrm{diag}(F^\top G X^\top),"
+    r"\quad F_{j,ic} = A_{cj}\, \sigma'(w_j \cdot x_i)",
+    reference="normal equations of the hidden gradient, linear in r",
+)
+def residuals(neurons: Neurons, inputs: Tensor) -> Tensor:
+    """Fit the residuals of given inputs by least squares, shape [B, K].
+
+    From the output gradient if the hidden one is not released.
+
+    Args:
+        neurons: what is observed.
+        inputs: q, shape [B, k].
+    """
+    batch, classes = len(inputs), neurons.heads.shape[1]
+    arguments = neurons.scale * neurons.points @ inputs.T
+    if neurons.rows is None:
+        assert neurons.outputs is not None
+        values = neurons.sigma.value(arguments)
+        return torch.linalg.lstsq(values, neurons.outputs, driver="gelsd").solution
+    slopes = neurons.sigma.slope(arguments)
+    features = (slopes.unsqueeze(2) * neurons.heads.unsqueeze(1)).flatten(1)
+    overlap = (inputs @ inputs.T).repeat_interleave(classes, 0)
+    normal = (features.T @ features) * overlap.repeat_interleave(classes, 1)
+    shown = (neurons.rows @ inputs.T).repeat_interleave(classes, 1)
+    wanted = (features * shown).sum(dim=0)
+    found = torch.linalg.lstsq(normal, wanted.unsqueeze(1), driver="gelsd").solution
+    return found.reshape(batch, classes)
+
+
+def misfit(neurons: Neurons, inputs: Tensor, residual: Tensor) -> float:
+    """Return ‖G − Ĝ‖ / ‖G‖ of the observed gradient, hidden if it is released."""
+    if neurons.rows is not None:
+        shown, guess = neurons.rows, predicted(neurons, inputs, residual)
+    else:
+        assert neurons.outputs is not None
+        shown = neurons.outputs
+        arguments = neurons.scale * neurons.points @ inputs.T
+        guess = neurons.sigma.value(arguments) @ residual
+    size = float(shown.norm())
+    return float((shown - guess).norm()) / size if size > 0 else 0.0
+
+
+def fit_inputs(neurons: Neurons, directions: Tensor, norm: float | None) -> Fitted:
+    """Give directions their norms, signs and residuals.
+
+    In the basis of the directions every input stands alone: G_j = Σ_i c_ij q_i with
+    c_ij = (A_j·r_i) ‖x_i‖ σ'(s ‖x_i‖ u_j·q_i), so its norm is a search in one number.
+
+    Args:
+        neurons: what is observed.
+        directions: q_i, unit columns, shape [k, B].
+        norm: ‖x_i‖ of all inputs if it is known.
+    """
+    few = neurons.some(_SEARCHED)
+    shares = _shares(few, directions)
+    chosen, known, found_norm = [], [], norm is None and not neurons.sigma.homogeneous
+    for index, direction in enumerate(directions.T):
+        arguments = neurons.scale * few.points @ direction
+        share = shares[index]
+        best = [
+            _best_norm(few, side * arguments, share, norm if not found_norm else None)
+            for side in (1, -1)
+        ]
+        side = 0 if best[0][1] <= best[1][1] else 1
+        # An odd σ has an even slope, so the hidden gradient cannot tell.
+        differ = abs(best[0][1] - best[1][1]) > _AMBIGUOUS * max(best[0][1], best[1][1])
+        symmetric = neurons.sigma.odd and neurons.rows is not None
+        known.append(differ and not symmetric)
+        chosen.append((-1 if side else 1) * best[side][0] * direction)
+    inputs = torch.stack(chosen)
+    residual = residuals(neurons, inputs)
+    return Fitted(
+        inputs,
+        residual,
+        misfit(neurons, inputs, residual),
+        torch.tensor(known),
+        found_norm,
+    )
+
+
+def _shares(neurons: Neurons, directions: Tensor) -> list[Tensor]:
+    """Return for every direction what it alone explains: [m, 1], or all outputs."""
+    if neurons.rows is None:
+        assert neurons.outputs is not None
+        return [neurons.outputs] * directions.shape[1]
+    dual = torch.linalg.pinv(directions)
+    return [(neurons.rows @ row).unsqueeze(1) for row in dual]
+
+
+def _best_norm(
+    neurons: Neurons, arguments: Tensor, share: Tensor, norm: float | None
+) -> tuple[float, float]:
+    """Return the norm that explains a share best, and the error that is left."""
+    from scipy.optimize import minimize_scalar
+
+    if neurons.sigma.homogeneous and norm is None:
+        norm = 1.0
+
+    def error(log_norm: float) -> float:
+        z = math.exp(log_norm) * arguments
+        if neurons.rows is None:
+            features = neurons.sigma.value(z).unsqueeze(1)
+        else:
+            features = neurons.sigma.slope(z).unsqueeze(1) * neurons.heads
+        fitted = torch.linalg.lstsq(features, share, driver="gelsd").solution
+        return float((features @ fitted - share).norm())
+
+    if norm is not None:
+        return norm, error(math.log(norm))
+    # Norms are searched where the activation is neither linear nor saturated.
+    grid = (_GRID / neurons.scale).log().tolist()
+    errors = [error(g) for g in grid]
+    best = min(range(len(grid)), key=errors.__getitem__)
+    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+    found = minimize_scalar(error, bounds=(low, high), method="bounded")
+    return math.exp(float(found.x)), float(found.fun)

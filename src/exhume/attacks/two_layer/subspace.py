@@ -1,0 +1,211 @@
+"""The span of the inputs: from the rows of the hidden gradient, or from moments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.two_layer.view import Rows, TwoLayerView
+from exhume.formula import formula
+from exhume.keys import generator
+
+__all__ = ["Subspace", "moment_subspace", "noise_threshold", "row_subspace"]
+
+_MORE = 8  # directions beyond the wanted ones, to see the gap
+_EXACT = 1e-3  # a gap this large means that the rest is rounding
+_ROUNDING = 1e-5  # of single precision, relative to the largest singular value
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """An orthonormal basis of the estimated span of a batch.
+
+    Attributes:
+        basis: V, shape [d, B].
+        values: singular values or |eigenvalues|, descending, more than B if known.
+        kind: ``svd`` of the gradient, or ``moments``.
+    """
+
+    basis: Tensor
+    values: Tensor
+    kind: str
+
+    @property
+    def gap(self) -> float:
+        """The B-th value over the next one; infinite if nothing is left."""
+        rank = self.basis.shape[1]
+        if len(self.values) <= rank or float(self.values[rank]) == 0:
+            return math.inf
+        return float(self.values[rank - 1] / self.values[rank])
+
+    @property
+    def condition(self) -> float:
+        """The first value over the B-th: large if inputs are nearly parallel."""
+        smallest = float(self.values[self.basis.shape[1] - 1])
+        return float(self.values[0]) / smallest if smallest > 0 else math.inf
+
+
+@formula(
+    r"\tau_* = \omega(\beta)\, \mathrm{median}(s),\quad "
+    r"\omega(\beta) \approx 0.56 \beta^3 - 0.95 \beta^2 + 1.82 \beta + 1.43",
+    reference="Gavish and Donoho 2014, Eq. 5, for a noise level that is not known",
+)
+def noise_threshold(values: Tensor, rows: int) -> float:
+    """Return the singular value below which a matrix [rows, d] is noise.
+
+    Args:
+        values: all d singular values.
+        rows: m ≥ d.
+    """
+    ratio = min(len(values), rows) / max(len(values), rows)
+    omega = 0.56 * ratio**3 - 0.95 * ratio**2 + 1.82 * ratio + 1.43
+    return max(omega * float(values.median()), _ROUNDING * float(values.max()))
+
+
+@formula(
+    r"\partial L / \partial W = \textstyle\sum_i (\ldots)_i\, x_i^\top \;\Rightarrow\; "
+    r"\mathrm{rows} \subset \mathrm{span}\{x_i\}",
+    reference="chain rule; Halko, Martinsson and Tropp 2011 for the range",
+)
+def row_subspace(view: TwoLayerView, batch_size: int | None, key: int) -> Subspace:
+    """Return the leading right singular vectors of the hidden gradient.
+
+    They span the inputs exactly if nothing was added. A random sketch finds them in
+    two passes; where its gap says that there is noise, all singular values are taken.
+
+    Args:
+        view: with a hidden gradient.
+        batch_size: B; None counts the singular values above the noise.
+        key: randomness of the sketch.
+    """
+    rows = view.hidden_gradient
+    assert rows is not None
+    wanted = min(view.dimension, (batch_size or 24) + _MORE)
+    omega = torch.randn(
+        (view.width, wanted), generator=generator(key, "sketch"), dtype=torch.float32
+    )
+    range_basis = torch.linalg.qr(view.transposed(rows, omega)).Q
+    _, values, right = torch.linalg.svd(
+        view.times(rows, range_basis), full_matrices=False
+    )
+    rank = batch_size or _numerical_rank(values)
+    # Without a known B, noise shows in that no singular value is small.
+    uncounted = batch_size is None and rank == len(values) > 1
+    if uncounted or (
+        rank < len(values) and float(values[rank]) > _EXACT * float(values[rank - 1])
+    ):
+        return _all_singular(view, rows, batch_size)
+    return Subspace(range_basis @ right[:rank].T, values, "svd")
+
+
+def _numerical_rank(values: Tensor) -> int:
+    above = values > 10 * _ROUNDING * float(values[0])
+    return max(1, int(above.sum()))
+
+
+def _all_singular(view: TwoLayerView, rows: Rows, batch_size: int | None) -> Subspace:
+    gram = torch.zeros(view.dimension, view.dimension, dtype=torch.float64)
+    for block in view.chunks():
+        part = rows[block]
+        gram += (part.T @ part).double()
+    squares, vectors = torch.linalg.eigh(gram)
+    values = squares.clamp_min(0).sqrt().flip(0)
+    rank = batch_size
+    if rank is None:
+        rank = max(1, int((values > noise_threshold(values, view.width)).sum()))
+    return Subspace(vectors.flip(1)[:, :rank], values, "svd")
+
+
+def moment_subspace(
+    view: TwoLayerView,
+    weights: Tensor,
+    batch_size: int,
+    *,
+    source: str,
+    scale: float,
+) -> Subspace:
+    """Return the leading eigenvectors of the second moment P, by size.
+
+    Where c₂ = 0 the third moment, contracted with the first, takes its place.
+
+    Args:
+        view: the gradient.
+        weights: of the neurons, shape [m]: g_j for the source ``output``, ω_j that
+            multiplies G_j for ``hidden``.
+        batch_size: B.
+        source: ``hidden`` or ``output``.
+        scale: standard deviation of the hidden weights.
+    """
+    sums = _Sums.over(view, weights, source, scale)
+    even = abs(view.sigma.moment(2)) > 1e-6
+    moment = sums.second() if even else sums.third_along_first()
+    values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
+    order = values.abs().argsort(descending=True)
+    return Subspace(vectors[:, order[:batch_size]], values.abs()[order], "moments")
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Averages over neurons in the full dimension; a second pass for order 3."""
+
+    view: TwoLayerView
+    weights: Tensor
+    source: str
+    scale: float
+    first: Tensor
+
+    @classmethod
+    def over(
+        cls, view: TwoLayerView, weights: Tensor, source: str, scale: float
+    ) -> _Sums:
+        rows = view.weight if source == "output" else view.hidden_gradient
+        assert rows is not None
+        unit = 1 / scale if source == "output" else 1.0
+        total = view.transposed(rows, weights.unsqueeze(1)).squeeze(1)
+        return cls(view, weights, source, scale, unit * total / view.width)
+
+    def second(self) -> Tensor:
+        """Return P, see ``moments.second_moment`` and ``second_from_hidden``."""
+        moment = self._weighted(self.weights, self.source)
+        if self.source == "output":
+            moment -= self.weights.mean() * torch.eye(len(moment)).to(moment)
+        return moment
+
+    def third_along_first(self) -> Tensor:
+        """Return T(I, I, a) for a the direction of the first moment.
+
+        It has parts along every input, which a random direction hardly has.
+        """
+        a = self.first / self.first.norm()
+        along = self.view.times(self.view.weight, a.unsqueeze(1)).squeeze(1)
+        along = along / self.scale
+        if self.source == "output":
+            moment = self._weighted(self.weights * along, "output")
+            identity = torch.eye(len(a)).to(moment)
+            moment -= (self.weights * along).mean() * identity
+            cross = torch.outer(self.first, a)
+            return moment - cross - cross.T
+        rows = self.view.hidden_gradient
+        assert rows is not None
+        one = self._weighted(self.weights * along, "hidden")
+        one -= torch.outer(self.first, a)
+        size = self.weights * self.view.times(rows, a.unsqueeze(1)).squeeze(1)
+        two = self._weighted(size, "output")
+        two -= size.mean() * torch.eye(len(a)).to(two)
+        return (one + one.T + two) / 3
+
+    def _weighted(self, weights: Tensor, left: str) -> Tensor:
+        """Return (1/m) Σ_j ω_j L_jᵀ w_j/s, L the weights or the gradient, d × d."""
+        view = self.view
+        other = view.weight if left == "output" else view.hidden_gradient
+        assert other is not None
+        total = torch.zeros(view.dimension, view.dimension, dtype=torch.float64)
+        for block in view.chunks():
+            own = view.weight[block]
+            lefts = own if left == "output" else other[block]
+            total += ((lefts * weights[block, None].to(lefts)).T @ own).double()
+        power = 2 if left == "output" else 1
+        return total / (view.width * self.scale**power)

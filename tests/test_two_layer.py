@@ -1,0 +1,512 @@
+"""The tensor attack: moments, decomposition, subspaces, and recovery of inputs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+import exhume
+from exhume.attacks.two_layer.activation import (
+    ACTIVATIONS,
+    activation,
+    hermite_moment,
+    recognised,
+)
+from exhume.attacks.two_layer.checks import inspect_weights
+from exhume.attacks.two_layer.completion import completed
+from exhume.attacks.two_layer.decomposition import jennrich, symmetric_cubes
+from exhume.attacks.two_layer.features import recover_features
+from exhume.attacks.two_layer.fit import Neurons, misfit, predicted, residuals
+from exhume.attacks.two_layer.implied import implied_targets
+from exhume.attacks.two_layer.locate import locate
+from exhume.attacks.two_layer.moments import (
+    first_moment,
+    fourth_from_hidden,
+    fourth_from_output,
+    second_from_hidden,
+    second_moment,
+    third_from_hidden,
+    third_moment,
+)
+from exhume.attacks.two_layer.polish import gauss_newton_step
+from exhume.attacks.two_layer.recovery import TwoLayerView, recover_inputs
+from exhume.attacks.two_layer.signs import consistent_norms, softmax_sign
+from exhume.attacks.two_layer.subspace import noise_threshold, row_subspace
+from exhume.errors import Inconsistent, InvalidInput
+from exhume.keys import generator
+from exhume.models._init import fresh
+from exhume.observations.gradient import Gradient
+
+#: c_0 … c_4 of common activations, by adaptive quadrature elsewhere
+MOMENTS = {
+    "quadratic-cubic": (1, 3, 2, 6, 0),
+    "tanh": (0, 0.6057, 0, -0.3636, 0),
+    "sigmoid": (0.5, 0.2066, 0, -0.0624, 0),
+    "normal-cdf": (0.5, 0.2821, 0, -0.1410, 0),
+    "sin": (0, 0.6065, 0, -0.6065, 0),
+    "relu": (0.39894, 0.5, 0.39894, 0, -0.39894),
+    "leaky-relu": (0.3950, 0.5050, 0.3950, 0, -0.3950),
+    "gelu": (0.2821, 0.5, 0.4231, 0, -0.3526),
+    "silu": (0.2066, 0.5, 0.3508, 0, -0.1852),
+    "softplus": (0.8061, 0.5, 0.2066, 0, -0.0624),
+    "elu": (0.1605, 0.7616, 0.2616, -0.1374, -0.1374),
+    "selu": (0, 0.9852, 0.1777, -0.2415, 0.0407),
+}
+
+
+def problem(
+    name, m=5000, d=50, batch=2, seed=0, *, bias=2.0, random=False, released="hidden"
+):
+    """One-output network of the theory: unit inputs, W ~ N(0, I), a = 1/m."""
+    source = torch.Generator().manual_seed(seed)
+    weight = torch.randn(m, d, generator=source, dtype=torch.float64)
+    inputs = torch.eye(d, dtype=torch.float64)[:batch]
+    if random:
+        inputs = torch.randn(batch, d, generator=source, dtype=torch.float64)
+        inputs /= inputs.norm(dim=1, keepdim=True)
+    sigma = ACTIVATIONS[name]
+    arguments = weight @ inputs.T
+    targets = torch.tensor([1.0, -1.0] * batch, dtype=torch.float64)[:batch]
+    residual = sigma.value(arguments).mean(0) - targets + bias
+    hidden = (sigma.slope(arguments) * residual) @ inputs / m
+    output = (sigma.value(arguments) @ residual)[None]
+    view = TwoLayerView(
+        weight,
+        torch.full((1, m), 1 / m, dtype=torch.float64),
+        name,
+        hidden if released == "hidden" else None,
+        output if released == "output" else None,
+    )
+    return view, inputs, residual
+
+
+def rms(found, inputs):
+    """Return the error over the best assignment and signs, and the order."""
+    overlap = found.directions @ inputs.T
+    rows, order = linear_sum_assignment(-overlap.abs().numpy())
+    side = overlap[rows, order].sign().unsqueeze(1)
+    gap = (side * found.directions[rows] - inputs[order]).square().sum(dim=1)
+    return math.sqrt(float(gap.mean())), order
+
+
+# Moments
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_hermite_moments_are_those_of_the_theory(name):
+    for order, expected in enumerate(MOMENTS[name]):
+        found = hermite_moment(ACTIVATIONS[name].value, order)
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_scaled_moment_is_a_moment_of_the_derivative():
+    # E[(βZ)³ He₃(Z)] = 6 β³.
+    found = hermite_moment(lambda z: z**3, 3, scale=1.7)
+    assert found == pytest.approx(6 * 1.7**3, rel=1e-6)
+    with pytest.raises(InvalidInput, match="order"):
+        hermite_moment(torch.tanh, 5)
+
+
+def test_empirical_moments_tend_to_those_of_the_data():
+    view, inputs, residual = problem("quadratic-cubic", m=200_000, d=3, random=True)
+    c = MOMENTS["quadratic-cubic"]
+    rows = view.hidden_gradient[:] * view.width
+    weights = (ACTIVATIONS["quadratic-cubic"].value(view.weight @ inputs.T)) @ residual
+    points = view.weight
+    one = torch.einsum("i,ij->j", residual, inputs)
+    two = torch.einsum("i,ij,ik->jk", residual, inputs, inputs)
+    three = torch.einsum("i,ij,ik,il->jkl", residual, inputs, inputs, inputs)
+    size = float(residual.abs().sum())
+    for found, expected, order in (
+        (first_moment(weights, points), one, 1),
+        (second_moment(weights, points), two, 2),
+        (third_moment(weights, points), three, 3),
+        (second_from_hidden(rows, points), two, 2),
+        (third_from_hidden(rows, points), three, 3),
+    ):
+        # A few standard errors of an average over 200,000 neurons.
+        assert float((found - c[order] * expected).norm()) < 0.1 * size * c[order]
+
+
+def test_order_four_sees_what_order_three_does_not():
+    view, inputs, residual = problem("relu", m=400_000, d=3, random=True)
+    c4 = MOMENTS["relu"][4]
+    along = inputs.sum(0) / inputs.sum(0).norm()
+    expected = c4 * torch.einsum(
+        "i,ij,ik,il->jkl", residual * (inputs @ along), inputs, inputs, inputs
+    )
+    rows = view.hidden_gradient[:] * view.width
+    weights = torch.relu(view.weight @ inputs.T) @ residual
+    for found in (
+        fourth_from_hidden(rows, view.weight, along),
+        fourth_from_output(weights, view.weight, along),
+    ):
+        assert float((found - expected).norm()) < 0.15 * float(expected.norm())
+
+
+def test_impossible_activations_are_refused_in_words():
+    for name, what in (("identity", "one linear combination"), ("quadratic", "span")):
+        with pytest.raises(InvalidInput, match=what):
+            activation(name)
+    with pytest.raises(InvalidInput, match="moments are known for"):
+        activation("tan")
+
+
+def test_an_activation_is_recognised_by_what_it_does():
+    before = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    for name, one in ACTIVATIONS.items():
+        found = recognised(before, one.value(before))
+        assert found is not None
+        assert found[0].name == name
+    kept = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
+    sigma, factors = recognised(before, kept * torch.tanh(before))
+    assert sigma.name == "tanh"
+    assert torch.allclose(factors, kept, atol=1e-5)
+    assert recognised(before, before.cos()) is None
+
+
+# Decomposition
+
+
+@given(st.integers(2, 5), st.integers(0, 2**31))
+@settings(max_examples=15, deadline=None)
+def test_cubes_of_independent_directions_are_found(n, seed):
+    source = np.random.default_rng(seed)
+    q, _ = np.linalg.qr(source.standard_normal((n, n)))
+    q = q + 0.3 * source.standard_normal((n, n)) / n
+    q /= np.linalg.norm(q, axis=0)
+    weights = source.uniform(0.5, 2, n) * source.choice([-1, 1], n)
+    tensor = np.einsum("k,ik,jk,lk->ijl", weights, q, q, q)
+    found = symmetric_cubes(torch.from_numpy(tensor), key=0)
+    assert found.misfit < 1e-6
+    likeness = np.abs(found.directions.numpy().T @ q)
+    assert np.allclose(likeness.max(axis=0), 1, atol=1e-5)
+
+
+def test_one_pair_of_slices_is_enough_without_noise():
+    q = np.array([[1.0, 0.6], [0.0, 0.8]])
+    tensor = np.einsum("k,ik,jk,lk->ijl", [2.0, -1.0], q, q, q)
+    found = jennrich(tensor, np.array([1.0, 0.3]), np.array([0.2, -1.0]))
+    assert np.allclose(np.abs(found.T @ q).max(axis=0), 1)
+
+
+def test_complex_roots_and_singular_slices_do_not_crash():
+    # T(·,·,a) of this tensor rotates, so that the eigenvectors are complex.
+    tensor = torch.zeros(2, 2, 2, dtype=torch.float64)
+    for i, j, k in itertools.product(range(2), repeat=3):
+        tensor[i, j, k] = {0: 1.0, 1: 0.0, 2: -1.0, 3: 0.0}[i + j + k]
+    for one in (tensor, torch.zeros(3, 3, 3, dtype=torch.float64)):
+        found = symmetric_cubes(one, key=0)
+        assert bool(torch.isfinite(found.directions).all())
+
+
+# Recovery
+
+
+@pytest.mark.parametrize(
+    ("name", "released", "most"),
+    [
+        ("quadratic-cubic", "hidden", 3e-3),
+        ("tanh", "hidden", 3e-3),
+        ("sigmoid", "hidden", 6e-3),
+        ("relu", "hidden", 2e-2),
+        ("gelu", "hidden", 5e-2),
+    ],
+)
+def test_the_estimator_of_the_theorem_is_accurate(name, released, most):
+    errors = []
+    for seed in range(3):
+        view, inputs, _ = problem(name, seed=seed, released=released, bias=30)
+        found = recover_inputs(view, 2, norm=1.0, key=seed)
+        errors.append(rms(found, inputs)[0] ** 2)
+    assert float(np.median(errors)) < most
+
+
+def test_the_error_falls_as_one_over_the_root_of_the_width():
+    widths, errors = (1000, 4000, 16_000), []
+    for width in widths:
+        trials = []
+        for seed in range(5):
+            view, inputs, _ = problem("quadratic-cubic", m=width, d=30, seed=seed)
+            found = recover_inputs(view, 2, norm=1.0, subspace="moments", key=seed)
+            trials.append(rms(found, inputs)[0])
+        errors.append(np.median(trials))
+    slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
+    assert -0.65 < slope < -0.35
+
+
+def test_the_output_gradient_alone_gives_the_inputs_of_wide_networks():
+    view, inputs, _ = problem("quadratic-cubic", m=50_000, d=20, released="output")
+    found = recover_inputs(view, 2, norm=1.0)
+    assert found.source == "output"
+    assert rms(found, inputs)[0] < 0.25
+
+
+@pytest.mark.parametrize("name", ["tanh", "quadratic-cubic", "softplus"])
+def test_polishing_ends_at_the_inputs_norms_and_residuals(name):
+    view, inputs, residual = problem(name, m=2000, d=30, batch=3, random=True)
+    found = recover_inputs(view, 3, polish=50)
+    error, order = rms(found, inputs)
+    assert error < 1e-5
+    assert found.misfit < 1e-5
+    assert torch.allclose(found.inputs.norm(dim=1), torch.ones(3).double(), atol=1e-4)
+    sizes = found.residuals[:, 0].abs()
+    assert torch.allclose(sizes, residual.abs()[order], rtol=1e-3)
+
+
+def test_the_batch_size_is_counted():
+    view, inputs, _ = problem("tanh", m=3000, d=20, batch=3, random=True)
+    assert len(recover_inputs(view).inputs) == 3
+    source = torch.Generator().manual_seed(1)
+    noise = torch.randn(3000, 20, generator=source).double()
+    scale = 0.1 * float(view.hidden_gradient.square().mean().sqrt())
+    noisy = replace(view, hidden_gradient=view.hidden_gradient + scale * noise)
+    found = recover_inputs(noisy)
+    assert len(found.inputs) == 3
+    assert rms(found, inputs)[0] < 0.2
+
+
+def test_the_threshold_separates_a_signal_from_noise():
+    source = torch.Generator().manual_seed(0)
+    noise = torch.randn(2000, 100, generator=source, dtype=torch.float64)
+    values = torch.linalg.svdvals(noise)
+    # The edge of pure noise is √m + √d.
+    assert noise_threshold(values, 2000) > float(values[0])
+    assert noise_threshold(values, 2000) < 2 * (math.sqrt(2000) + math.sqrt(100))
+
+
+def test_the_rows_of_the_gradient_span_the_inputs_exactly():
+    view, inputs, _ = problem("tanh", m=500, d=40, batch=3, random=True)
+    found = row_subspace(view, 3, key=0)
+    assert found.gap > 1e5
+    outside = inputs - inputs @ found.basis @ found.basis.T
+    assert float(outside.norm()) < 1e-6
+
+
+def test_strong_noise_moves_the_choice_to_moments():
+    kinds = []
+    for level in (0.0, 600.0):
+        view, _, _ = problem("quadratic-cubic", m=8000, d=40, seed=2, bias=30)
+        source = torch.Generator().manual_seed(5)
+        noise = torch.randn(8000, 40, generator=source).double() * level / 8000
+        noisy = replace(view, hidden_gradient=view.hidden_gradient + noise)
+        kinds.append(recover_inputs(noisy, 2, norm=1.0).subspace.kind)
+    assert kinds == ["svd", "moments"]
+
+
+def test_directions_and_fit_agree_with_the_forward_model():
+    view, inputs, residual = problem("softplus", m=500, d=4, random=True)
+    neurons = Neurons(
+        view.weight, view.output.T, view.hidden_gradient, None, view.sigma, 1.0
+    )
+    exact = residual.unsqueeze(1)
+    assert torch.allclose(predicted(neurons, inputs, exact), view.hidden_gradient)
+    assert torch.allclose(residuals(neurons, inputs), exact, atol=1e-6)
+    assert misfit(neurons, inputs, exact) < 1e-12
+    near = inputs + 0.01
+    moved, changed = gauss_newton_step(neurons, near, exact, 0.0)
+    assert misfit(neurons, moved, changed) < 0.2 * misfit(neurons, near, exact)
+
+
+def test_removed_entries_are_filled_in():
+    source = torch.Generator().manual_seed(0)
+    rows = torch.randn(800, 2, generator=source) @ torch.randn(2, 30, generator=source)
+    kept = torch.rand(rows.shape, generator=source) > 0.5
+    found = completed(rows * kept, kept, rank=2)
+    assert float((found - rows).norm() / rows.norm()) < 1e-4
+
+
+# Limits of identifiability
+
+
+def test_limits_are_told():
+    view, _, _ = problem("tanh", m=60, d=50)
+    notes = " ".join(recover_inputs(view, 2, norm=1.0).notes)
+    assert "narrow" in notes
+    assert "signs are not identified" in notes
+    view, inputs, _ = problem("quadratic-cubic", m=2000, d=10)
+    assert recover_inputs(view, 2, norm=1.0).notes == ()
+    assert bool(recover_inputs(view, 2, norm=1.0).sign_known.all())
+    close = inputs.clone()
+    close[1] = close[0] + 0.01 * close[1]
+    arguments = view.weight @ close.T
+    hidden = view.sigma.slope(arguments) @ close / 2000
+    near = replace(view, hidden_gradient=hidden)
+    assert "nearly parallel" in " ".join(recover_inputs(near, 2, norm=1.0).notes)
+    relu, _, _ = problem("relu", m=2000, d=10)
+    assert "product of residual and norm" in " ".join(recover_inputs(relu, 2).notes)
+
+
+def test_weights_that_are_not_gaussian_are_detected_and_whitened():
+    source = torch.Generator().manual_seed(0)
+    view, inputs, residual = problem("tanh", m=8000, d=12, random=True)
+    uniform = (torch.rand(8000, 12, generator=source) - 0.5).double()
+    flat = inspect_weights(replace(view, weight=uniform))
+    assert "not Gaussian" in " ".join(flat.notes)
+    assert inspect_weights(view).notes == ()
+    stretch = torch.diag(torch.linspace(0.5, 2, 12, dtype=torch.float64))
+    weight = view.weight @ stretch
+    arguments = weight @ inputs.T
+    hidden = (view.sigma.slope(arguments) * residual) @ inputs / 8000
+    skewed = replace(view, weight=weight, hidden_gradient=hidden)
+    assert inspect_weights(skewed).root is not None
+    found = recover_inputs(skewed, 2)
+    assert "whitened" in " ".join(found.notes)
+    assert rms(found, inputs)[0] < 0.3
+
+
+def test_bad_views_are_refused_in_words():
+    view, _, _ = problem("tanh", m=100, d=5)
+    with pytest.raises(Inconsistent, match="hidden gradient"):
+        replace(view, hidden_gradient=view.hidden_gradient[:50])
+    with pytest.raises(InvalidInput, match="needs the gradient"):
+        replace(view, hidden_gradient=None)
+    with pytest.raises(InvalidInput, match="not released"):
+        recover_inputs(view, 2, source="output")
+    with pytest.raises(InvalidInput, match="at most that many"):
+        recover_inputs(view, 6)
+    equal = replace(view, hidden_gradient=torch.zeros(100, 5))
+    with pytest.raises(InvalidInput, match="equal rows"):
+        recover_inputs(equal, 2)
+
+
+# On tasks: classes, biases, deep networks
+
+
+def world(batch, net, loss="cross-entropy", defenses=()):
+    task = exhume.Task(net, loss=loss)
+    mechanism = exhume.Mechanism(Gradient(), defenses)
+    return exhume.World(task, batch, mechanism, None, None)
+
+
+def reveal(one, threat="parameter-aware"):
+    return exhume.ThreatModel(threat).reveal(one, one.observe())
+
+
+def faces(*indices, labels):
+    batch = exhume.dataset("faces").load().select(list(indices))
+    return replace(batch, targets=torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    ("activation_name", "bias", "labels"),
+    [("tanh", False, (1, 7)), ("relu", False, (3, 3)), ("gelu", True, (0, 2))],
+)
+def test_faces_and_labels_come_out_of_a_softmax_network(activation_name, bias, labels):
+    batch = faces(3, 40, labels=labels)
+    net = exhume.model(
+        "two-layer", width=4000, activation=activation_name, bias=bias
+    ).build(batch.spec, 10, 0)
+    guess = exhume.attack("tensor")(reveal(world(batch, net)), key=0)
+    gap = torch.cdist(guess.inputs.flatten(1), batch.inputs.flatten(1))
+    rows, order = linear_sum_assignment(gap.numpy())
+    error = gap[rows, order].square() / batch.spec.dimension
+    assert float(error.max()) < 1e-3  # 30 dB
+    assert guess.targets[rows].tolist() == [labels[i] for i in order]
+
+
+def test_real_targets_come_out_with_the_bias_trick():
+    spec = exhume.EventSpec.vector(12)
+    source = torch.Generator().manual_seed(0)
+    inputs = torch.randn(3, 12, generator=source)
+    inputs /= inputs.norm(dim=1, keepdim=True)
+    targets = torch.tensor([[1.0], [-1.0], [1.0]])
+    net = exhume.model(
+        "two-layer", width=3000, activation="softplus", hidden_std=1.0
+    ).build(spec, 1, 0)
+    batch = exhume.Batch(inputs, targets, spec)
+    one = world(batch, net, loss="mse")
+    guess = exhume.attack("tensor")(reveal(one), key=0)
+    gap = torch.cdist(guess.inputs, inputs)
+    rows, order = linear_sum_assignment(gap.numpy())
+    assert float(gap[rows, order].max()) < 1e-3
+    assert torch.allclose(guess.targets[rows], targets[order], atol=1e-2)
+    found = recover_features(reveal(one))
+    located = locate(reveal(one), one.task, 3)
+    again = implied_targets(located, found.values, found.residuals)
+    assert torch.allclose(again, found.targets, atol=1e-9)
+
+
+def test_principal_components_recover_one_example():
+    batch = faces(5, labels=(2,))
+    net = exhume.model("two-layer", width=2000, activation="tanh").build(
+        batch.spec, 10, 0
+    )
+    guess = exhume.attack("pca")(reveal(world(batch, net)), key=0)
+    assert float((guess.inputs - batch.inputs).square().mean()) < 1e-4
+
+
+def test_dropped_neurons_and_removed_entries_are_known():
+    batch = faces(3, 40, labels=(1, 7))
+    net = exhume.model("two-layer", width=4000, activation="tanh").build(
+        batch.spec, 10, 0
+    )
+    for defense in (
+        exhume.defense("dropout", ratio=0.5),
+        exhume.defense("pruning", ratio=0.3, kind="random"),
+        exhume.defense("clipping", max_norm=0.01),
+    ):
+        one = world(batch, net, defenses=(defense,))
+        guess = exhume.attack("tensor")(reveal(one), key=0)
+        gap = torch.cdist(guess.inputs.flatten(1), batch.inputs.flatten(1)).square()
+        assert float(gap.amin(dim=0).max()) / 625 < 1e-3, defense
+
+
+def test_features_of_a_deep_network_are_what_enters_its_last_layers():
+    def layers():
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(625, 40),
+            nn.Tanh(),
+            nn.Linear(40, 3000),
+            nn.Tanh(),
+            nn.Linear(3000, 10),
+        )
+
+    net = fresh(layers, generator(0, "deep"))
+    batch = faces(3, 40, labels=(1, 7))
+    one = world(batch, net)
+    found = recover_features(reveal(one))
+    truth = net[:3](batch.inputs).detach().double()
+    gap = torch.cdist(found.values, truth)
+    assert float(gap.amin(dim=0).max() / truth.norm(dim=1).min()) < 1e-3
+    assert not found.reads_input
+    assert found.confidence.shape == (2,)
+    assert "not Gaussian" in " ".join(found.notes)
+    guess = exhume.attack("tensor")(reveal(one), key=0)
+    assert guess.outcome is exhume.Outcome.NOT_APPLICABLE
+    assert "features only" in guess.notes[0]
+
+
+def test_networks_without_two_linear_layers_are_out_of_reach():
+    batch = faces(3, labels=(1,))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(625, 10))
+    assert "two fully connected" in recover_features(reveal(world(batch, net)))
+
+
+def test_softmax_residuals_tell_their_sign():
+    turned = torch.tensor([[0.1, -0.3, 0.2], [-0.2, 0.5, -0.3]], dtype=torch.float64)
+    assert softmax_sign(turned).tolist() == [1.0, -1.0]
+
+
+def test_lengths_make_the_residuals_of_a_homogeneous_network_fit():
+    batch = faces(40, labels=(7,))
+    net = exhume.model("two-layer", width=4000, activation="relu").build(
+        batch.spec, 10, 0
+    )
+    one = world(batch, net)
+    seen = reveal(one)
+    located = locate(seen, one.task, 1)
+    found = recover_inputs(located.view, 1)
+    lengths = consistent_norms(seen, one.task, located, found)
+    truth = batch.inputs.flatten(1).norm(dim=1).double()
+    assert torch.allclose(lengths.sort().values, truth.sort().values, rtol=0.02)
