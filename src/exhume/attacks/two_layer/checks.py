@@ -12,7 +12,7 @@ from exhume.attacks.two_layer.view import Rows, TwoLayerView
 
 __all__ = ["Weights", "WhitenedRows", "inspect_weights"]
 
-_SAMPLED = 65_536  # rows that are looked at
+_SAMPLED = 8192  # rows that are looked at, at least
 _SIGNIFICANT = 6.0  # standard errors
 
 
@@ -82,9 +82,7 @@ def inspect_weights(view: TwoLayerView) -> Weights:
     (1 + √(d/n))² (Marchenko and Pastur); the excess kurtosis of n d numbers has the
     standard error √(24/(n d)).
     """
-    step = max(1, view.width // _SAMPLED)
-    parts = [view.weight[block][::step].double() for block in view.chunks()]
-    sample = torch.cat(parts)
+    sample = _sampled(view)
     count, dimension = sample.shape
     variance = float(sample.square().mean())
     scale = math.sqrt(variance)
@@ -98,17 +96,39 @@ def inspect_weights(view: TwoLayerView) -> Weights:
             f"the guarantee does not hold, and the result may be unreliable."
         )
     root = None
-    if count > 4 * dimension:
-        covariance = sample.T @ sample / (count * variance)
-        values, vectors = torch.linalg.eigh(covariance)
-        ratio = math.sqrt(dimension / count)
-        edges = (1 - ratio) ** 2, (1 + ratio) ** 2
-        slack = 1 + _SIGNIFICANT * count ** (-2 / 3)
-        if float(values[-1]) > slack * edges[1] or slack * float(values[0]) < edges[0]:
-            values = values.clamp_min(1e-6 * float(values[-1]))
-            root = (vectors * values.sqrt()) @ vectors.T
-            notes.append(
-                "The hidden weights are correlated or of unequal variance; they were "
-                "whitened by their own covariance."
-            )
+    if count > 4 * dimension and _uneven(sample.T @ sample / (count * variance), count):
+        covariance = _covariance(view)
+        scale = math.sqrt(float(covariance.diagonal().mean()))
+        values, vectors = torch.linalg.eigh(covariance / scale**2)
+        values = values.clamp_min(1e-6 * float(values[-1]))
+        root = (vectors * values.sqrt()) @ vectors.T
+        notes.append(
+            "The hidden weights are correlated or of unequal variance; they were "
+            "whitened by their own covariance."
+        )
     return Weights(scale, root, tuple(notes))
+
+
+def _sampled(view: TwoLayerView) -> Tensor:
+    """Return rows from all parts of the network, enough to see a covariance."""
+    wanted = max(_SAMPLED, 8 * view.dimension)
+    step = max(1, view.width // wanted)
+    return torch.cat([view.weight[block][::step].double() for block in view.chunks()])
+
+
+def _uneven(covariance: Tensor, count: int) -> bool:
+    """Say whether eigenvalues lie outside of what isotropic rows would give."""
+    values = torch.linalg.eigvalsh(covariance)
+    ratio = math.sqrt(len(values) / count)
+    low, high = (1 - ratio) ** 2, (1 + ratio) ** 2
+    slack = 1 + _SIGNIFICANT * count ** (-2 / 3)
+    return float(values[-1]) > slack * high or slack * float(values[0]) < low
+
+
+def _covariance(view: TwoLayerView) -> Tensor:
+    """Return (1/m) Wᵀ W, in one pass over all rows."""
+    total = torch.zeros(view.dimension, view.dimension, dtype=torch.float64)
+    for block in view.chunks():
+        part = view.weight[block]
+        total += (part.T @ part).double()
+    return total / view.width

@@ -102,8 +102,7 @@ def recover_inputs(
         key: randomness of sketches and restarts.
 
     Raises:
-        InvalidInput: the source is not released or zero, B exceeds the dimension, or
-            the subspace does not fit the source.
+        InvalidInput: the source is not released or zero, or B exceeds the dimension.
     """
     averaged = _source(view, source)
     _check(view, batch_size, averaged)
