@@ -153,15 +153,14 @@ def test_an_example_with_a_weaker_gradient_has_the_higher_bound():
     assert float(found.per_coordinate.sum()) == pytest.approx(found.total)
 
 
-def test_coordinates_sum_to_the_bound_before_its_correction():
+def test_coordinates_sum_to_the_bound_after_its_correction():
     found = value(
         BayesianCramerRao(draws=5)(world(GaussianNoise(std=0.05), labels=(0, 1)))
     )
     assert found.per_coordinate is not None
     assert found.per_coordinate.shape == (2, DIMENSION)
-    plug_in = found.total + found.details["monte_carlo_bias"]
-    assert float(found.per_coordinate.sum()) == pytest.approx(plug_in)
-    assert abs(plug_in - found.total) < 3 * found.standard_error + 0.1 * found.total
+    assert abs(found.details["monte_carlo_bias"]) > 1e-6 * found.total
+    assert float(found.per_coordinate.sum()) == pytest.approx(found.total)
 
 
 # --- the information is the covariance of the score ----------------------------------

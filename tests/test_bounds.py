@@ -24,6 +24,7 @@ from exhume.bounds.fisher_information_leakage import (
 from exhume.bounds.inequalities import (
     bayesian_cramer_rao_bound,
     jackknife,
+    jackknifed_diagonal,
     trace_bound,
     trace_of_inverse,
     unbiased_cramer_rao_bound,
@@ -363,6 +364,43 @@ def test_jackknife_removes_the_bias_of_a_function_of_a_mean():
     plain = draws.mean(1).square().mean()
     assert float(plain) == pytest.approx(4 + 1 / 6, abs=4.5 * spread / 4000**0.5)
     assert float(errors.square().mean().sqrt()) == pytest.approx(spread, rel=0.1)
+
+
+def test_the_jackknife_of_a_diagonal_removes_the_bias_of_every_coordinate():
+    # 1/m of the mean m of n draws overstates 1/E, coordinate by coordinate.
+    n, centre = 6, torch.tensor([1.0, 4.0], dtype=torch.float64)
+    plain, fixed = [], []
+    for row in (1 + 0.3 * normal(2000, n, key=3).clamp(-2, 2)).unbind():
+        draws = row[:, None] * centre
+        whole = 1 / draws.mean(dim=0)
+        without = (n - 1) / (draws.sum(dim=0) - draws)
+        pairs = zip(whole.unbind(), without.unbind(1), strict=True)
+        total = sum(jackknife(float(w), o)[0] for w, o in pairs)
+        found = jackknifed_diagonal(whole, without, total)
+        assert float(found.sum()) == pytest.approx(total)
+        plain.append(whole)
+        fixed.append(found)
+    biases = [(torch.stack(v).mean(0) * centre - 1).abs().max() for v in (plain, fixed)]
+    assert biases[1] < 0.4 * biases[0]
+
+
+def test_a_jackknifed_diagonal_is_never_negative_and_sums_to_the_total():
+    whole = torch.tensor([1.0, 1.0])
+    without = torch.tensor([[2.5, 1.0], [2.5, 1.0]])
+    found = jackknifed_diagonal(whole, without, 0.5)
+    assert found.tolist() == [0.0, 0.5]
+    nothing = jackknifed_diagonal(whole, 3 * torch.ones(2, 2), 0.5)
+    assert nothing.tolist() == [0.25, 0.25]
+
+
+def test_the_map_of_the_bayesian_bound_sums_to_its_total():
+    for draws in (2, 5):
+        world = network_world(GaussianNoise(std=0.05), batch_size=2)
+        found = value(BayesianCramerRao(draws=draws)(world))
+        assert found.per_coordinate is not None
+        assert abs(found.details["monte_carlo_bias"]) > 1e-4 * found.total
+        assert float(found.per_coordinate.sum()) == pytest.approx(found.total)
+        assert float(found.per_coordinate.min()) >= 0
 
 
 def test_few_draws_agree_with_many_within_the_stated_error():

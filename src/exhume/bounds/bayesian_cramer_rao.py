@@ -11,10 +11,15 @@ from torch import Tensor
 from exhume.bounds.gaussian_setting import assumptions, fit_detail, prior_draws
 from exhume.bounds.inequalities import (
     jackknife,
+    jackknifed_diagonal,
     jackknifed_trace_bound,
     trace_of_inverse,
 )
-from exhume.bounds.mean_information import MeanInformation, invert_mean_information
+from exhume.bounds.mean_information import (
+    MeanInformation,
+    invert_mean_information,
+    summed,
+)
 from exhume.bounds.regularity import information_maps
 from exhume.errors import InvalidInput
 from exhume.problem.bound import Bound, BoundValue, NotApplicable
@@ -104,7 +109,7 @@ def _value(
     """
     batch_size, n = shape[0], len(found.traces)
     plug_in = float(found.diagonal.sum())
-    corrected, error = jackknife(plug_in, found.without)
+    corrected, error = jackknife(plug_in, summed(found.without))
     weaker, error_of_weaker = jackknifed_trace_bound(
         found.traces, batch_size * float(information.trace()), len(found.diagonal)
     )
@@ -114,9 +119,11 @@ def _value(
         "draws": float(n),
         "monte_carlo_bias": plug_in - corrected,
     }
+    total = max(corrected, weaker, 0.0)
+    own = jackknifed_diagonal(found.diagonal, found.without, total)
     return BoundValue(
         name="bayesian-cramer-rao",
-        total=max(corrected, weaker, 0.0),
+        total=total,
         # The larger of two estimates errs at least like the noisier one.
         standard_error=max(error, error_of_weaker),
         unknowns=len(found.diagonal),
@@ -125,5 +132,5 @@ def _value(
         reference="van Trees 1968; Gill and Levit 1995",
         details=details | fit_detail(density),
         # (E J_F + J_P)⁻¹ bounds each coordinate on its own.
-        per_coordinate=found.diagonal.reshape(shape),
+        per_coordinate=own.reshape(shape),
     )

@@ -13,6 +13,7 @@ __all__ = [
     "diagonal_and_factor",
     "diagonal_of_inverse",
     "jackknife",
+    "jackknifed_diagonal",
     "jackknifed_trace_bound",
     "trace_bound",
     "trace_of_inverse",
@@ -116,6 +117,33 @@ def jackknifed_trace_bound(
     without = [trace_bound(t, prior_trace, unknowns) for t in others.tolist()]
     plug_in = trace_bound(float(traces.mean()), prior_trace, unknowns)
     return jackknife(plug_in, torch.tensor(without, dtype=torch.float64))
+
+
+@formula(
+    r"\hat v_i = \max(n v_i - (n - 1) \bar v_{i,-k},\, 0) \cdot c,\quad "
+    r"c : \textstyle\sum_i \hat v_i = t",
+    reference="Quenouille 1956, for every coordinate; scaled to the total t",
+)
+def jackknifed_diagonal(whole: Tensor, without: Tensor, total: float) -> Tensor:
+    """Remove the first-order bias of the bound on every coordinate.
+
+    The factor c is 1 but where the total is not the sum of the jackknifed coordinates:
+    where one came out negative, or where a bound on the trace alone is larger.
+
+    Args:
+        whole: v of the mean of n draws, shape [q], ≥ 0, not all zero.
+        without: the same leaving out one draw at a time, shape [n, q], n ≥ 2.
+        total: t ≥ 0.
+
+    Returns:
+        The corrected values, shape [q], ≥ 0, which sum to the total.
+    """
+    n, plain = len(without), whole.double()
+    corrected = n * plain - (n - 1) * without.double().mean(dim=0)
+    positive = corrected.clamp(min=0)
+    # Draws so few that nothing is left: the uncorrected shares are all there is.
+    chosen = positive if bool(positive.any()) else plain
+    return chosen * (total / chosen.sum())
 
 
 def trace_of_inverse(information: Tensor) -> float:

@@ -19,7 +19,12 @@ from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator
 
-__all__ = ["MeanInformation", "invert_mean_information", "rounding_of_trace"]
+__all__ = [
+    "MeanInformation",
+    "invert_mean_information",
+    "rounding_of_trace",
+    "summed",
+]
 
 _SINGLE = 1e-3  # relative error of the bound up to which float32 may serve
 _LARGE = 1024  # unknowns from which that is worth its check
@@ -34,7 +39,7 @@ class MeanInformation(NamedTuple):
 
     Attributes:
         diagonal: of (E J_F + J_P)⁻¹, shape [q].
-        without: trace of the inverse without each draw, shape [n].
+        without: the same diagonal without each draw, shape [n, q].
         traces: tr J_F at every draw, shape [n].
         rounding: how far rounding may have moved the jackknifed trace, relatively; 0 if
             everything was computed in float64.
@@ -108,8 +113,8 @@ def _inverted(
         inverse((n * fisher - one) / (n - 1), [k for k in range(n) if k != left])
         for left, one in enumerate(informations)
     ]
-    without = torch.tensor([float(d.sum()) for d, _ in others], dtype=torch.float64)
-    corrected = jackknife(float(diagonal.sum()), without)[0]
+    without = torch.stack([one for one, _ in others])
+    corrected = jackknife(float(diagonal.sum()), summed(without))[0]
     moved = n * whole + (n - 1) * max(error for _, error in others)
     return MeanInformation(
         diagonal=diagonal,
@@ -117,6 +122,11 @@ def _inverted(
         traces=torch.stack([one.trace() for one in informations]).cpu(),
         rounding=moved / corrected if corrected > 0 else float(moved > 0),
     )
+
+
+def summed(diagonals: Tensor) -> Tensor:
+    """Return traces of diagonals, shape [n, q] → [n], summed in float64."""
+    return diagonals.sum(dim=1, dtype=torch.float64).cpu()
 
 
 def _times(vectors: Tensor, whitened: MeanMap, x: Tensor) -> Tensor:
