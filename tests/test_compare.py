@@ -293,6 +293,50 @@ def test_recalibration_is_read():
     assert measure(once).status == measure(again).status == "done"
 
 
+@pytest.mark.parametrize("name", ["pruning", "dropout", "gaussian-noise"])
+def test_every_step_of_a_training_has_a_mask_of_its_own(monkeypatch, name):
+    options = {"std": 0.1} if name == "gaussian-noise" else {"ratio": 0.5}
+    if name == "pruning":
+        options["kind"] = "random"
+    spec = replace(SPEC, defenses=({"name": name, **options},), steps=20)
+    drawn = measure(spec).values
+    monkeypatch.setattr(exhume.Mechanism, "redraw", lambda self, plans, key: plans)
+    assert (measure(spec).values == drawn) == (name == "gaussian-noise")
+
+
+def moved_by(ratio, steps, per_tensor=False) -> torch.Tensor:
+    """Train by sgd through random pruning; return where a weight moved."""
+    net = torch.nn.Linear(40, 5).double()
+    x = torch.randn(30, 40, generator=torch.Generator().manual_seed(2)).double()
+    batch = exhume.Batch(x, torch.arange(30) % 5, exhume.EventSpec.vector(40))
+    options = {"ratio": ratio, "kind": "random", "per_tensor": per_tensor}
+    defense = exhume.defense("pruning", **options)
+    trained = train(
+        exhume.Task(net),
+        exhume.Mechanism(exhume.observations.Gradient(), [defense]),
+        batch,
+        None,
+        steps=steps,
+        batch_size=4,
+        optimiser="sgd",
+        learning_rate=0.1,
+        recalibrate=0,
+        key=0,
+    )
+    before = flatten({n: p.detach() for n, p in net.named_parameters()})
+    return flatten(trained.parameters()).detach() != before
+
+
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_random_masks_cover_the_model_in_time_and_are_nested_in_the_ratio(per_tensor):
+    one, many = moved_by(0.9, 1, per_tensor), moved_by(0.9, 20, per_tensor)
+    assert int(one.sum()) in (20, 21)  # of 205
+    missed = 1 - float(many.double().mean())
+    assert abs(missed - 0.9**20) < 5 * (0.9**20 / 205) ** 0.5
+    weaker = moved_by(0.5, 1, per_tensor)
+    assert bool(weaker[one].all())
+
+
 def test_what_goes_wrong_becomes_a_sentence():
     few = measure(replace(SPEC, held_out=5000))
     assert few.status == "failed"
@@ -424,6 +468,21 @@ def test_u1_of_pruning_is_the_energy_that_it_removes():
     assert u2 == pytest.approx(0.0, abs=1e-6)
     assert first_order_loss([3.0], [4.0]) == 0.25
     assert isotropic_equivalent([4.0], [1.0]) == 2.0
+
+
+def test_u1_of_random_pruning_is_the_ratio_and_its_masks_count_in_u2():
+    defense = exhume.defense("pruning", ratio=0.5, kind="random")
+    (u1, u2), task, batches = one_step(defense)
+    g2 = [
+        flatten(task.gradient(b.inputs, b.targets)).double().square() for b in batches
+    ]
+    # ⟨g, O⟩ = Σ m_j g_j², with half of the m_j one, drawn without replacement.
+    whole = sum(float(t.sum()) for t in g2)
+    n = len(g2[0])
+    exact = sum(0.25 * n / (n - 1) * float((t - t.mean()).square().sum()) for t in g2)
+    deviation = math.sqrt(exact) / whole
+    assert abs(u1 - 0.5) < 4 * deviation / math.sqrt(8)
+    assert u2 == pytest.approx(math.sqrt(exact / whole), rel=0.5)
 
 
 def test_unbiased_rounding_costs_second_order_utility_alone():

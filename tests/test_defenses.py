@@ -206,6 +206,24 @@ def test_empirical_moments_equal_declared_law(name, row):
     check_moments(samples, law, TREE)
 
 
+@every_row
+def test_a_step_of_training_draws_masks_anew_and_nothing_else(name, row):
+    defense = make(name, row.acts)
+    plan = defense.calibrate(TASK, PUBLIC, key=3)
+    moved = defense.redraw(plan, 5)
+    if name != "dropout" and row.acts.get("kind") != "random":
+        assert moved is plan
+        return
+    for field in ("defense", "shapes", "covers", "numbers"):
+        assert getattr(moved, field) == getattr(plan, field)
+    assert not same(moved.arrays, plan.arrays)
+    assert same(defense.redraw(plan, 5).arrays, moved.arrays)
+    fresh = defense.calibrate(TASK, PUBLIC, key=5)
+    assert same(fresh.arrays, moved.arrays)
+    idle = make(name, row.identity)
+    assert not idle.redraw(idle.calibrate(TASK, None, 3), 5).arrays
+
+
 @every_defense
 def test_accounting_is_told_no_more_than_is_true(name, row):
     defense = make(name, row.acts)

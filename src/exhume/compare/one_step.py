@@ -121,7 +121,8 @@ def u1_u2(
             if k == _FEW and draws[0] == draws[1]:
                 break
             source = fold(key, "draw", index, k)
-            draws.append(_along(task, mechanism, batch, plans, gradient, source))
+            own = mechanism.redraw(plans, fold(source, "masks"))
+            draws.append(_along(task, mechanism, batch, own, gradient, source))
         means = [mean for mean, _ in draws]
         middle = fmean(means)
         spread = sum((mean - middle) ** 2 for mean in means) / (len(draws) - 1)

@@ -77,7 +77,8 @@ def train(
     """Train a copy of a task on what a mechanism releases.
 
     In each step one client computes its update on the next batch, the mechanism
-    releases it, and the server steps. ``adam`` is FedAdam (Reddi et al., ICLR 2021): it
+    releases it, and the server steps. Scales from public data hold for ``recalibrate``
+    steps, random masks for one. ``adam`` is FedAdam (Reddi et al., ICLR 2021): it
     is invariant to the scale of the update, so a mere scaling costs nothing.
 
     Args:
@@ -110,7 +111,9 @@ def train(
             plans = mechanism.calibrate(trained, public, fold(key, "calibrate", step))
         batch = data.select(next(batches))
         source = fold(key, "step", step)
-        released = mechanism.values(trained, batch, source, plans)
+        # The key of a mask knows no strength, so that curves share their randomness.
+        own = mechanism.redraw(plans, fold(key, "masks", step))
+        released = mechanism.values(trained, batch, source, own)
         _hand_over(released, weights)
         falls = schedule == "falling"
         rate = falling_rate(learning_rate, step, steps) if falls else learning_rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -89,8 +89,8 @@ class Dropout(Defense):
     gradients of the units that stay grow by 1/(1 − ρ) as well, and the error *shrinks*
     by √(1 − ρ): beside noise of fixed size, usual dropout helps the attacker.
 
-    The mask is drawn in ``calibrate`` and costs nothing: a training calibrates again,
-    with a new key, before every step.
+    The mask is drawn in ``calibrate``, and anew in every step of a training
+    (``redraw``); all clients of a step share it.
 
     Attributes:
         ratio: ρ in [0, 1).
@@ -138,12 +138,22 @@ class Dropout(Defense):
         if self.ratio == 0:
             return self._plan(task)
         widest = max(len(p) for p in task.model.parameters() if p.dim() > 0)
+        units = dict.fromkeys(self._chosen(task.model), widest)
+        return self._plan(task, arrays=self._factors(units, key))
+
+    def redraw(self, plan: Plan, key: int) -> Plan:
+        """Draw the factors of another step."""
+        units = {name: len(factors) for name, factors in plan.arrays.items()}
+        return replace(plan, arrays=self._factors(units, key))
+
+    def _factors(self, units: Mapping[str, int], key: int) -> Tree:
+        """Draw one factor per unit of every module."""
         factors = {}
-        for name in self._chosen(task.model):
+        for name, count in units.items():
             source = generator(key, "dropout", name)
-            uniform = torch.rand(widest, generator=source, dtype=torch.float64)
+            uniform = torch.rand(count, generator=source, dtype=torch.float64)
             factors[name] = unit_factors(uniform, self.ratio, rescale=self.rescale)
-        return self._plan(task, arrays=factors)
+        return factors
 
     def _chosen(self, model: nn.Module) -> list[str]:
         modules = dict(model.named_modules())
@@ -169,7 +179,9 @@ class Dropout(Defense):
         """Put the factors into a copy of the model; names of parameters stay."""
         if not plan.arrays:
             return task
-        model = copy.deepcopy(task.model)
+        # The task takes its own copy of weights and buffers; one is enough.
+        tensors = (*task.model.parameters(), *task.model.buffers())
+        model = copy.deepcopy(task.model, {id(t): t for t in tensors})
         for name, factors in plan.arrays.items():
             module = model.get_submodule(name)
             like = factors.to(task.device, task.dtype)

@@ -153,7 +153,8 @@ class Pruning(Defense):
     that gives up what this zero says, and is never wrong.
 
     ``random`` removes entries drawn in ``calibrate`` from a seed that client and server
-    share, so the mask is public and independent of the data. Nothing is rescaled.
+    share, so the mask is public and independent of the data. Nothing is rescaled. Every
+    step of a training draws its own mask (``redraw``), as the paper does.
 
     Attributes:
         ratio: ρ in [0, 1); exactly ⌊ρP⌋ of the P covered entries are removed.
@@ -189,13 +190,26 @@ class Pruning(Defense):
         parameters = task.parameters()
         covered = {name: parameters[name] for name in self.covered(parameters)}
         counts = self._counts({name: tuple(p.shape) for name, p in covered.items()})
-        removed, arrays = sum(counts.values()), {}
-        if self.kind == "random" and removed > 0:
-            for names, count in counts.items():
-                group = {name: covered[name] for name in names}
-                own = names if self.per_tensor else ()
-                arrays |= _random_mask(group, count, generator(key, "mask", *own))
+        removed = sum(counts.values())
+        drawn = self.kind == "random" and removed > 0
+        arrays = self._random_masks(covered, key) if drawn else {}
         return self._plan(task, numbers={"removed": removed}, arrays=arrays)
+
+    def redraw(self, plan: Plan, key: int) -> Plan:
+        """Draw the public mask of another step; the largest entries need none."""
+        if not plan.arrays:
+            return plan
+        return replace(plan, arrays=self._random_masks(plan.arrays, key))
+
+    def _random_masks(self, like: Mapping[str, Tensor], key: int) -> Tree:
+        """Draw masks of the shapes and devices of some tensors."""
+        arrays: Tree = {}
+        counts = self._counts({name: tuple(t.shape) for name, t in like.items()})
+        for names, count in counts.items():
+            group = {name: like[name] for name in names}
+            own = names if self.per_tensor else ()
+            arrays |= _random_mask(group, count, generator(key, "mask", *own))
+        return arrays
 
     def _counts(
         self, shapes: Mapping[str, tuple[int, ...]]

@@ -136,6 +136,19 @@ class Defense(ABC):
             key: randomness of the plan (a public mask, say).
         """
 
+    def redraw(self, plan: Plan, key: int) -> Plan:
+        """Draw anew what a client draws in every step; keep what public data fixed.
+
+        A mask that ``calibrate`` drew at random belongs to one step of a training; the
+        scales beside it hold for many. Most plans hold nothing random.
+
+        Args:
+            plan: what ``calibrate`` returned.
+            key: public randomness of this step.
+        """
+        del key
+        return plan
+
     def transform_task(self, task: Task, plan: Plan) -> Task:
         """Return the task that the client really trains (model stage)."""
         del plan

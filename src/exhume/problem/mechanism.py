@@ -93,6 +93,18 @@ class Mechanism:
         self._check_correlated(tuple(plans))
         return tuple(plans)
 
+    def redraw(self, plans: tuple[Plan, ...], key: int) -> tuple[Plan, ...]:
+        """Return the plans of another step of a training: new masks, the same scales.
+
+        Args:
+            plans: of :meth:`calibrate`.
+            key: public randomness of the step.
+        """
+        return tuple(
+            defense.redraw(plan, fold(key, "redraw", i))
+            for i, (defense, plan) in enumerate(zip(self.defenses, plans, strict=True))
+        )
+
     def _check_correlated(self, plans: tuple[Plan, ...]) -> None:
         """Raise what the law of a release would raise, before there is a release."""
         if any(d.correlates_noise for d in self.defenses) and len(plans) > 1:
