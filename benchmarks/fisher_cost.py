@@ -79,7 +79,7 @@ def sketches(data: str, name: str, options: dict, trials: int) -> None:
     task = exhume.Task(net)
     for size in BATCHES:
         x, y = batch.inputs[5 : 5 + size], batch.targets[5 : 5 + size]
-        mean, double = mean_map(task, Gradient(), Law(), y), x.double()
+        mean, double = mean_map(task, Gradient(), Law(), y, mixed=True), x.double()
         if x.numel() <= EXACT_TRACE:
             truth = float(fisher_information(mean, None, double).trace())
         else:
@@ -88,13 +88,15 @@ def sketches(data: str, name: str, options: dict, trials: int) -> None:
         print(f"{data} {name} {options} B = {size}: one gradient {1e3 * unit:.2f} ms")
         for probes in PROBES:
             found = [
-                fisher_trace(mean, None, double, probes=probes, key=key)
+                fisher_trace(mean, None, double, probes=probes, key=key, single=True)
                 for key in range(trials)
             ]
             stated = torch.tensor([f.standard_error for f in found]).square().mean()
             plain = relative(plain_error(mean, double, trials, probes), truth)
             cost = seconds(
-                lambda m=mean, d=double, k=probes: fisher_trace(m, None, d, probes=k)
+                lambda m=mean, d=double, k=probes: fisher_trace(
+                    m, None, d, probes=k, single=True
+                )
             )
             error = relative([f.value for f in found], truth)
             print(

@@ -49,7 +49,9 @@ QUICK: dict[str, dict] = {
     "idlg": {"iterations": 6},
     "inverting-gradients": {"iterations": 100},
     "nearest-public": {"gradients": 20},
+    "pca": {},
     "prior-mean": {},
+    "tensor": {"restarts": 20, "starts": 2},
 }
 #: attack → what it needs beyond ``QUICK`` to win on the easy problem
 EASY: dict[str, dict] = {

@@ -42,6 +42,8 @@ class TensorAttack(Attack):
         restarts: pairs of slices in the decomposition.
         polish: Gauss–Newton steps in the span at most; with 0 the answer is the
             estimator of the theorem, otherwise usually exact without noise.
+        starts: random ones at most that are polished as well, while part of a gradient
+            without noise is not explained.
 
     Raises:
         InvalidInput: an option is out of range.
@@ -52,6 +54,7 @@ class TensorAttack(Attack):
     norm: float | None = None
     restarts: int = 100
     polish: int = 50
+    starts: int = 30
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS, Fact.LOCAL_SCHEDULE})
     uses: ClassVar[frozenset[Fact]] = frozenset(
@@ -67,7 +70,7 @@ class TensorAttack(Attack):
 """
 
     def __post_init__(self) -> None:
-        for name, least in (("restarts", 1), ("polish", 0)):
+        for name, least in (("restarts", 1), ("polish", 0), ("starts", 0)):
             if getattr(self, name) < least:
                 msg = f"{name} is {getattr(self, name)}; expected at least {least}"
                 raise InvalidInput(msg)
@@ -85,6 +88,7 @@ class TensorAttack(Attack):
             norm=self.norm,
             restarts=self.restarts,
             polish=self.polish,
+            starts=self.starts,
             key=key,
         )
         return answer(problem, found, watch)

@@ -85,7 +85,14 @@ class BayesianTrace(Bound):
         if isinstance(maps, NotApplicable):
             return maps
         sketches = [
-            fisher_trace(m, None, x, probes=self.probes, key=fold(key, "probes", draw))
+            fisher_trace(
+                m,
+                None,
+                x,
+                probes=self.probes,
+                key=fold(key, "probes", draw),
+                single=True,
+            )
             for draw, (m, x) in enumerate(zip(maps, batches, strict=True))
         ]
         traces = torch.tensor([s.value for s in sketches], dtype=torch.float64)

@@ -307,6 +307,7 @@ def fisher_trace(
     *,
     probes: int = 4,
     key: int = 0,
+    single: bool = False,
 ) -> TraceEstimate:
     """Estimate the trace of the Fisher information without forming it.
 
@@ -322,6 +323,8 @@ def fisher_trace(
         probes: number K ≥ 2 of random directions z; the error falls as 1/√K. It costs
             one reverse and K + 1 forward derivatives of the release.
         key: randomness of the directions.
+        single: differentiate in float32, for a ``mixed`` mean; a sum of squares loses
+            nothing by it that a sketch would show.
 
     Raises:
         InvalidInput: fewer than two probes, from which no error can be predicted.
@@ -329,9 +332,11 @@ def fisher_trace(
     if probes < 2:
         msg = f"the trace was to be estimated from {probes} probe(s); use 2 or more"
         raise InvalidInput(msg)
-    inputs = inputs.detach().double()
-    weights = flatten(_weights(mean, precision, inputs))
+    inputs = inputs.detach().float() if single else inputs.detach().double()
     value, pull, *_ = torch.func.vjp(lambda x: flatten(mean(x)), inputs)
+    weights = torch.ones_like(value)
+    if precision is not None:
+        weights = flatten(_weights(mean, precision, inputs))
     slope = pull(weights * value)[0]
     slope = slope / slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
     source = generator(key, "fisher-trace")

@@ -62,6 +62,7 @@ def recover_features(
     norm: float | None = None,
     restarts: int = 100,
     polish: int = 50,
+    starts: int = 30,
     key: int = 0,
 ) -> Features | str:
     """Read the end of a network as a two-layer one, and recover what enters it.
@@ -74,6 +75,7 @@ def recover_features(
         norm: ‖h‖ of all features if it is known.
         restarts: see ``recover_inputs``.
         polish: see ``recover_inputs``.
+        starts: see ``recover_inputs``.
         key: randomness.
 
     Returns:
@@ -94,6 +96,7 @@ def recover_features(
             norm=norm,
             restarts=restarts,
             polish=polish,
+            starts=starts,
             key=key,
         )
     except InvalidInput as error:

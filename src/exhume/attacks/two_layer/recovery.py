@@ -83,11 +83,10 @@ def recover_inputs(
     norm: float | None = None,
     restarts: int = 100,
     polish: int = 0,
+    starts: int = 30,
     key: int = 0,
 ) -> Recovered:
     """Find subspace, directions, then norms, signs and residuals.
-
-    What can be done in several ways is done in all, and the best explanation is kept.
 
     Args:
         view: the weights and the gradient.
@@ -99,6 +98,7 @@ def recover_inputs(
         norm: ‖x_i‖ if it is the same and known; None searches it.
         restarts: pairs of slices in the decomposition.
         polish: Gauss–Newton steps at most; 0 gives the estimator of the theorem.
+        starts: random ones at most, polished while something is left to explain.
         key: randomness of sketches and restarts.
 
     Raises:
@@ -119,7 +119,7 @@ def recover_inputs(
     best = min(found, key=lambda one: one.error)
     again = partial(find, source=averaged, channels=_channels(view))
     confidence = agreement(best, again)
-    fitted = polished_best(best, found, norm, polish, key)
+    fitted = polished_best(best, found, norm, polish, starts, key)
     inputs = weights.natural(fitted.inputs @ best.space.basis.T)
     return Recovered(
         inputs=inputs,

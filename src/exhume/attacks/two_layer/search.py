@@ -18,7 +18,6 @@ from exhume.keys import generator
 __all__ = ["Candidate", "agreement", "directions", "polished_best"]
 
 _POLISHED = 3  # best answers that are polished
-_RANDOM_STARTS = 30
 _FEW = 2048  # neurons on which random starts are polished first
 _NOISELESS = 1e3  # singular gap of a gradient to which nothing was added
 _EXPLAINED = 1e-4
@@ -58,6 +57,7 @@ def polished_best(
     found: list[Candidate],
     norm: float | None,
     steps: int,
+    starts: int,
     key: int,
 ) -> Fitted:
     """Polish the best answers in one subspace, and random ones while there is a gap.
@@ -78,7 +78,7 @@ def polished_best(
     count = len(best.fitted.inputs)
     source = generator(key, "random-starts")
     few = best.neurons.some(_FEW)
-    for _ in range(_RANDOM_STARTS if count > 1 else 0):
+    for _ in range(starts if count > 1 else 0):
         if fitted.misfit < enough:
             break
         draw = torch.randn((count, count), generator=source, dtype=torch.float64)
