@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from exhume import Batch, EventSpec, Mechanism, Task
+from exhume import Batch, EventSpec, Mechanism, Task, World
+from exhume.audit.facts import collect_facts
+from exhume.compare.one_step import u1_u2
 from exhume.defenses import _blocks, _principal_directions, _public_scales
 from exhume.defenses._kronecker_optimum import kronecker_optimum
 from exhume.defenses._low_rank_optimum import low_rank_optimum
@@ -616,6 +618,48 @@ def test_t10_private_scales_warn_void_the_guarantee_and_follow_the_candidate():
     )
     ratio = draws.var(dim=0) / flatten(first)
     assert float((ratio - 1).abs().max()) < 5.5 * (2 / 200) ** 0.5
+
+
+def test_private_scales_cost_the_utility_of_isotropic_noise_on_every_batch():
+    defense = OptimalGradientNoise(
+        std=0.1, scale_source="private", probes=4, samples=2, ridge=1e-9
+    )
+    mechanism = Mechanism(Gradient(), [defense])
+    with pytest.warns(UserWarning, match="private"):
+        plans = mechanism.calibrate(TASK, PUBLIC, 0)
+    law = mechanism.law(plans)
+    for index in range(3):
+        own = PUBLIC.select([index])
+        g = TASK.gradient(own.inputs, own.targets)
+        power = float(flatten(g).square().sum())
+        v = law.variance_of(TASK, Gradient(), Candidate(own.inputs, own.targets))
+        cost = sum(float((v[n] * t.square()).sum()) for n, t in g.items())
+        assert cost == pytest.approx(0.1**2 * power, rel=1e-4)
+        public = sum(float((law.variance[n] * t.square()).sum()) for n, t in g.items())
+        assert abs(public / (0.1**2 * power) - 1) > 0.02
+        with pytest.warns(UserWarning, match="private"):
+            u1, u2 = u1_u2(TASK, mechanism, [own], PUBLIC, 0)
+        world = World(TASK, own, mechanism, PUBLIC.select(range(3, 30)))
+        with pytest.warns(UserWarning, match="private"):
+            observation = world.observe(0)
+        facts = collect_facts(world, observation)
+        assert (u1, u2) == (pytest.approx(0, abs=1e-9), pytest.approx(0.1, rel=1e-4))
+        ratio = float(flatten(v).sum()) / power
+        assert facts["relative_noise"] == pytest.approx(ratio**0.5)
+
+
+def test_the_variance_of_a_candidate_is_the_declared_one_where_it_is_known():
+    given = {"w": torch.ones(2), "b": torch.ones(1)}
+    candidate = Candidate(torch.zeros(1, 4), torch.zeros(1))
+    own = {"w": torch.full((2,), 3.0)}
+    law = Law().plus_private_noise(given, lambda *_: own)
+    found = law.variance_of(TASK, Gradient(), candidate)
+    assert float(found["w"].sum()) == 6
+    assert torch.equal(found["b"], given["b"])
+    mixed = law.plus_noise({"w": torch.ones(2)})
+    for one in (mixed, Law().plus_noise(given)):
+        found = one.variance_of(TASK, Gradient(), candidate)
+        assert all(torch.equal(found[n], v) for n, v in one.variance.items())
 
 
 def test_a_whole_covariance_is_never_made_of_the_private_batch():

@@ -88,12 +88,10 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
         fits).
     """
     induced = world.mechanism.induced(world.task, observation.plans, observation.values)
-    exact = world.mechanism.observation.forward(
-        induced.task,
-        Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets),
-    )
+    own = Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets)
+    exact = world.mechanism.observation.forward(induced.task, own)
     exact = {name: tensor.detach() for name, tensor in exact.items()}
-    law = induced.law
+    variance = induced.law.variance_of(induced.task, induced.model, own)
     facts = {
         "parameters": float(size(exact)),
         "dimension": float(world.batch.spec.dimension),
@@ -102,7 +100,7 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
         "gradient_norm": _norm(exact),
         "released_norm": _norm(observation.values),
         "cosine_to_exact": cosine(observation.values, exact),
-        "relative_noise": relative_noise(law.variance, exact),
+        "relative_noise": relative_noise(variance, exact),
         "batch_norm_layers": float(len(observation.batch_statistics)),
         "labels_identify_order": float(labels_identify_order(world.batch.targets)),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from torch import Tensor
@@ -148,4 +149,5 @@ def _along(
         return inner(gradient, released), 0.0
     candidate = Candidate(batch.inputs.to(task.dtype), batch.targets)
     mean = law.mean(found.model.forward(found.task, candidate))
-    return inner(gradient, mean), noise_along(gradient, law)
+    own = law.variance_of(found.task, found.model, candidate)
+    return inner(gradient, mean), noise_along(gradient, replace(law, variance=own))

@@ -117,6 +117,24 @@ class Law:
         """Fisher information of the location of this noise at variance 1."""
         return _INFORMATION[self.family]
 
+    def variance_of(
+        self, task: Task, model: ObservationModel, candidate: Candidate
+    ) -> Tree:
+        """Return v for one S: ``variance``, or ``variance_at`` where it is declared.
+
+        Where ``not_gaussian`` says that v as a function of the data is not known,
+        ``variance`` is the best guess.
+
+        Args:
+            task: that the client trains.
+            model: F.
+            candidate: S.
+        """
+        if self.variance_at is None or self.not_gaussian is not None:
+            return dict(self.variance)
+        own = self.variance_at(task, model, candidate)
+        return {**self.variance, **{n: v.detach() for n, v in own.items()}}
+
     def mean(self, update: Mapping[str, Tensor]) -> Tree:
         """Return h(update), the mean of the release, void coordinates set to 0."""
         tree = dict(update)
