@@ -16,31 +16,34 @@ from typer.testing import CliRunner
 
 import exhume
 from exhume.audit.executors import Job, map_jobs
+from exhume.audit.records import TrialResult, TrialSpec
+from exhume.audit.report.grouping import scenarios
+from exhume.audit.report.words import number
+from exhume.audit.settings import AuditSettings
 from exhume.audit.sweep import Checked
 from exhume.cli import app
 from exhume.compare import CompareSettings, load, run
 from exhume.compare.advice import advise, mse_of_psnr
 from exhume.compare.calibration import (
     FIRST_ROUND,
+    Settled,
     Step,
     mean_interval,
     next_position,
     rounds,
     settle,
 )
+from exhume.compare.collect import _point
 from exhume.compare.family import Family, families
 from exhume.compare.frontier import (
     Floor,
     Frontier,
     Point,
     Strongest,
-    crossing,
     error_interval,
-    interpolate,
-    places,
     strongest,
 )
-from exhume.compare.leaderboard import _below, boards
+from exhume.compare.leaderboard import boards, rivals
 from exhume.compare.one_step import (
     first_order_loss,
     inner,
@@ -48,7 +51,17 @@ from exhume.compare.one_step import (
     noise_along,
     u1_u2,
 )
-from exhume.compare.report.page import summary
+from exhume.compare.places import (
+    at_budget,
+    at_point,
+    between_seeds,
+    crossing,
+    interpolate,
+    places,
+)
+from exhume.compare.remarks import Ranked, cautions, dropped
+from exhume.compare.report.export import to_json
+from exhume.compare.report.page import page, summary
 from exhume.compare.settings import default_settings, load_settings
 from exhume.compare.training import accuracy, falling_rate, mean_loss, train
 from exhume.compare.units import parse_error, parse_loss, shown, told_loss
@@ -515,12 +528,16 @@ def point(strength, loss, error, floor=None, chance=False) -> Point:
     kind = family()
     position = 0.0 if strength is None else kind.position(strength)
     found = Strongest(
-        "gauss-newton", error, (error / 2, error * 2), {"a": error}, chance, 5
+        "gauss-newton",
+        error,
+        (error / 2, error * 2),
+        {"gauss-newton": error},
+        chance,
+        5,
     )
     reason = "" if floor else "there is no noise"
-    return Point(
-        strength, position, loss, (loss, loss), found, Floor("b", floor, 0.0, reason)
-    )
+    bound = Floor("b", floor, 0.0, reason)
+    return Point(strength, position, loss, (loss, loss), found, bound, in_order=found)
 
 
 NOBODY = point(None, 0.0, 1e-9)
@@ -633,14 +650,201 @@ def test_the_interval_of_skewed_errors_covers_nearly_as_often():
     assert 0.9 < share < 0.94
 
 
+def ranked(found: Point, label="Gaussian noise") -> Ranked:
+    return Ranked(label, found, at_point(found), FRONTIER)
+
+
 def test_errors_below_the_bound_are_explained():
     inside, outside = point(0.1, 0.1, 0.02, 0.03), point(0.2, 0.1, 0.01, 0.03)
     above = point(0.3, 0.1, 0.04, 0.03)
-    ranked = [(FRONTIER, p) for p in (above, inside, outside)]
-    near, far = _below(ranked)
+    near, far = cautions([ranked(p) for p in (above, inside, outside)])
     assert near.startswith("Below its bound, but the interval includes it: Gaussian")
     assert far.startswith("Below its bound by more than the interval: Gaussian")
-    assert _below([(FRONTIER, above)]) == []
+    assert cautions([ranked(above)]) == []
+
+
+def test_only_errors_in_order_are_compared_with_a_bound():
+    above, below = point(0.1, 0.1, 0.04, 0.03), point(0.1, 0.1, 0.02, 0.03)
+    assert above.strongest is not None
+    # The best assignment may fall below a bound on the error in order.
+    assert cautions([ranked(replace(below, in_order=above.strongest))]) == []
+    unknown = replace(below, in_order=None)
+    (told,) = cautions([ranked(unknown)])
+    assert told.startswith("Not to be compared with its bound: the error of Gaussian")
+    # That of another attack says nothing about the strongest one.
+    other = replace(above.strongest, errors={"guess": 0.04})
+    (same,) = cautions([ranked(replace(below, in_order=other))])
+    assert same == told
+
+
+# Ranking at the budget
+
+
+def bracketed(low, high, budget, chosen) -> Frontier:
+    """Return a frontier of two points, one of them calibrated for a budget."""
+    step = Step(chosen.position, chosen.strength or 0.0, (chosen.loss,))
+    settled = Settled(budget, step, within=True)
+    return Frontier(family(), (settled,), (low, high))
+
+
+def test_the_error_is_that_at_the_budget_where_two_points_bracket_it():
+    place = at_budget(bracketed(LOW, HIGH, 0.055, LOW), 0.055)
+    assert place is not None
+    assert place.interpolated
+    assert (place.loss, place.error) == (pytest.approx(0.055), pytest.approx(0.02))
+    assert place.floor == pytest.approx(math.sqrt(0.004 * 0.02))
+    outside = at_budget(bracketed(LOW, HIGH, 0.105, HIGH), 0.105)
+    assert outside is not None
+    assert (outside.loss, outside.error, outside.points) == (0.1, 0.04, (HIGH,))
+    exact = at_budget(bracketed(LOW, HIGH, 0.01, LOW), 0.01)
+    assert exact is not None
+    assert (exact.interpolated, exact.error) == (False, 0.01)
+    nobody = replace(FRONTIER, settled=(Settled(0.055, None, within=False),))
+    assert at_budget(nobody, 0.055) is None
+
+
+def test_errors_per_seed_have_the_interpolated_error_as_their_mean():
+    first, second = [0.01, 0.03, 0.02], [0.1, 0.05, 0.3]
+    for share in (0.0, 0.3, 1.0):
+        found = between_seeds(first, second, share)
+        error = interpolate(fmean(first), fmean(second), share)
+        assert fmean(found) == pytest.approx(error)
+    assert between_seeds(first, second, 0.0) == pytest.approx(first)
+    assert between_seeds(first, second, 1.0) == pytest.approx(second)
+    # To first order that is the error of a seed, had it been the mean.
+    step, start = 1e-6, interpolate(fmean(first), fmean(second), 0.3)
+    moved = interpolate(fmean(first) * (1 + step), fmean(second), 0.3)
+    value = between_seeds([fmean(first) * (1 + step)], [fmean(second)], 0.3)[0]
+    assert value - start == pytest.approx(moved - start, rel=1e-4)
+    assert between_seeds([0.0, 0.0], [0.1, 0.2], 0.5) == (0.0, 0.0)
+    assert between_seeds([], [], 0.5) == ()
+
+
+def test_a_point_near_the_budget_is_ranked_where_it_would_be_at_the_budget(finished):
+    one = point(0.1, 0.02, 0.03), point(1, 0.05, 0.032)
+    two = point(0.1, 0.02, 0.01), point(1, 0.032, 0.04)
+    frontiers = (
+        replace(bracketed(*one, 0.03, one[0]), family=family(CLIP)),
+        bracketed(*two, 0.03, two[1]),
+    )
+    settings = replace(finished.settings, budgets=[0.03], tolerance=0.01)
+    comparison = replace(finished, settings=settings, frontiers=frontiers)
+    (board,) = boards(comparison)
+    # As measured the steep one leads by 0.04 to 0.03, but at a larger loss.
+    assert [row.measured for row in board.rows] == ["0.04", "0.03"]
+    assert board.rows[0].interpolated
+    at = 0.01 * 4 ** (0.01 / 0.012)
+    assert board.rows[0].error == number(at)
+    assert board.rows[0].loss == "3.2 %"
+    record = json.loads(to_json(comparison))
+    place = record["frontiers"][1]["at_budgets"][0]["place"]
+    assert place["error"] == pytest.approx(at)
+    assert place["between"] == [0.02, 0.032]
+    assert (place["interpolated"], place["floor_is_bound"]) == (True, False)
+
+
+def test_a_bound_between_two_points_is_not_called_a_bound(finished):
+    near = bracketed(LOW, HIGH, 0.055, LOW)
+    settings = replace(finished.settings, budgets=[0.055], tolerance=0.05)
+    comparison = replace(finished, settings=settings, frontiers=(near,))
+    (board,) = boards(comparison)
+    assert board.rows[0].between == "≈ 0.00894, not a bound"
+    assert board.rows[0].bound.startswith("0.004 ±")
+    assert "≈ 0.00894, not a bound" in page(comparison)
+    # 0.005 was measured there, more than twice as much is said at the budget.
+    assert LOW.strongest is not None
+    wide = replace(LOW, strongest=replace(LOW.strongest, error=0.005))
+    far = replace(near, points=(wide, HIGH))
+    (board,) = boards(replace(comparison, frontiers=(far,)))
+    assert any("more than a factor of 2" in told for told in board.remarks)
+
+
+def test_rivals_are_those_whose_difference_seed_by_seed_includes_nothing():
+    common = [0.1, 0.5, 0.9, 0.3]
+    best = [c + gap for c, gap in zip(common, (0.02, 0.021, 0.019, 0.02), strict=True)]
+    noisy = [0.12, 0.2, 1.4, 0.05]
+    # Their intervals overlap by far; the difference is clear all the same.
+    assert error_interval(common)[1] > fmean(best)
+    assert rivals([("best", best), ("other", common)]) == ()
+    assert rivals([("best", best), ("other", noisy)]) == ("other",)
+    assert rivals([("best", best), ("twin", best)]) == ("twin",)
+    assert rivals([("best", best), ("nothing finished", ())]) == ("nothing finished",)
+    assert rivals([("best", [0.2]), ("one seed", [0.1])]) == ("one seed",)
+    assert rivals([]) == ()
+
+
+def test_rivals_are_named_as_often_as_the_level_says():
+    rng = np.random.default_rng(1)
+    common = rng.normal(size=(4000, 1))
+    pairs = common + 0.1 * rng.normal(size=(4000, 2 * 5)).reshape(2, 4000, 5)
+    named = [
+        bool(rivals([("a", a), ("b", b)])) for a, b in zip(*pairs.tolist(), strict=True)
+    ]
+    assert abs(fmean(named) - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+# Trials that failed
+
+
+def trial(attack, seed, status, mse=None, ordered=None, size=1) -> TrialResult:
+    spec = TrialSpec(
+        data={"name": "digits"},
+        model={"name": "mlp"},
+        attack={"name": attack},
+        seed=seed,
+        batch_size=size,
+    )
+    return TrialResult(
+        spec=spec,
+        status=status,
+        reason="" if status == "done" else "it broke.",
+        baseline=attack == "prior-mean",
+        scores={} if mse is None else {"mse": [mse] * size},
+        facts={} if ordered is None else {"ordered_mse": ordered},
+    )
+
+
+def collected(*results: TrialResult) -> Point:
+    settings = AuditSettings(attacks=["gauss-newton"], data={"name": "digits"})
+    (scenario,) = scenarios(settings, results)
+    return _point(scenario, (), None, 0.0, 0.0, (0.0, 0.0))
+
+
+GUESSES = tuple(trial("prior-mean", seed, "done", 0.5) for seed in (0, 1))
+
+
+def test_a_guess_stands_in_for_what_does_not_apply_but_not_for_what_failed():
+    first = trial("gauss-newton", 0, "done", 0.1)
+    declined = collected(*GUESSES, first, trial("gauss-newton", 1, "not-applicable"))
+    assert declined.strongest is not None
+    assert declined.strongest.per_seed == (0.1, 0.5)
+    assert declined.dropped == {}
+    broken = collected(*GUESSES, first, trial("gauss-newton", 1, "failed"))
+    assert broken.strongest is not None
+    assert broken.strongest.attack == "prior-mean"
+    assert set(broken.strongest.errors) == {"prior-mean"}
+    assert broken.dropped == {"gauss-newton": "it broke."}
+    told = cautions([ranked(broken, "pruning")])[-1]
+    assert told.startswith(
+        "Left out for pruning: gauss-newton, of which a trial failed"
+    )
+    assert "(it broke)" in told
+    assert dropped("pruning", [declined]) == []
+
+
+def test_errors_in_order_are_collected_for_larger_batches():
+    guesses = [trial("prior-mean", s, "done", 0.5, 0.5, size=2) for s in (0, 1)]
+    paired = [trial("gauss-newton", s, "done", 0.1, 0.2, size=2) for s in (0, 1)]
+    found = collected(*guesses, *paired)
+    assert found.strongest is not None
+    assert found.in_order is not None
+    assert (found.strongest.error, found.in_order.error) == (0.1, 0.2)
+    mixed = [paired[0], trial("gauss-newton", 1, "done", 0.1, None, size=2)]
+    unknown = collected(*guesses, *mixed)
+    assert unknown.in_order is not None
+    assert set(unknown.in_order.errors) == {"prior-mean"}
+    single = collected(*GUESSES)
+    assert single.in_order == single.strongest
 
 
 def test_units_are_read_and_written():
@@ -688,12 +892,15 @@ def test_the_loss_is_that_of_training_seed_by_seed(finished):
 
 
 def test_families_within_the_intervals_are_called_level(finished):
-    for board in boards(finished):
-        errors = [row.highest for row in board.rows[1:]]
-        assert len(board.rivals) == sum(high >= board.best for high in errors)
-        if board.rivals:
-            told = next(s for s in summary(finished) if board.title in s)
-            assert "may be as good" in told
+    twins = (
+        finished.frontiers[0],
+        replace(finished.frontiers[0], family=family(CLIP)),
+    )
+    comparison = replace(finished, frontiers=twins)
+    (board,) = [b for b in boards(comparison) if b.budget == 0.1]
+    assert board.rivals == ("clipping",)
+    told = next(s for s in summary(comparison) if board.title in s)
+    assert "of the differences, clipping may be as good" in told
 
 
 def test_a_family_that_cannot_lose_the_budget_is_told(finished):

@@ -82,6 +82,7 @@ def show(done: Comparison) -> None:
     """Print the leaderboards, what is missing from them, and recommendations."""
     from exhume.audit.report.words import number, several
     from exhume.compare.leaderboard import boards, undefended_row
+    from exhume.compare.remarks import dropped
     from exhume.compare.report.page import recommendations
 
     console = Console()
@@ -91,9 +92,13 @@ def show(done: Comparison) -> None:
     bare = undefended_row(done)
     say(
         f"{done.settings.title}. Error: mean squared error of the strongest attack, "
-        f"with 95 % intervals over seeds; larger is better."
+        f"with 95 % intervals over seeds; larger is better. It is that at the budget "
+        f"(≈: interpolated between attacked strengths; such a bound is none); lost, "
+        f"measured and ε are of the strength beside them."
     )
     say(f"Without a defense: {bare.error} ({bare.attack}).")
+    for sentence in dropped("no defense", [done.undefended]):
+        say(sentence)
     if done.chance is not None:
         say(f"A guess without the update: {number(done.chance)}.")
     listed = boards(done)
@@ -103,8 +108,8 @@ def show(done: Comparison) -> None:
             console.print(_table(board))
             if board.rivals:
                 say(
-                    f"Within the 95 % intervals, {several(board.rivals)} may be as "
-                    f"good as the first."
+                    f"Within the 95 % intervals of the differences, "
+                    f"{several(list(board.rivals))} may be as good as the first."
                 )
         else:
             say(f"{board.title}: no defense was brought to this utility.")
@@ -129,22 +134,23 @@ def _table(board: Board) -> Table:
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("defense", overflow="fold")
     table.add_column("strength", no_wrap=True)
-    for heading in ("lost", "error", "95 %", "PSNR"):
+    for heading in ("lost", "measured", "error", "95 %", "PSNR"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("strongest attack", overflow="fold")
     table.add_column("no attack below", justify="right", no_wrap=True)
-    table.add_column("ε", justify="right")
+    table.add_column("ε, one release", justify="right")
     for row in board.rows:
         table.add_row(
             str(row.place),
             row.defense,
             row.strength,
             row.loss,
-            row.error,
+            row.measured,
+            row.shown_error,
             row.error_range,
             row.psnr,
             row.attack,
-            row.bound,
+            row.between or row.bound,
             row.epsilon,
         )
     return table

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from exhume.audit.naming import defense_label
 from exhume.audit.report.words import number, several
-from exhume.compare.frontier import Between, Frontier, Point, crossing, places
+from exhume.compare.frontier import Frontier, Point
+from exhume.compare.places import Between, crossing, places
 from exhume.compare.units import shown, told_loss
 from exhume.errors import InvalidInput
 from exhume.formula import formula

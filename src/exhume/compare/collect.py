@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,9 +45,7 @@ def collect(
         folder: of the run.
     """
     (scenario,) = scenarios(attacks, results)
-    undefended = Point(
-        None, 0.0, 0.0, (0.0, 0.0), _strongest(scenario, ()), _floor(scenario, ())
-    )
+    undefended = _point(scenario, (), None, 0.0, 0.0, (0.0, 0.0))
     names = sorted(set.intersection(*(set(result.values) for result in plain)))
     return Comparison(
         folder=folder,
@@ -74,18 +72,38 @@ def _frontier(
     for step in steps.values():
         stack = found.family.at(step.strength)
         points.append(
-            Point(
-                strength=step.strength,
-                position=step.position,
-                loss=step.loss,
-                loss_interval=step.interval,
-                strongest=_strongest(scenario, stack),
-                floor=_floor(scenario, stack),
-                privacy=_privacy(scenario, stack),
+            _point(
+                scenario, stack, step.strength, step.position, step.loss, step.interval
             )
         )
     ordered = tuple(sorted(points, key=lambda p: (p.loss, p.position)))
     return Frontier(found.family, tuple(settled), ordered, found.failure)
+
+
+def _point(
+    scenario: Scenario,
+    stack: tuple[Options, ...],
+    strength: float | None,
+    position: float,
+    loss: float,
+    interval: tuple[float, float],
+) -> Point:
+    found, dropped = _strongest(scenario, stack, _mse)
+    in_order = found
+    # Of a single example there is nothing to pair.
+    if scenario.spec.batch_size > 1:
+        in_order, _ = _strongest(scenario, stack, _ordered_mse)
+    return Point(
+        strength=strength,
+        position=position,
+        loss=loss,
+        loss_interval=interval,
+        strongest=found,
+        floor=_floor(scenario, stack),
+        privacy=None if strength is None else _privacy(scenario, stack),
+        in_order=in_order,
+        dropped=dropped,
+    )
 
 
 def _cells(
@@ -94,30 +112,52 @@ def _cells(
     return scenario.trials.get((defense_label(stack), name), [])
 
 
-def _strongest(scenario: Scenario, stack: tuple[Options, ...]) -> Strongest | None:
-    guess = _errors(_cells(scenario, stack, _GUESS))
+#: error of a trial that ended, or None if it has no finite one
+_Error = Callable[[TrialResult], float | None]
+
+
+def _strongest(
+    scenario: Scenario, stack: tuple[Options, ...], error: _Error
+) -> tuple[Strongest | None, dict[str, str]]:
+    """Return the strongest attack, and why others are left out."""
+    guess = _errors(_cells(scenario, stack, _GUESS), error)
     table: dict[str, list[float]] = {}
+    dropped: dict[str, str] = {}
     for label in scenario.attacks:
-        found = _errors(_cells(scenario, stack, label))
+        cell = _cells(scenario, stack, label)
+        failed = [r.reason for r in cell if r.status == "failed"]
+        if failed:
+            # A guess in its place would make a crash look like protection.
+            dropped[label] = failed[0]
+            continue
+        found = _errors(cell, error)
         if not found:
             continue
-        # Where an attack does not end, its user still has the guess.
-        row = [found.get(seed, guess.get(seed)) for seed in scenario.seeds]
+        # Where an attack has no answer, its user still has the guess.
+        silent = {r.spec.seed for r in cell if _mse(r) is None}
+        fallback = {seed: guess.get(seed) for seed in silent}
+        row = [found.get(seed, fallback.get(seed)) for seed in scenario.seeds]
         complete = [value for value in row if value is not None]
         if len(complete) == len(row):
             table[label] = complete
-    return strongest(table, scenario.baselines)
+    return strongest(table, scenario.baselines), dropped
 
 
-def _errors(results: Sequence[TrialResult]) -> dict[int, float]:
-    """Return the mean squared error by seed, of the trials that ended."""
-    found = {}
-    for result in results:
-        values = result.scores.get("mse", []) if result.status == "done" else []
-        finite = [v for v in values if v is not None and math.isfinite(v)]
-        if finite and len(finite) == len(values):
-            found[result.spec.seed] = fmean(finite)
-    return found
+def _mse(result: TrialResult) -> float | None:
+    values = result.scores.get("mse", [])
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    return fmean(finite) if finite and len(finite) == len(values) else None
+
+
+def _ordered_mse(result: TrialResult) -> float | None:
+    value = result.facts.get("ordered_mse")
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _errors(results: Sequence[TrialResult], error: _Error) -> dict[int, float]:
+    """Return the error by seed, of the trials that ended."""
+    done = [(r.spec.seed, error(r)) for r in results if r.status == "done"]
+    return {seed: value for seed, value in done if value is not None}
 
 
 def _floor(scenario: Scenario, stack: tuple[Options, ...]) -> Floor:

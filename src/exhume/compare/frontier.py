@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -14,13 +12,11 @@ from exhume.compare.family import Family
 from exhume.formula import formula
 
 __all__ = [
-    "Between",
     "Floor",
     "Frontier",
     "Point",
     "Strongest",
     "error_interval",
-    "interpolate",
     "strongest",
 ]
 
@@ -37,6 +33,7 @@ class Strongest:
         errors: mean error of every attack by label, chance levels included.
         chance: the attack is a chance level: it read nothing from the update.
         seeds: number of seeds.
+        per_seed: error of the strongest attack for every seed, in order.
     """
 
     attack: str
@@ -45,6 +42,7 @@ class Strongest:
     errors: dict[str, float]
     chance: bool
     seeds: int
+    per_seed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,10 @@ class Point:
         floor: what no attack can go below.
         privacy: what differential privacy promises of one release, as in the results
             of trials; None if it was not asked for.
+        in_order: as ``strongest``, of the errors that a bound is about: examples are
+            paired by label instead of the best assignment, which looks at the truth.
+            None where labels do not pair them.
+        dropped: attacks of which a trial failed, and why; they are left out.
     """
 
     strength: float | None
@@ -86,6 +88,8 @@ class Point:
     strongest: Strongest | None
     floor: Floor
     privacy: dict[str, Any] | None = None
+    in_order: Strongest | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,123 +152,5 @@ def strongest(
         errors=means,
         chance=best in chance,
         seeds=len(errors[best]),
+        per_seed=tuple(errors[best]),
     )
-
-
-@dataclass(frozen=True)
-class Between:
-    """A place on a frontier between two attacked points, or at one of them.
-
-    Attributes:
-        loss: utility loss.
-        error: of the strongest attack.
-        strength: value of the option.
-        interval: 95 % interval of that error.
-        floor: lower bound, or None where one of the two has none.
-        points: the neighbours; one if the place is a measured point.
-    """
-
-    loss: float
-    error: float
-    strength: float
-    interval: tuple[float, float]
-    floor: float | None
-    points: tuple[Point, ...]
-
-
-@formula(
-    r"e = e_0^{1-s}\, e_1^{s}, \quad s = \frac{u - u_0}{u_1 - u_0}",
-    reference="geometric interpolation: never above the straight line",
-)
-def interpolate(first: float, second: float, share: float) -> float:
-    """Return the error at a share of the way between two measured errors.
-
-    Args:
-        first: e₀ ≥ 0, at share 0.
-        second: e₁ ≥ 0, at share 1.
-        share: s in [0, 1].
-    """
-    if first <= 0 or second <= 0:
-        return min(first, second) if 0 < share < 1 else (second if share else first)
-    return math.exp((1 - share) * math.log(first) + share * math.log(second))
-
-
-def places(frontier: Frontier, max_loss: float) -> list[Between]:
-    """List the places of a frontier up to a utility loss, weak to strong.
-
-    Measured points, and the place at exactly ``max_loss`` between its neighbours, if it
-    has two: nothing is said beyond what was measured.
-    """
-    points = [p for p in frontier.points if p.strongest is not None]
-    found = [_at(p) for p in points if p.loss <= max_loss]
-    for low, high in itertools.pairwise(points):
-        if low.loss < max_loss < high.loss:
-            share = (max_loss - low.loss) / (high.loss - low.loss)
-            found.append(between(frontier.family, low, high, share))
-    return found
-
-
-def _at(point: Point) -> Between:
-    assert point.strongest is not None
-    assert point.strength is not None
-    return Between(
-        point.loss,
-        point.strongest.error,
-        point.strength,
-        point.strongest.interval,
-        point.floor.value,
-        (point,),
-    )
-
-
-def between(family: Family, low: Point, high: Point, share: float) -> Between:
-    """Return the place at a share of the way between two measured points."""
-    assert low.strongest is not None
-    assert high.strongest is not None
-    floors = low.floor.value, high.floor.value
-    floor = None
-    if floors[0] is not None and floors[1] is not None:
-        floor = interpolate(floors[0], floors[1], share)
-    ends = zip(low.strongest.interval, high.strongest.interval, strict=True)
-    first, last = (interpolate(*end, share) for end in ends)
-    position = low.position + share * (high.position - low.position)
-    return Between(
-        low.loss + share * (high.loss - low.loss),
-        interpolate(low.strongest.error, high.strongest.error, share),
-        family.strength(position),
-        (first, last),
-        floor,
-        (low, high),
-    )
-
-
-def crossing(frontier: Frontier, min_error: float, max_loss: float) -> Between | None:
-    """Return the place of least utility loss at which an error is reached.
-
-    Args:
-        frontier: of one family.
-        min_error: e.
-        max_loss: u.
-
-    Returns:
-        the place, or None if no place up to ``max_loss`` reaches the error.
-    """
-    reached = [p for p in places(frontier, max_loss) if p.error >= min_error]
-    if not reached:
-        return None
-    first = min(reached, key=lambda p: p.loss)
-    points = [p for p in frontier.points if p.strongest is not None]
-    for low, high in itertools.pairwise(points):
-        assert low.strongest is not None
-        assert high.strongest is not None
-        if not low.strongest.error < min_error <= high.strongest.error:
-            continue
-        if low.loss > first.loss or low.strongest.error <= 0:
-            continue
-        share = math.log(min_error / low.strongest.error) / math.log(
-            high.strongest.error / low.strongest.error
-        )
-        place = between(frontier.family, low, high, share)
-        if place.loss <= first.loss:
-            return place
-    return first

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exhume.audit.report.promises import told_epsilon
-from exhume.audit.report.words import number, several
-from exhume.compare.frontier import Floor, Frontier, Point, Strongest
+from exhume.audit.report.words import number
+from exhume.compare.calibration import mean_interval
+from exhume.compare.frontier import Floor, Strongest
+from exhume.compare.places import Between, at_budget
+from exhume.compare.remarks import Ranked, absent, cautions
 from exhume.compare.run import Comparison
 from exhume.compare.units import shown, told_loss, told_range
+from exhume.formula import formula
 
-__all__ = ["Board", "Row", "boards", "undefended_row"]
+__all__ = ["Board", "Row", "attack_name", "boards", "rivals", "undefended_row"]
 
 
 @dataclass(frozen=True)
@@ -21,17 +26,19 @@ class Row:
     Attributes:
         place: 1 for the largest error; None where the utility is not the budget's.
         defense: label of the family.
-        strength: in words.
-        loss: utility lost.
+        strength: that was calibrated, in words.
+        loss: utility lost there, as measured.
         loss_range: its 95 % interval; "" if there is one seed only.
-        error: of the strongest attack.
+        measured: error of the strongest attack there.
+        error: of the strongest attack at the budget itself.
         error_range: its 95 % interval.
+        interpolated: the error at the budget lies between two attacked strengths.
         psnr: the error as a PSNR, for data in [0, 1].
         attack: the strongest one.
-        bound: lower bound with its standard error, or "–".
+        bound: lower bound at the calibrated strength with its standard error, or "–".
+        between: what bounds interpolate to at the budget, which bounds nothing, or "".
         reason: why there is no bound, else "".
-        epsilon: of one release, or that it is not accounted.
-        highest: upper end of the interval of the error.
+        epsilon: of one release at the calibrated strength, or that it is not accounted.
     """
 
     place: int | None
@@ -39,14 +46,21 @@ class Row:
     strength: str
     loss: str
     loss_range: str
+    measured: str
     error: str
     error_range: str
+    interpolated: bool
     psnr: str
     attack: str
     bound: str
+    between: str
     reason: str
     epsilon: str
-    highest: float
+
+    @property
+    def shown_error(self) -> str:
+        """The error at the budget, marked where it is interpolated."""
+        return f"≈ {self.error}" if self.interpolated else self.error
 
 
 @dataclass(frozen=True)
@@ -57,20 +71,16 @@ class Board:
         budget: utility loss.
         title: in words.
         rows: the families of equal utility, the largest error first.
-        remarks: one sentence for every family that is not among them.
-        best: error of the first row; −∞ without one.
+        remarks: sentences on families that are not among them, and on what is to be
+            read with care.
+        rivals: families that may be as good as the first.
     """
 
     budget: float
     title: str
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
-    best: float
-
-    @property
-    def rivals(self) -> list[str]:
-        """Families that may be as good as the first: their intervals reach it."""
-        return [row.defense for row in self.rows[1:] if row.highest >= self.best]
+    rivals: tuple[str, ...]
 
 
 def boards(comparison: Comparison) -> list[Board]:
@@ -80,121 +90,100 @@ def boards(comparison: Comparison) -> list[Board]:
 
 def undefended_row(comparison: Comparison) -> Row:
     """Describe what the attacks reach without a defense."""
-    return _row(None, "no defense", "", comparison.undefended, comparison)
+    point = comparison.undefended
+    return _row(None, "no defense", "", Ranked.at_point(point), comparison)
 
 
 def _board(comparison: Comparison, budget: float) -> Board:
     utility = comparison.settings.utility
-    ranked: list[tuple[Frontier, Point]] = []
+    ranked: list[Ranked] = []
     remarks = []
     for frontier in comparison.frontiers:
         point = frontier.at(budget)
         if point is None:
-            remarks.append(remark(comparison, frontier, budget))
+            remarks.append(absent(comparison, frontier, budget))
         else:
-            ranked.append((frontier, point))
-    ranked.sort(key=lambda pair: -_error(pair[1]))
+            place = at_budget(frontier, budget)
+            ranked.append(Ranked(frontier.family.label, point, place, frontier))
+    ranked.sort(key=lambda entry: -entry.error)
     rows = [
-        _row(place, f.family.label, _strength(f, p), p, comparison)
-        for place, (f, p) in enumerate(ranked, start=1)
+        _row(place, entry.label, entry.strength, entry, comparison)
+        for place, entry in enumerate(ranked, start=1)
     ]
-    remarks += _below(ranked)
+    remarks += cautions(ranked)
     tolerance = shown(utility, comparison.settings.tolerance)
     title = f"{told_loss(utility, budget)} lost (± {tolerance})"
-    best = max((_error(point) for _, point in ranked), default=-math.inf)
-    return Board(budget, title, tuple(rows), tuple(remarks), best)
+    names = rivals([(entry.label, entry.per_seed) for entry in ranked])
+    return Board(budget, title, tuple(rows), tuple(remarks), names)
 
 
-def _below(ranked: list[tuple[Frontier, Point]]) -> list[str]:
-    """Say which errors are below their bounds, and what that means."""
-    near, far = [], []
-    for frontier, point in ranked:
-        floor, found = point.floor.value, point.strongest
-        if floor is not None and found is not None and found.error < floor:
-            inside = found.interval[1] >= floor
-            (near if inside else far).append(frontier.family.label)
-    told = []
-    if near:
-        told.append(
-            f"Below its bound, but the interval includes it: {several(near)}. The "
-            f"bound is an average over the prior; a few examples can be easier."
-        )
-    if far:
-        told.append(
-            f"Below its bound by more than the interval: {several(far)}. The prior "
-            f"knows less of these data than the attacks do (their range, say); run "
-            f"more seeds, and do not rely on this bound."
-        )
-    return told
+@formula(
+    r"0 \in \overline{e^\star - e} \pm t_{n-1,\,0.975}\; s_{e^\star - e} / \sqrt n",
+    reference="Student, Biometrika 1908, for paired samples",
+)
+def rivals(ranked: Sequence[tuple[str, Sequence[float]]]) -> tuple[str, ...]:
+    """Name those that may be as good as the first, by the differences seed by seed.
 
+    The seeds are shared, so what they have in common cancels out of a difference.
 
-def _capital(label: str) -> str:
-    return label[:1].upper() + label[1:]
-
-
-def _error(point: Point) -> float:
-    return -math.inf if point.strongest is None else point.strongest.error
-
-
-def _strength(frontier: Frontier, point: Point) -> str:
-    return "" if point.strength is None else frontier.family.told(point.strength)
-
-
-def remark(comparison: Comparison, frontier: Frontier, budget: float) -> str:
-    """Say why a family does not appear at a budget, and what it does instead."""
-    utility = comparison.settings.utility
-    label = _capital(frontier.family.label)
-    if frontier.failure:
-        return f"{label} could not be measured: {frontier.failure}"
-    (settled,) = [s for s in frontier.settled if s.budget == budget]
-    if settled.step is None:
-        weakest = frontier.family.told(frontier.family.weakest)
-        return (
-            f"{label} always costs more: even at its weakest ({weakest}) the loss is "
-            f"above {shown(utility, budget)}."
-        )
-    strength, loss = settled.step.strength, shown(utility, settled.step.loss)
-    point = next((p for p in frontier.points if p.strength == strength), None)
-    reached = ""
-    if point is not None and point.strongest is not None:
-        reached = (
-            f"; there the strongest attack, {point.strongest.attack}, reaches "
-            f"{number(point.strongest.error)}"
-        )
-    told = frontier.family.told(strength)
-    if settled.step.loss < budget and settled.reason.startswith("the budget"):
-        return f"{label} never costs as much: at most {loss}, at {told}{reached}."
-    return (
-        f"{label} was not brought within the tolerance; the nearest below is {loss}, "
-        f"at {told}{reached}."
-    )
+    Args:
+        ranked: label and errors per seed, of the same seeds; the best first. Whoever
+            has no errors may be anything.
+    """
+    if not ranked:
+        return ()
+    best = ranked[0][1]
+    named = []
+    for label, errors in ranked[1:]:
+        if len(errors) == len(best) > 0:
+            gaps = [b - e for b, e in zip(best, errors, strict=True)]
+            low, high = mean_interval(gaps)
+            if not low <= 0 <= high:
+                continue
+        named.append(label)
+    return tuple(named)
 
 
 def _row(
-    place: int | None,
+    rank: int | None,
     label: str,
     strength: str,
-    point: Point,
+    entry: Ranked,
     comparison: Comparison,
 ) -> Row:
-    utility = comparison.settings.utility
+    utility, point, place = comparison.settings.utility, entry.point, entry.place
     found = point.strongest
     plain = point.strength is None
+    error = None if place is None else place.error
     return Row(
-        place=place,
+        place=rank,
         defense=label,
         strength=strength,
         loss=shown(utility, point.loss),
         loss_range="" if plain else told_range(utility, point.loss_interval),
-        error="–" if found is None else number(found.error),
-        error_range="" if found is None else _range(found),
-        psnr="–" if found is None else _psnr(found.error),
-        attack="none finished" if found is None else attack_name(found),
+        measured="–" if found is None else number(found.error),
+        error="–" if error is None else number(error),
+        error_range="" if place is None else _range(place.interval),
+        interpolated=place is not None and place.interpolated,
+        psnr="–" if error is None else _psnr(error),
+        attack="none finished" if place is None else _attacks(place),
         bound=_bound(point.floor),
+        between=_between(place),
         reason=point.floor.reason,
         epsilon=told_epsilon(point.privacy),
-        highest=math.inf if found is None else found.interval[1],
     )
+
+
+def _attacks(place: Between) -> str:
+    """Name the strongest attacks of the points behind a place."""
+    found = [p.strongest for p in place.points if p.strongest is not None]
+    return " / ".join(dict.fromkeys(map(attack_name, found)))
+
+
+def _between(place: Between | None) -> str:
+    if place is None or not place.interpolated or place.floor is None:
+        return ""
+    return f"≈ {number(place.floor)}, not a bound"
 
 
 def attack_name(found: Strongest) -> str:
@@ -202,8 +191,8 @@ def attack_name(found: Strongest) -> str:
     return f"{found.attack} (chance)" if found.chance else found.attack
 
 
-def _range(found: Strongest) -> str:
-    low, high = found.interval
+def _range(interval: tuple[float, float]) -> str:
+    low, high = interval
     return f"{number(low, 2)} to {number(high, 2)}" if math.isfinite(high) else ""
 
 

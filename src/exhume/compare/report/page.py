@@ -10,6 +10,8 @@ from exhume.audit.report.settings_toml import to_toml
 from exhume.audit.report.words import number, several
 from exhume.audit.settings import as_options
 from exhume.compare.leaderboard import boards, undefended_row
+from exhume.compare.places import at_budget
+from exhume.compare.remarks import dropped
 from exhume.compare.report.plot import frontier_plot, legend
 from exhume.compare.run import ATTACKS, Comparison
 from exhume.compare.settings import CompareSettings, seed_list
@@ -44,6 +46,7 @@ def page(comparison: Comparison) -> str:
         "tiles": _tiles(comparison),
         "boards": listed,
         "undefended": undefended_row(comparison),
+        "dropped": dropped("no defense", [comparison.undefended]),
         "legend": legend(comparison),
         "plot": frontier_plot(comparison),
         "reasons": _reasons(rows),
@@ -67,13 +70,15 @@ def summary(comparison: Comparison) -> list[str]:
         best = (
             f"At {board.title}, {first.defense} ({first.strength}) protects best: the "
             f"strongest attack has an error of {first.error}"
+            f"{' (interpolated to the budget)' if first.interpolated else ''}"
         )
         worst = board.rows[-1]
         if worst is not first:
             best += f", against {worst.error} for {worst.defense}"
         if board.rivals:
             best += (
-                f". Within the 95 % intervals, {several(board.rivals)} may be as good"
+                f". Within the 95 % intervals of the differences, "
+                f"{several(list(board.rivals))} may be as good"
             )
         told.append(f"{best}.")
     return told
@@ -83,12 +88,14 @@ def recommendations(comparison: Comparison) -> list[str]:
     """Answer the question of `advise` for the best error at every budget."""
     told = []
     for budget in comparison.settings.budgets:
-        points = [f.at(budget) for f in comparison.frontiers]
-        errors = [p.strongest.error for p in points if p is not None and p.strongest]
-        if not errors:
+        places = [at_budget(f, budget) for f in comparison.frontiers]
+        found = [place for place in places if place is not None]
+        if not found:
             continue
-        asked = _first_digit(max(errors))
-        most = budget + comparison.settings.tolerance
+        best = max(found, key=lambda place: place.error)
+        asked = _first_digit(best.error)
+        # A family that was not attacked above the budget stands at its own loss.
+        most = max(budget, best.loss)
         advice = comparison.advise(min_error=asked, max_loss=most)
         told.append(str(advice))
     return told
