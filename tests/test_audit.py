@@ -66,6 +66,16 @@ def test_a_setting_is_a_spec_without_its_attack():
     assert SPEC.setting == other_attack.setting != other_seed.setting
 
 
+def test_a_spec_that_says_how_many_public_examples_is_another():
+    few = replace(SPEC, public_examples=20)
+    assert few.id != SPEC.id
+    assert few.setting != SPEC.setting
+    given = AuditSettings(attacks=["dlg"], public_examples=20)
+    assert {spec.public_examples for spec in expand(given)} == {20}
+    with pytest.raises(InvalidInput, match="public_examples is -1"):
+        AuditSettings(public_examples=-1)
+
+
 # Expansion
 
 

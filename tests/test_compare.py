@@ -20,7 +20,9 @@ from exhume.audit.records import TrialResult, TrialSpec
 from exhume.audit.report.grouping import scenarios
 from exhume.audit.report.words import number
 from exhume.audit.settings import AuditSettings
+from exhume.audit.store import Store
 from exhume.audit.sweep import Checked
+from exhume.audit.trial import run_trial
 from exhume.cli import app
 from exhume.compare import CompareSettings, load, run
 from exhume.compare.advice import advise, mse_of_psnr
@@ -69,6 +71,7 @@ from exhume.compare.utility import UtilitySpec, UtilityStore, measure
 from exhume.config import build, describe
 from exhume.errors import InvalidInput
 from exhume.problem.law import Law
+from exhume.problem.mechanism import Mechanism
 from exhume.problem.tree import flatten
 
 NOISE = {"name": "gaussian-noise", "std": {"weakest": 0.01, "strongest": 3.0}}
@@ -781,6 +784,36 @@ def test_rivals_are_named_as_often_as_the_level_says():
         bool(rivals([("a", a), ("b", b)])) for a, b in zip(*pairs.tolist(), strict=True)
     ]
     assert abs(fmean(named) - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+# Public data
+
+
+def test_defenses_see_as_many_public_examples_under_attack_as_in_training(
+    finished, monkeypatch
+):
+    with Store(finished.folder / "attacks" / "results.sqlite", create=False) as store:
+        spec = next(r.spec for r in store.results() if r.spec.defenses)
+    assert spec.public_examples == TINY.public_examples
+    seen = []
+    calibrate = Mechanism.calibrate
+
+    def watched(self, task, public, key):
+        seen.append(public)
+        return calibrate(self, task, public, key)
+
+    monkeypatch.setattr(Mechanism, "calibrate", watched)
+    noisy = {"name": "optimal-gradient-noise", "std": 0.1}
+    fresh = replace(spec, defenses=(noisy,), attack={"name": "prior-mean"}, bound=None)
+    few, other = run_trial(fresh), run_trial(replace(fresh, public_examples=30))
+    assert few.status == other.status == "done"
+    assert [len(public) for public in seen] == [TINY.public_examples, 30]
+    # The prior, and so the guess, is that of all the others.
+    assert few.facts["public_examples"] > 5 * TINY.public_examples
+    assert few.scores == other.scores
+    again = run_trial(replace(fresh, seed=1, public_examples=30))
+    assert again.status == "done"
+    assert not torch.equal(seen[-1].inputs, seen[-2].inputs)
 
 
 # Trials that failed

@@ -38,6 +38,8 @@ class TrialSpec:
         prior: prior fitted to the public examples, or None.
         attack: the attack of this trial, or None.
         bound: the bound of this trial, or None; exactly one of the two is set.
+        public_examples: that defenses are calibrated on; 0 for all. The prior and the
+            attacks have all.
     """
 
     data: Options
@@ -54,16 +56,24 @@ class TrialSpec:
     prior: Options | None = None
     attack: Options | None = None
     bound: Options | None = None
+    public_examples: int = 0
 
     @property
     def id(self) -> str:
         """SHA-256 of the canonical JSON: equal specs have equal ids everywhere."""
-        return content_hash(asdict(self))
+        return content_hash(self._record())
 
     @property
     def setting(self) -> str:
         """Hash of everything but the attack and the bound: the same observation."""
-        return content_hash({**asdict(self), "attack": None, "bound": None})
+        return content_hash({**self._record(), "attack": None, "bound": None})
+
+    def _record(self) -> dict[str, Any]:
+        record = asdict(self)
+        if not self.public_examples:
+            # It came later: specs that do not use it keep their ids.
+            del record["public_examples"]
+        return record
 
 
 def content_hash(value: Any) -> str:

@@ -36,6 +36,8 @@ class AuditSettings:
         dtype: ``float32`` or ``float64``.
         threat: name of a threat model.
         prior: prior fitted to the public examples, or None.
+        public_examples: that defenses are calibrated on, drawn at random for each seed;
+            0 for all. The prior and the attacks always have all.
         executor: ``serial`` or ``processes``.
         workers: number of processes; 0 takes one per core.
         out: folder of the run; "" makes ``runs/<title>``.
@@ -61,12 +63,18 @@ class AuditSettings:
     dtype: Literal["float32", "float64"] = "float32"
     threat: str = "labels-known"
     prior: Options | str | None = "gaussian"
+    public_examples: int = 0
     executor: Literal["serial", "processes"] = "processes"
     workers: int = 0
     out: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("classes", 0), ("workers", 0)):
+        for name, least in (
+            ("batch_size", 1),
+            ("classes", 0),
+            ("public_examples", 0),
+            ("workers", 0),
+        ):
             if getattr(self, name) < least:
                 msg = f"{name} is {getattr(self, name)}; it must be at least {least}"
                 raise InvalidInput(msg)

@@ -132,6 +132,7 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
         "batch_size": settings.batch_size,
         "classes": settings.classes,
         "threat": settings.threat,
+        "public_examples": settings.public_examples,
     }
     checked.run(lambda: _check_names(settings))
     for stack in stacks:

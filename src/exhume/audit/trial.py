@@ -32,7 +32,7 @@ from exhume.audit.records import TrialResult, TrialSpec
 from exhume.config import build
 from exhume.data.split import split
 from exhume.errors import ExhumeError, InvalidInput, MissingKnowledge
-from exhume.keys import fold
+from exhume.keys import fold, generator
 from exhume.metrics.score import score
 from exhume.problem.attack import Attack
 from exhume.problem.batch import Batch
@@ -135,6 +135,7 @@ def prepare(spec: TrialSpec) -> None:
     """
     world = make_world(spec)
     try:
+        _calibrate(world, spec)
         world.observe(fold(spec.seed, "observe"))
     except (ValueError, RuntimeError, IndexError) as error:  # how torch says "no fit"
         if isinstance(error, ExhumeError):
@@ -144,6 +145,20 @@ def prepare(spec: TrialSpec) -> None:
             f"that the model, the loss, the mode and the data fit together"
         )
         raise InvalidInput(msg) from error
+
+
+def _calibrate(world: World, spec: TrialSpec) -> None:
+    """Make the plans on as many public examples as the spec says.
+
+    Attacks, bounds and the prior have the others as well: who defends may know less.
+    """
+    key, public = fold(spec.seed, "observe"), world.public
+    few = spec.public_examples
+    if key in world.calibrated or public is None or not 0 < few < len(public):
+        return
+    chosen = torch.randperm(len(public), generator=generator(spec.seed, "public"))
+    part = public.select(chosen[:few].sort().values)
+    world.calibrated[key] = world.mechanism.calibrate(world.task, part, key)
 
 
 def _key(spec: TrialSpec, *names: str) -> str:
@@ -223,8 +238,9 @@ def _evaluate(spec: TrialSpec) -> TrialResult:
         msg = "a trial needs exactly one of an attack and a bound"
         raise InvalidInput(msg)
     world = make_world(spec)
-    calibrated = _key(spec, *_SHARED, "observation", "defenses")
+    calibrated = _key(spec, *_SHARED, "observation", "defenses", "public_examples")
     world.calibrated.update(_PLANS.of(calibrated))
+    _calibrate(world, spec)
     observation = world.observe(fold(spec.seed, "observe"))
     _PLANS.keep(calibrated, world.calibrated)
     setting = TrialResult(

@@ -47,7 +47,7 @@ class CompareSettings:
         learning_rate: at the first step.
         schedule: of the rate: ``falling`` linearly to 0, or ``constant``.
         held_out: examples that accuracy is measured on.
-        public_examples: for the calibration of defenses in training.
+        public_examples: that defenses are calibrated on, in training and under attack.
         recalibrate: steps between two calibrations of a defense; 0 calibrates once.
         attacks: the attack set; chance levels are added.
         bounds: bounds to stand beside the attacks.

@@ -150,6 +150,12 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
         rows.append(("Training", trained))
     return [
         *rows,
+        (
+            "Public data",
+            f"defenses are calibrated on {s.public_examples} examples, drawn at random "
+            f"for every seed, in training and under attack; attackers have all but the "
+            f"private batch",
+        ),
         ("Attacks", several([_described(attack) for attack in s.attacks])),
         (
             "Attacked",
