@@ -27,7 +27,8 @@ from exhume.problem.privacy import Guarantee
 from exhume.problem.tree import flatten, norm, scale, size, unflatten
 
 RELEASES = 10_000
-FEW = {"probes": 2, "samples": 2}
+TWO = {"samples": 2, "batch_size": 2}  # as many as BATCH has
+FEW = {"probes": 2, **TWO}
 DP = {"max_norm": 1.0, "noise_multiplier": 1.0, "batch_size": 2}
 
 
@@ -68,7 +69,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "optimal-gradient-pruning": [Row({"ratio": 0.4, **FEW}, {"ratio": 0.0})],
     "matrix-optimal-noise": [
-        Row({"std": 0.3, "form": f, "rank": 3, "samples": 2}, {"std": 0.0, "form": f})
+        Row({"std": 0.3, "form": f, "rank": 3, **TWO}, {"std": 0.0, "form": f})
         for f in ("low-rank", "kronecker")
     ],
     "coordinate-clipping": [Row({"max_abs": 0.2}, {"max_abs": 1e6})],

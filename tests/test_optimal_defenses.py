@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import exhume
 from exhume import Batch, EventSpec, Mechanism, Task, World
 from exhume.audit.facts import collect_facts
 from exhume.compare.one_step import u1_u2
@@ -590,6 +591,44 @@ def test_noise_power_as_the_cost_needs_no_columns():
         covariance = noise.covariance(noise.calibrate(TASK, PUBLIC, 0))
         power = float(flatten(covariance.diagonal()).sum())
         assert power == pytest.approx(43 * 0.1**2)
+
+
+# --- the size of the batch -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    [
+        ("optimal-gradient-noise", {"std": 0.1}),
+        ("optimal-gradient-pruning", {"ratio": 0.5}),
+        ("matrix-optimal-noise", {"std": 0.1}),
+    ],
+)
+def test_a_design_for_batches_of_another_size_is_refused(name, strength):
+    two, four, rest = (PUBLIC.select(r) for r in (range(2), range(4), range(4, 30)))
+    wrong = (
+        rf"'{name}' is made for batches of 2, but the private batch of a client has 4 "
+        r"examples; set its option batch_size to 4"
+    )
+    design = exhume.defense(name, **strength, samples=2, batch_size=2)
+    alone = Mechanism(Gradient(), [design])
+    World(TASK, two, alone, rest).observe(0)
+    for ask in (World.observe, World.plans):
+        with pytest.raises(InvalidInput, match=wrong):
+            ask(World(TASK, four, alone, rest), 0)
+    plans = alone.calibrate(TASK, rest, 0)
+    with pytest.raises(InvalidInput, match=wrong):
+        alone.values(TASK, four, 0, plans)
+    with pytest.raises(InvalidInput, match=wrong):
+        alone.sample(TASK, four, 0, rest)
+    # Two clients have two examples each of four, and one each of two.
+    total = exhume.defense("secure-aggregation", clients=2)
+    summed = Mechanism(Gradient(), [design, total])
+    World(TASK, four, summed, rest).observe(0)
+    with pytest.raises(InvalidInput, match="has 1 example; set its option batch_size"):
+        World(TASK, two, summed, rest).observe(0)
+    idle = exhume.defense(name, **dict.fromkeys(strength, 0.0), batch_size=2)
+    World(TASK, four, Mechanism(Gradient(), [idle]), rest).observe(0)
 
 
 # --- scales of the private batch -----------------------------------------------------

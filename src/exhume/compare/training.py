@@ -77,9 +77,8 @@ def train(
     """Train a copy of a task on what a mechanism releases.
 
     In each step one client computes its update on the next batch, the mechanism
-    releases it, and the server steps. Scales from public data hold for ``recalibrate``
-    steps, random masks for one. ``adam`` is FedAdam (Reddi et al., ICLR 2021): it
-    is invariant to the scale of the update, so a mere scaling costs nothing.
+    releases it under fresh masks, and the server steps. ``adam`` is FedAdam (Reddi et
+    al., ICLR 2021), which no scale of the update moves: a mere scaling costs nothing.
 
     Args:
         task: model and loss; it is not changed.
@@ -90,7 +89,8 @@ def train(
         batch_size: B.
         optimiser: ``adam``, ``sgd``, or ``nesterov``, sgd with momentum 0.9.
         learning_rate: η₀.
-        recalibrate: steps between two calibrations; 0 calibrates once, at the start.
+        recalibrate: steps between two calibrations, of all but random masks; 0
+            calibrates once, at the start.
         key: of batches, plans and noise; equal keys give equal bits.
         schedule: of the rate: ``falling``, see :func:`falling_rate`, or ``constant``.
         order: of the examples: ``shuffled`` in every epoch, or ``fixed``.
@@ -110,10 +110,8 @@ def train(
         if recalibrate and step and step % recalibrate == 0:
             plans = mechanism.calibrate(trained, public, fold(key, "calibrate", step))
         batch = data.select(next(batches))
-        source = fold(key, "step", step)
-        # The key of a mask knows no strength, so that curves share their randomness.
         own = mechanism.redraw(plans, fold(key, "masks", step))
-        released = mechanism.values(trained, batch, source, own)
+        released = mechanism.values(trained, batch, fold(key, "step", step), own)
         _hand_over(released, weights)
         falls = schedule == "falling"
         rate = falling_rate(learning_rate, step, steps) if falls else learning_rate

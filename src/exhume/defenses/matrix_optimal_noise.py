@@ -81,7 +81,7 @@ class MatrixOptimalNoise(Defense):
         samples: public batches that M is averaged over, at most; H, which is cheaper,
             takes up to 256, or as many as fit in 512 MB: 134 for a million parameters.
         directions: principal components of public inputs along which J is taken.
-        batch_size: B of the private batch, which is public.
+        batch_size: B of the private batch, which is public; another one is refused.
         ridge: added to H, as a share of its mean diagonal; noise where H has no other
             part would be free.
         only: glob patterns of the tensors that get noise.
@@ -223,6 +223,11 @@ class MatrixOptimalNoise(Defense):
     def correlates_noise(self) -> bool:
         """Whether the noise of one coordinate tells of that of others."""
         return self.adds_noise
+
+    @property
+    def designed_for(self) -> int | None:
+        """B of the private batch, if there is noise."""
+        return self.batch_size if self.adds_noise else None
 
     @property
     def adds_noise(self) -> bool:

@@ -129,7 +129,7 @@ class OptimalGradientNoise(Defense):
         probes: random directions per batch in the sketch of a_i; its relative error is
             1/√(2 · probes · samples).
         samples: public batches to average over, at most.
-        batch_size: B of the private batch, which is public.
+        batch_size: B of the private batch, which is public; another one is refused.
         cap: largest ratio of v_i to the mean before scaling, and of the mean to v_i.
         ridge: added to h_i², as a share of its mean.
         only: glob patterns of the tensors that get noise.
@@ -237,6 +237,11 @@ class OptimalGradientNoise(Defense):
         if self.scale_source == "private":
             return before.void("the noise scale depends on the private data")
         return before.plus_noise(plan.arrays)
+
+    @property
+    def designed_for(self) -> int | None:
+        """B of the private batch, if there is noise."""
+        return self.batch_size if self.adds_noise else None
 
     @property
     def adds_noise(self) -> bool:

@@ -91,7 +91,7 @@ class OptimalGradientPruning(Defense):
         scale_source: ``public`` or ``private``.
         probes: random directions per batch in the sketch of a_i.
         samples: public batches to average over, at most.
-        batch_size: B of the private batch, which is public.
+        batch_size: B of the private batch, which is public; another one is refused.
         only: glob patterns of the tensors that are pruned.
 
     Raises:
@@ -195,6 +195,11 @@ class OptimalGradientPruning(Defense):
         if self.scale_source == "private":
             return before.void("the mask depends on the private data")
         return before.masked(plan.arrays)
+
+    @property
+    def designed_for(self) -> int | None:
+        """B of the private batch, if anything is removed."""
+        return self.batch_size if self.ratio > 0 else None
 
     @property
     def preserves_zeros(self) -> bool:

@@ -154,7 +154,8 @@ class Pruning(Defense):
 
     ``random`` removes entries drawn in ``calibrate`` from a seed that client and server
     share, so the mask is public and independent of the data. Nothing is rescaled. Every
-    step of a training draws its own mask (``redraw``), as the paper does.
+    step of a training draws its own mask (``redraw``), which its clients share; the
+    paper draws one for each of them.
 
     Attributes:
         ratio: ρ in [0, 1); exactly ⌊ρP⌋ of the P covered entries are removed.

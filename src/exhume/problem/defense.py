@@ -246,6 +246,11 @@ class Defense(ABC):
         )
 
     @property
+    def designed_for(self) -> int | None:
+        """B of a client's batch that the plan is made for; None if for any."""
+        return None
+
+    @property
     def adds_noise(self) -> bool:
         """Whether the release is randomised by additive noise."""
         return False

@@ -18,6 +18,7 @@ from exhume.problem.observation import Candidate, Observation, ObservationModel
 from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
+from exhume.registry import registered_name
 
 __all__ = ["Induced", "Mechanism"]
 
@@ -111,6 +112,30 @@ class Mechanism:
             shapes = plans[-1].shapes.items()
             self._laws(plans, {name: torch.ones(shape) for name, shape in shapes})
 
+    def check_batch(self, batch: Batch) -> None:
+        """Raise unless every defense is made for batches of a client's size.
+
+        Args:
+            batch: the private S, of all clients together.
+
+        Raises:
+            InvalidInput: a defense is made for batches of another size.
+        """
+        particular = [d for d in self.defenses if d.designed_for is not None]
+        if not particular:
+            return
+        own, last = len(batch), self.defenses[-1]
+        if isinstance(last, Aggregation):
+            own = len(last.split(Candidate(batch.inputs, batch.targets))[0].inputs)
+        for defense in particular:
+            if defense.designed_for != own:
+                msg = (
+                    f"{registered_name(type(defense))!r} is made for batches of "
+                    f"{defense.designed_for}, but the private batch of a client has "
+                    f"{_examples(own)}; set its option batch_size to {own}"
+                )
+                raise InvalidInput(msg)
+
     def release(
         self, update: Mapping[str, Tensor], plans: tuple[Plan, ...], key: int
     ) -> dict[str, Tensor]:
@@ -136,7 +161,11 @@ class Mechanism:
             key: all randomness of the run.
             public: public data for calibration.
             plans: calibrated plans, if there are any already.
+
+        Raises:
+            InvalidInput: a defense is made for batches of another size.
         """
+        self.check_batch(batch)
         if plans is None:
             plans = self.calibrate(task, public, key)
         values = self.values(task, batch, key, plans)
@@ -154,6 +183,7 @@ class Mechanism:
         self, task: Task, batch: Batch, key: int, plans: tuple[Plan, ...]
     ) -> Tree:
         """Return what :meth:`sample` releases, and nothing else of the observation."""
+        self.check_batch(batch)
         whole = Candidate(batch.inputs.to(task.dtype), batch.targets)
         last = self.defenses[-1] if self.defenses else None
         if not isinstance(last, Aggregation):
@@ -227,3 +257,7 @@ class Mechanism:
             seen = all(later.preserves_zeros for later in self.defenses[i + 1 :])
             laws.append(defense.push(laws[-1], plan, observed if seen else None))
         return laws
+
+
+def _examples(count: int) -> str:
+    return f"{count} example" if count == 1 else f"{count} examples"

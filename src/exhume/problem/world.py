@@ -77,7 +77,12 @@ class World:
         return self.mechanism.sample(self.task, self.batch, key, plans=plans)
 
     def plans(self, key: int) -> tuple[Plan, ...]:
-        """Return the plans of ``observe(key)``; they are made once, on public data."""
+        """Return the plans of ``observe(key)``; they are made once, on public data.
+
+        Raises:
+            InvalidInput: a defense is made for batches of another size.
+        """
+        self.mechanism.check_batch(self.batch)
         if key not in self.calibrated:
             plans = self.mechanism.calibrate(self.task, self.public, key)
             self.calibrated[key] = plans
