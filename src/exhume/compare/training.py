@@ -89,8 +89,7 @@ def train(
         batch_size: B.
         optimiser: ``adam``, ``sgd``, or ``nesterov``, sgd with momentum 0.9.
         learning_rate: η₀.
-        recalibrate: steps between two calibrations, of all but random masks; 0
-            calibrates once, at the start.
+        recalibrate: steps between two calibrations; 0 calibrates once, at the start.
         key: of batches, plans and noise; equal keys give equal bits.
         schedule: of the rate: ``falling``, see :func:`falling_rate`, or ``constant``.
         order: of the examples: ``shuffled`` in every epoch, or ``fixed``.
