@@ -13,6 +13,7 @@ from exhume.attacks.two_layer.view import Rows, TwoLayerView
 __all__ = ["Weights", "WhitenedRows", "inspect_weights"]
 
 _SAMPLED = 8192  # rows that are looked at, at least
+_PLACES = 16  # where they are taken from
 _SIGNIFICANT = 6.0  # standard errors
 
 
@@ -112,8 +113,11 @@ def inspect_weights(view: TwoLayerView) -> Weights:
 def _sampled(view: TwoLayerView) -> Tensor:
     """Return rows from all parts of the network, enough to see a covariance."""
     wanted = max(_SAMPLED, 8 * view.dimension)
-    step = max(1, view.width // wanted)
-    return torch.cat([view.weight[block][::step].double() for block in view.chunks()])
+    if view.width <= wanted:
+        return view.weight[slice(0, view.width)].double()
+    size, gap = wanted // _PLACES, view.width // _PLACES
+    starts = range(0, _PLACES * gap, gap)
+    return torch.cat([view.weight[slice(s, s + size)].double() for s in starts])
 
 
 def _uneven(covariance: Tensor, count: int) -> bool:

@@ -231,9 +231,12 @@ def _neurons(
     """Project weights and gradient; also the shares inside and outside of the space."""
     rows, inside, total = None, 1.0, 1.0
     if view.hidden_gradient is not None:
-        rows = view.times(view.hidden_gradient, space.basis)
-        total = math.sqrt(_squared(view))
+        rows = space.rows
+        if rows is None:
+            rows = view.times(view.hidden_gradient, space.basis)
         inside = float(rows.norm())
+        # All singular values, or all above rounding, hold the norm of the gradient.
+        total = float(space.values.norm()) if space.kind == "svd" else _norm(view)
     neurons = Neurons(
         points=view.times(view.weight, space.basis) / weights.scale,
         heads=view.output.T.double(),
@@ -248,12 +251,12 @@ def _neurons(
     return neurons, (inside / total, outside / total)
 
 
-def _squared(view: TwoLayerView) -> float:
+def _norm(view: TwoLayerView) -> float:
     assert view.hidden_gradient is not None
-    return sum(
-        float(view.hidden_gradient[block].double().square().sum())
-        for block in view.chunks()
+    squares = (
+        float(view.hidden_gradient[block].square().sum()) for block in view.chunks()
     )
+    return math.sqrt(sum(squares))
 
 
 def with_sign(found: Recovered, signs: Tensor) -> Recovered:

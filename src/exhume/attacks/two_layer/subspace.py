@@ -27,11 +27,13 @@ class Subspace:
         basis: V, shape [d, B].
         values: singular values or |eigenvalues|, descending, more than B if known.
         kind: ``svd`` of the gradient, or ``moments``.
+        rows: G V, shape [m, B], where the search for V has made it already.
     """
 
     basis: Tensor
     values: Tensor
     kind: str
+    rows: Tensor | None = None
 
     @property
     def gap(self) -> float:
@@ -88,9 +90,8 @@ def row_subspace(view: TwoLayerView, batch_size: int | None, key: int) -> Subspa
         (view.width, wanted), generator=generator(key, "sketch"), dtype=torch.float32
     )
     range_basis = torch.linalg.qr(view.transposed(rows, omega)).Q
-    _, values, right = torch.linalg.svd(
-        view.times(rows, range_basis), full_matrices=False
-    )
+    inside = view.times(rows, range_basis)
+    _, values, right = torch.linalg.svd(inside, full_matrices=False)
     rank = batch_size or _numerical_rank(values)
     # Without a known B, noise shows in that no singular value is small.
     uncounted = batch_size is None and rank == len(values) > 1
@@ -98,7 +99,8 @@ def row_subspace(view: TwoLayerView, batch_size: int | None, key: int) -> Subspa
         rank < len(values) and float(values[rank]) > _EXACT * float(values[rank - 1])
     ):
         return _all_singular(view, rows, batch_size)
-    return Subspace(range_basis @ right[:rank].T, values, "svd")
+    turn = right[:rank].T
+    return Subspace(range_basis @ turn, values, "svd", inside @ turn)
 
 
 def _numerical_rank(values: Tensor) -> int:
