@@ -587,7 +587,9 @@ def test_advice_is_the_least_loss_that_reaches_the_error():
     assert found.stack == ({**FRONTIER.family.at(0.316)[0]},)
     text = str(found)
     assert "use Gaussian noise, std 0.316" in text
-    assert "no attack can go below 0.00894;" in text
+    # A number between two bounds is not one.
+    assert "bounds interpolate to 0.00894, which itself bounds nothing;" in text
+    assert "no attack can go below" not in text
     assert "5.5 % of accuracy lost" in text
     assert "interpolated between std 0.1 and std 1" in text
     assert "which includes errors below what you ask" in text
@@ -596,6 +598,7 @@ def test_advice_is_the_least_loss_that_reaches_the_error():
 def test_advice_at_a_measured_point_is_not_called_interpolated():
     text = str(ask(0.01, 0.02))
     assert "use Gaussian noise, std 0.1 (" in text
+    assert "on average over the prior, no attack can go below 0.004;" in text
     assert "interpolated" not in text
 
 
@@ -1055,6 +1058,7 @@ def test_the_command_line_answers(finished, monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     assert "10.0 % of accuracy lost" in done.output
     assert "Gaussian noise" in done.output
+    assert "ε, one release" in done.output
     error = finished.frontiers[0].points[-1].strongest.error
     arguments = ["advise", "--max-loss", "30%", str(finished.folder), "--min-error"]
     asked = shell.invoke(app, [*arguments, str(error / 2)])

@@ -93,8 +93,8 @@ def show(done: Comparison) -> None:
     say(
         f"{done.settings.title}. Error: mean squared error of the strongest attack, "
         f"with 95 % intervals over seeds; larger is better. It is that at the budget "
-        f"(≈: interpolated between attacked strengths; such a bound is none); lost, "
-        f"measured and ε are of the strength beside them."
+        f"(≈: interpolated between attacked strengths); lost, measured, bound and ε "
+        f"are of the strength beside them."
     )
     say(f"Without a defense: {bare.error} ({bare.attack}).")
     for sentence in dropped("no defense", [done.undefended]):
@@ -137,7 +137,7 @@ def _table(board: Board) -> Table:
     for heading in ("lost", "measured", "error", "95 %", "PSNR"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("strongest attack", overflow="fold")
-    table.add_column("no attack below", justify="right", no_wrap=True)
+    table.add_column("no attack below", justify="right", overflow="fold")
     table.add_column("ε, one release", justify="right")
     for row in board.rows:
         table.add_row(
@@ -150,7 +150,7 @@ def _table(board: Board) -> Table:
             row.error_range,
             row.psnr,
             row.attack,
-            row.between or row.bound,
+            f"{row.bound} ({row.between})" if row.between else row.bound,
             row.epsilon,
         )
     return table

@@ -178,7 +178,11 @@ def _recommended(
 ) -> list[str]:
     stack = defense_label(frontier.family.at(place.strength))
     floor = "no bound is known to hold"
-    if place.floor is not None:
+    if place.floor is not None and place.interpolated:
+        floor = (
+            f"bounds interpolate to {number(place.floor)}, which itself bounds nothing"
+        )
+    elif place.floor is not None:
         floor = (
             f"on average over the prior, no attack can go below {number(place.floor)}"
         )
