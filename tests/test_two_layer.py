@@ -322,7 +322,10 @@ def test_removed_entries_are_filled_in():
     rows = torch.randn(800, 2, generator=source) @ torch.randn(2, 30, generator=source)
     kept = torch.rand(rows.shape, generator=source) > 0.5
     found = completed(rows * kept, kept, rank=2)
+    assert found is not None
     assert float((found - rows).norm() / rows.norm()) < 1e-4
+    noisy = rows + 0.1 * torch.randn(rows.shape, generator=source)
+    assert completed(noisy * kept, kept, rank=2) is None
 
 
 # Limits of identifiability

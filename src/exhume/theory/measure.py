@@ -90,7 +90,8 @@ def _filled(spec: PointSpec, released: Tensor) -> Tensor:
     kept = released != 0
     if spec.row != "pruning" or spec.layer != "hidden" or bool(kept.all()):
         return released
-    return completed(released, kept, spec.examples)
+    filled = completed(released, kept, spec.examples)
+    return released if filled is None else filled
 
 
 def _norm(spec: PointSpec, world: World) -> float:

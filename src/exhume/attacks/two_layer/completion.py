@@ -11,6 +11,7 @@ __all__ = ["completed", "completed_rows"]
 
 _SWEEPS = 100
 _DONE = 1e-12  # relative change of the explained share
+_EXPLAINED = 1e-6  # squared share of the kept entries that may be missed
 _BLOCK = 4096
 _RIDGE = 1e-12
 
@@ -19,10 +20,12 @@ _RIDGE = 1e-12
     r"\min_{C, V} \| M \circ (G - C V^\top) \|_F^2",
     reference="Jain, Netrapalli and Sanghavi 2013 (alternating minimisation)",
 )
-def completed(rows: Tensor, kept: Tensor, rank: int) -> Tensor:
-    """Return the matrix of a given rank that is nearest on the kept entries.
+def completed(rows: Tensor, kept: Tensor, rank: int) -> Tensor | None:
+    """Return the matrix of a given rank that has the kept entries, or None.
 
-    Rows and columns are solved for in turn, each by small normal equations.
+    Rows and columns are solved for in turn, each by small normal equations. Where no
+    matrix of this rank has these entries (noise was added), filling in would amplify
+    what does not fit, and zeros are the better guess.
 
     Args:
         rows: G with zeros where entries were removed, shape [m, d].
@@ -30,7 +33,8 @@ def completed(rows: Tensor, kept: Tensor, rank: int) -> Tensor:
         rank: B.
 
     Returns:
-        shape [m, d], in the precision of ``rows``.
+        shape [m, d], in the precision of ``rows``; None if the rank does not explain
+        the kept entries.
     """
     share = kept.double().mean().clamp_min(1e-12)
     gram = sum(
@@ -41,12 +45,14 @@ def completed(rows: Tensor, kept: Tensor, rank: int) -> Tensor:
     # square.
     gram -= torch.diag(gram.diagonal() * (1 - share))
     basis = torch.linalg.eigh(gram)[1][:, -rank:]
-    before = float("inf")
+    before, missed, size = float("inf"), float("inf"), 1.0
     for _ in range(_SWEEPS):
         basis, missed, size = _sweep(rows, kept, basis)
         if missed <= 1e-14 * size or before - missed <= _DONE * size:
             break
         before = missed
+    if missed > _EXPLAINED * size:
+        return None
     return torch.cat(
         [
             (completed_rows(part, mask, basis) @ basis.T).to(rows)

@@ -123,9 +123,11 @@ def _hidden_gradient(
     kept = _kept_entries(problem, layer.weight, rows)
     if kept is None or rank is None:
         return rows, []
-    share = 1 - float(kept.double().mean())
+    share, filled = 1 - float(kept.double().mean()), completed(rows, kept, rank)
+    if filled is None:
+        return rows, [f"{share:.0%} of the hidden gradient was removed: taken as zero."]
     note = f"{share:.0%} of the hidden gradient was removed, and filled in by its rank."
-    return completed(rows, kept, rank), [note]
+    return filled, [note]
 
 
 def _kept_entries(problem: Problem, name: str, rows: Tensor) -> Tensor | None:
