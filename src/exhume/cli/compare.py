@@ -150,7 +150,7 @@ def _table(board: Board) -> Table:
             row.error_range,
             row.psnr,
             row.attack,
-            f"{row.bound} ({row.between})" if row.between else row.bound,
+            row.bound,
             row.epsilon,
         )
     return table
