@@ -39,7 +39,12 @@ from exhume.attacks.two_layer.moments import (
 )
 from exhume.attacks.two_layer.polish import gauss_newton_step
 from exhume.attacks.two_layer.recovery import TwoLayerView, recover_inputs
-from exhume.attacks.two_layer.signs import consistent_norms, softmax_sign
+from exhume.attacks.two_layer.search import span_confidence
+from exhume.attacks.two_layer.signs import (
+    bias_factors,
+    consistent_norms,
+    softmax_sign,
+)
 from exhume.attacks.two_layer.subspace import noise_threshold, row_subspace
 from exhume.errors import Inconsistent, InvalidInput
 from exhume.keys import generator
@@ -375,7 +380,7 @@ def test_bad_views_are_refused_in_words():
         replace(view, hidden_gradient=None)
     with pytest.raises(InvalidInput, match="not released"):
         recover_inputs(view, 2, source="output")
-    with pytest.raises(InvalidInput, match="at most that many"):
+    with pytest.raises(InvalidInput, match="at most 5 examples"):
         recover_inputs(view, 6)
     equal = replace(view, hidden_gradient=torch.zeros(100, 5))
     with pytest.raises(InvalidInput, match="equal rows"):
@@ -513,3 +518,81 @@ def test_lengths_make_the_residuals_of_a_homogeneous_network_fit():
     lengths = consistent_norms(seen, one.task, located, found)
     truth = batch.inputs.flatten(1).norm(dim=1).double()
     assert torch.allclose(lengths.sort().values, truth.sort().values, rtol=0.02)
+
+
+def sphere(count, d=12, seed=0):
+    inputs = torch.randn(count, d, generator=torch.Generator().manual_seed(seed))
+    return inputs / inputs.norm(dim=1, keepdim=True), exhume.EventSpec.vector(d)
+
+
+def zero_biases(net):
+    with torch.no_grad():
+        net.get_submodule("hidden").bias.zero_()
+    return net
+
+
+@pytest.mark.parametrize("name", ["tanh", "relu"])
+def test_a_hidden_bias_of_zero_tells_signs_and_lengths(name):
+    inputs, spec = sphere(2)
+    inputs = 3 * inputs
+    net = exhume.model("two-layer", width=3000, activation=name, bias=True).build(
+        spec, 1, 0
+    )
+    targets = torch.tensor([[5.0], [-5.0]])
+    one = world(exhume.Batch(inputs, targets, spec), zero_biases(net), loss="mse")
+    found = recover_features(reveal(one))
+    assert bool(found.sign_known.all())
+    assert found.norm_known
+    gap = torch.cdist(found.values, inputs.double())
+    assert float(gap.amin(dim=0).max()) < 0.05
+    located = locate(reveal(one), one.task, 2)
+    again = recover_inputs(located.view, 2, polish=30)
+    factors = bias_factors(located, again)
+    lengths = 1 / factors.abs() if name == "relu" else torch.ones(2).double()
+    wanted = torch.full((2,), 3.0 if name == "relu" else 1.0).double()
+    assert torch.allclose(lengths, wanted, rtol=0.02)
+
+
+def test_constant_biases_are_refused_in_words():
+    inputs, spec = sphere(1)
+    net = exhume.model("two-layer", width=200, activation="tanh", bias=True).build(
+        spec, 3, 0
+    )
+    with torch.no_grad():
+        net.get_submodule("hidden").bias.fill_(1.0)
+    one = world(exhume.Batch(inputs, torch.tensor([1]), spec), net)
+    assert "constant" in recover_features(reveal(one))
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "output"])
+def test_one_layer_may_be_frozen(frozen):
+    inputs, spec = sphere(1, d=6)
+    net = exhume.model(
+        "two-layer", width=60_000, activation="quadratic-cubic", hidden_std=1.0
+    ).build(spec, 3, 0)
+    net.get_submodule(frozen).weight.requires_grad_(False)
+    one = world(exhume.Batch(inputs, torch.tensor([1]), spec), net)
+    found = recover_features(reveal(one), norm=1.0)
+    assert not isinstance(found, str), found
+    likeness = torch.nn.functional.cosine_similarity(found.values, inputs.double())
+    assert float(likeness.abs()) > 0.99
+
+
+def test_a_clipped_release_gives_no_lengths():
+    batch = faces(40, labels=(7,))
+    net = exhume.model("two-layer", width=2000, activation="relu").build(
+        batch.spec, 10, 0
+    )
+    clip = exhume.defense("clipping", max_norm=1e-3)
+    one = world(batch, net, defenses=(clip,))
+    assert not recover_features(reveal(one)).norm_known
+
+
+def test_noise_lowers_the_confidence():
+    assert span_confidence(math.inf) == 1
+    assert span_confidence(1.0) == 0
+    view, _, _ = problem("tanh", m=3000, d=30, batch=1)
+    noise = torch.randn(3000, 30, generator=torch.Generator().manual_seed(0)).double()
+    found = recover_inputs(replace(view, hidden_gradient=noise), 1, norm=1.0)
+    assert float(found.confidence) < 0.5
+    assert "does not stand out" in " ".join(found.notes)

@@ -111,7 +111,7 @@ def last_two_layers(task: Task, inputs: Tensor) -> LastTwo | None:
     Returns:
         both, or None if the model does not end so.
     """
-    calls, outputs = _trace(task, inputs)
+    calls, outputs = _trace(task, inputs, frozen=True)
     if len(calls) < 2 or calls[-1].returned.shape != outputs.shape:
         return None
     first, last = calls[-2:]
@@ -178,10 +178,19 @@ def scale_is_unknown(law: Law | None, observed: Tree) -> bool:
     )
 
 
-def _trace(task: Task, inputs: Tensor) -> tuple[list[_Call], Tensor]:
-    """Run the model and record its linear layers in order of execution."""
+def _trace(
+    task: Task, inputs: Tensor, *, frozen: bool = False
+) -> tuple[list[_Call], Tensor]:
+    """Run the model and record its linear layers in order of execution.
+
+    Args:
+        task: the model.
+        inputs: examples, shape [N, *event].
+        frozen: record layers that are not trained as well.
+    """
     trainable = task.parameters()
-    name_of = {id(p): n for n, p in trainable.items()}
+    recorded = dict(task.model.named_parameters()) if frozen else trainable
+    name_of = {id(p): n for n, p in recorded.items()}
     calls: list[_Call] = []
     handles: list[RemovableHandle] = []
     for name, module in task.model.named_modules():

@@ -134,5 +134,5 @@ def _covariance(view: TwoLayerView) -> Tensor:
     total = torch.zeros(view.dimension, view.dimension, dtype=torch.float64)
     for block in view.chunks():
         part = view.weight[block]
-        total += (part.T @ part).double()
+        total += (part.T @ part).double().cpu()
     return total / view.width

@@ -17,7 +17,11 @@ from exhume.attacks.two_layer.recovery import (
     recover_inputs,
     with_sign,
 )
-from exhume.attacks.two_layer.signs import consistent_norms, resolve_signs
+from exhume.attacks.two_layer.signs import (
+    bias_factors,
+    consistent_norms,
+    resolve_signs,
+)
 from exhume.errors import InvalidInput
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.task import Task
@@ -119,20 +123,29 @@ def _finished(
         sign_known, norm_known = safe.squeeze(1), True
         notes = [n for n in notes if "signs are not" not in n and "norms are" not in n]
         notes.append("Lengths and signs were read off the hidden biases.")
+    elif (factors := bias_factors(located, found)) is not None:
+        found = with_sign(found, factors.sign())
+        lengths = factors.new_ones(len(factors)) if norm_known else 1 / factors.abs()
+        values = found.inputs * lengths.unsqueeze(1)
+        residuals = found.residuals / lengths.unsqueeze(1)
+        sign_known, norm_known = torch.ones_like(sign_known), True
+        notes = [n for n in notes if "signs are not" not in n and "norms are" not in n]
+        notes.append("Signs and lengths agree with the gradient of the hidden biases.")
     else:
         signs = resolve_signs(problem, task, located, found)
         found = with_sign(found, signs.values)
         sign_known, residuals = signs.known, found.residuals
         values = found.inputs
         notes += signs.notes
+        lengths = None
         if not norm_known:
             lengths = consistent_norms(problem, task, located, found)
-            if lengths is not None:
-                values = values * lengths.unsqueeze(1)
-                residuals = residuals / lengths.unsqueeze(1)
-                norm_known = True
-                notes = [n for n in notes if "norms are" not in n]
-                notes.append("Lengths make the network's own residuals fit.")
+        if lengths is not None:
+            values = values * lengths.unsqueeze(1)
+            residuals = residuals / lengths.unsqueeze(1)
+            norm_known = True
+            notes = [n for n in notes if "norms are" not in n]
+            notes.append("Lengths make the network's own residuals fit.")
     classify = task.loss == "cross-entropy"
     targets = (
         residuals.argmin(dim=1)

@@ -12,7 +12,8 @@ from exhume.attacks.two_layer.view import TwoLayerView
 
 __all__ = ["limits"]
 
-_PARALLEL = 30.0  # condition of the span from which inputs count as nearly parallel
+_PARALLEL = 10.0  # condition of the span from which inputs count as nearly parallel
+_LOST = 1.1  # gap below which the span is noise
 _AGREE = 0.9  # |cos| between halves of the neurons below which a direction is doubted
 
 
@@ -34,6 +35,11 @@ def limits(
         yield (
             f"The inputs are nearly parallel or of very different weight (the span has "
             f"condition {space.condition:.0f}); errors grow with it."
+        )
+    if space.gap < _LOST:
+        yield (
+            f"The span of the batch does not stand out of the noise (gap "
+            f"{space.gap:.2f}): the estimates may mean nothing."
         )
     if not bool(fitted.sign_known.all()):
         why = "is odd up to a constant" if sigma.odd else "hardly tells the signs apart"

@@ -7,19 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.linear_layer import LinearLayer, last_two_layers
+from exhume.attacks.engine.linear_layer import (
+    LastTwo,
+    LinearLayer,
+    last_two_layers,
+)
 from exhume.attacks.two_layer.activation import recognised
 from exhume.attacks.two_layer.completion import completed
 from exhume.attacks.two_layer.view import TwoLayerView
 from exhume.keys import generator
 from exhume.problem.event import EventSpec
-from exhume.problem.knowledge import UNKNOWN, Problem
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 
 __all__ = ["Located", "locate"]
 
 _PROBES = 64  # random inputs that show which function an activation is
+_ROUNDING = 1e-5  # of single precision
 _FEW_ZEROS = 0.01  # share of single zeros above which entries count as removed
 
 
@@ -32,6 +37,7 @@ class Located:
         output_bias: of the last layer, shape [K]; zeros without one.
         bias_column: κ that the hidden bias sees in place of a feature; None without
             bias, or if it is constant and then left out.
+        bias_gradient: ∂L/∂b of hidden biases that are zero, shape [m]; None otherwise.
         reads_input: the hidden layer receives the (normalised) input itself.
         notes: sentences on what was done to the observation.
     """
@@ -39,12 +45,15 @@ class Located:
     view: TwoLayerView
     output_bias: Tensor
     bias_column: float | None
+    bias_gradient: Tensor | None
     reads_input: bool
     notes: tuple[str, ...]
 
 
 def locate(problem: Problem, task: Task, rank: int | None) -> Located | str:
     """Read the last two linear layers as f(h) = A σ(W h + b).
+
+    One of them may be frozen, so that its gradient is not released.
 
     Args:
         problem: what the attacker sees.
@@ -65,37 +74,67 @@ def locate(problem: Problem, task: Task, rank: int | None) -> Located | str:
             "known elementwise activations."
         )
     sigma, factors = activation
-    parameters = {n: p.detach() for n, p in task.parameters().items()}
+    parameters = {n: p.detach() for n, p in task.model.named_parameters()}
     seen = probes if task.normalise is None else task.normalise(probes)
     reads = torch.equal(pair.received, seen.flatten(1))
+    weight, shown = parameters[pair.hidden.weight], problem.observed
     hidden, notes = _hidden_gradient(problem, pair.hidden, rank)
-    weight, bias = parameters[pair.hidden.weight], None
-    column = None
+    column, bias_gradient = None, None
     if pair.hidden.bias is not None:
         bias = parameters[pair.hidden.bias]
         column = _bias_column(weight, bias)
-    if column is not None and bias is not None:
-        assert pair.hidden.bias is not None
-        weight = torch.cat([weight, bias.unsqueeze(1) / column], dim=1)
-        shown = problem.observed[pair.hidden.bias].unsqueeze(1) * column
-        hidden = torch.cat([hidden, shown], dim=1)
-    elif bias is not None and bool(bias.any()):
-        notes.append("The hidden biases are not random; Stein's lemma ignores them.")
+        bias_gradient = shown.get(pair.hidden.bias)
+        if column is None and bool(bias.any()):
+            return "The hidden biases are constant and not zero; moments need others."
+        if column is not None:
+            weight = torch.cat([weight, bias.unsqueeze(1) / column], dim=1)
+            if hidden is not None and bias_gradient is not None:
+                more = bias_gradient.unsqueeze(1) * column
+                hidden = torch.cat([hidden, more], dim=1)
+            bias_gradient = None
     kept = factors > 0
     if not bool(kept.all()):
         notes.append(f"{int((~kept).sum())} dropped neurons were left out.")
-    output = parameters[pair.output.weight][:, kept]
-    view = TwoLayerView(
-        weight=weight[kept],
-        output=output * factors[kept].to(output),
-        activation=sigma.name,
-        hidden_gradient=hidden[kept] if bool(hidden.any()) else None,
-        output_gradient=problem.observed[pair.output.weight][:, kept]
-        / factors[kept].to(output),
-    )
+    view = _view(problem, pair, weight[kept], hidden, kept, factors, sigma.name)
+    if isinstance(view, str):
+        return view
+    if view.hidden_gradient is None and hidden is not None:
+        notes.append("The hidden gradient vanishes (equal rows of the output layer).")
+    if bias_gradient is not None:
+        bias_gradient = bias_gradient[kept].double()
     name = pair.output.bias
-    shift = output.new_zeros(len(output)) if name is None else parameters[name]
-    return Located(view, shift, column, reads, tuple(notes))
+    shift = torch.zeros(len(view.output)) if name is None else parameters[name]
+    return Located(view, shift, column, bias_gradient, reads, tuple(notes))
+
+
+def _view(
+    problem: Problem,
+    pair: LastTwo,
+    weight: Tensor,
+    hidden: Tensor | None,
+    kept: Tensor,
+    factors: Tensor,
+    sigma: str,
+) -> TwoLayerView | str:
+    """Put the released parts together, without dropped neurons and what vanishes."""
+    task: Task = problem.require(Fact.WEIGHTS)
+    output = task.model.get_parameter(pair.output.weight).detach()[:, kept]
+    heads = problem.observed.get(pair.output.weight)
+    if heads is not None:
+        heads = heads[:, kept] / factors[kept].to(output)
+    hidden = None if hidden is None else hidden[kept]
+    if hidden is not None and heads is not None and _vanished(hidden, output, heads):
+        hidden = None
+    if hidden is None and heads is None:
+        return "Neither of the last two fully connected layers releases a gradient."
+    scaled = output * factors[kept].to(output)
+    return TwoLayerView(weight, scaled, sigma, hidden, heads)
+
+
+def _vanished(hidden: Tensor, output: Tensor, heads: Tensor) -> bool:
+    """Say whether the hidden gradient is rounding beside what the heads would pass."""
+    passed = float(output.norm()) * float(heads.norm()) / len(hidden) ** 0.5
+    return float(hidden.norm()) < _ROUNDING * passed
 
 
 def _random_inputs(task: Task, spec: EventSpec) -> Tensor:
@@ -118,8 +157,10 @@ def _bias_column(weight: Tensor, bias: Tensor) -> float | None:
 
 def _hidden_gradient(
     problem: Problem, layer: LinearLayer, rank: int | None
-) -> tuple[Tensor, list[str]]:
-    rows = problem.observed[layer.weight]
+) -> tuple[Tensor | None, list[str]]:
+    rows = problem.observed.get(layer.weight)
+    if rows is None:
+        return None, []
     kept = _kept_entries(problem, layer.weight, rows)
     if kept is None or rank is None:
         return rows, []

@@ -90,4 +90,9 @@ def polished(neurons: Neurons, start: Fitted, steps: int) -> Fitted:
             damping *= 10
             if damping > 1e6:
                 break
+    if neurons.sigma.homogeneous:
+        # Only r ‖x‖ shows: keep the norms that were assumed.
+        assumed = start.inputs.norm(dim=1) / inputs.norm(dim=1)
+        inputs = inputs * assumed.unsqueeze(1)
+        residual = residual / assumed.unsqueeze(1)
     return Fitted(inputs, residual, best, start.sign_known, start.norm_known)

@@ -93,8 +93,7 @@ def recover_inputs(
         batch_size: B; None counts what stands out of the noise.
         source: the gradient to average; ``auto`` takes the hidden one if there is one.
         subspace: ``svd`` of the hidden gradient, ``moments``, or the better one.
-        method: ``tensor`` decomposes moments of order 3 or 4; ``pca`` takes the
-            eigenvectors of order 2.
+        method: ``tensor``: moments of order 3 or 4; ``pca``: eigenvectors of order 2.
         norm: ‖x_i‖ if it is the same and known; None searches it.
         restarts: pairs of slices in the decomposition.
         polish: Gauss–Newton steps at most; 0 gives the estimator of the theorem.
@@ -105,9 +104,10 @@ def recover_inputs(
         InvalidInput: the source is not released or zero, or B exceeds the dimension.
     """
     averaged = _source(view, source)
-    _check(view, batch_size, averaged)
+    view = _check(view, batch_size, averaged)
     weights = inspect_weights(view)
     view = weights.whitened(view)
+    norm = norm if weights.root is None else None  # it is one of natural coordinates
     find = partial(directions, method=method, restarts=restarts, key=key)
     found: list[Candidate] = []
     for space in _subspaces(view, batch_size, averaged, subspace, weights, key):
@@ -135,18 +135,24 @@ def recover_inputs(
     )
 
 
-def _check(view: TwoLayerView, batch_size: int | None, source: str) -> None:
-    """Raise unless there is something to invert, and few enough examples."""
-    if batch_size is not None and not 1 <= batch_size <= view.dimension:
+def _check(view: TwoLayerView, batch_size: int | None, source: str) -> TwoLayerView:
+    """Raise unless there is something to invert; drop a hidden gradient of zero."""
+    most = min(view.dimension, view.width)
+    if batch_size is not None and not 1 <= batch_size <= most:
         msg = (
             f"the batch size is {batch_size}, the inputs have {view.dimension} "
-            f"dimensions; at most that many can be independent"
+            f"dimensions and the network {view.width} neurons; at most {most} examples "
+            f"can be independent"
         )
         raise InvalidInput(msg)
     shown = view.output_gradient
     if source == "output" and shown is not None and not bool(shown.any()):
         msg = "the gradient of the output weights is zero: there is nothing to invert"
         raise InvalidInput(msg)
+    hidden = view.hidden_gradient
+    if source == "output" and hidden is not None and _norm(view) == 0:
+        return replace(view, hidden_gradient=None)
+    return view
 
 
 def _source(view: TwoLayerView, source: Source) -> str:
@@ -239,11 +245,11 @@ def _neurons(
         total = float(space.values.norm()) if space.kind == "svd" else _norm(view)
     neurons = Neurons(
         points=view.times(view.weight, space.basis) / weights.scale,
-        heads=view.output.T.double(),
+        heads=view.output.T.double().cpu(),
         rows=rows,
         outputs=None
         if view.output_gradient is None
-        else view.output_gradient.T.double(),
+        else view.output_gradient.T.double().cpu(),
         sigma=view.sigma,
         scale=weights.scale,
     )

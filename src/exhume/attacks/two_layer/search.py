@@ -13,9 +13,16 @@ from exhume.attacks.two_layer.decomposition import symmetric_cubes
 from exhume.attacks.two_layer.fit import Fitted, Neurons, fit_inputs
 from exhume.attacks.two_layer.polish import polished
 from exhume.attacks.two_layer.subspace import Subspace
+from exhume.formula import formula
 from exhume.keys import generator
 
-__all__ = ["Candidate", "agreement", "directions", "polished_best"]
+__all__ = [
+    "Candidate",
+    "agreement",
+    "directions",
+    "polished_best",
+    "span_confidence",
+]
 
 _POLISHED = 3  # best answers that are polished
 _FEW = 2048  # neurons on which random starts are polished first
@@ -107,4 +114,14 @@ def agreement(best: Candidate, find: Callable[[Neurons], Iterator[Tensor]]) -> T
                 closest = (float(likeness.sum()), axes[:, order])
         assert closest is not None
         found.append(closest[1])
-    return (found[0] * found[1]).sum(dim=0).abs().clamp(max=1.0)
+    likeness = (found[0] * found[1]).sum(dim=0).abs().clamp(max=1.0)
+    return likeness * span_confidence(best.space.gap)
+
+
+@formula(
+    r"\cos \angle \approx \sqrt{1 - (s_{B+1} / s_B)^2}",
+    reference="ours, after Wedin 1972: how much of the span noise has left",
+)
+def span_confidence(gap: float) -> float:
+    """Return how far a span with a gap s_B / s_{B+1} ≥ 1 can be trusted, 0 to 1."""
+    return max(0.0, 1 - gap**-2) ** 0.5

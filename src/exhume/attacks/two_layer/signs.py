@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exhume.attacks.engine.linear_layer import scale_is_unknown
 from exhume.attacks.two_layer.implied import implied_targets, outputs
 from exhume.attacks.two_layer.locate import Located
 from exhume.attacks.two_layer.recovery import Recovered
@@ -15,9 +16,10 @@ from exhume.formula import formula
 from exhume.problem.knowledge import UNKNOWN, Problem
 from exhume.problem.task import Task
 
+_LEFT_OVER = 0.01  # share of r t that a length may leave unexplained
 _TELLING = 1e-3  # relative difference from which two signs are told apart
 
-__all__ = ["Signs", "consistent_norms", "resolve_signs", "softmax_sign"]
+__all__ = ["Signs", "bias_factors", "consistent_norms", "resolve_signs", "softmax_sign"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,9 @@ def resolve_signs(
         inside = _outside(problem, task, found.inputs)
         turned = _outside(problem, task, -found.inputs)
         chosen = torch.where(inside <= turned, 1.0, -1.0).to(signs)
-        note = "Signs were chosen by the range of the data."
-        return Signs(signs.where(known, chosen), known | (inside != turned), (note,))
+        if bool((known | (inside != turned)).all()):
+            note = "Signs were chosen by the range of the data."
+            return Signs(signs.where(known, chosen), torch.ones_like(known), (note,))
     if problem.targets is not UNKNOWN and problem.targets.is_floating_point():
         straight, turned = (
             _distance(located, side * found.inputs, side * found.residuals, problem)
@@ -137,8 +140,10 @@ def consistent_norms(
 
     if task.loss != "cross-entropy" or problem.batch_size is UNKNOWN:
         return None
-    size = int(problem.batch_size)
-    lengths = []
+    law = None if problem.law is UNKNOWN else problem.law
+    if scale_is_unknown(law, problem.observed):
+        return None
+    size, lengths = int(problem.batch_size), []
     for direction, product in zip(found.inputs, found.residuals, strict=True):
 
         def error(log: float, u: Tensor = direction, rt: Tensor = product) -> float:
@@ -148,8 +153,41 @@ def consistent_norms(
             return float((t * residual / size - rt).norm())
 
         grid = torch.linspace(-2, 3, 101).tolist()
-        best = min(grid, key=error)
-        bounds = (best - 0.05, best + 0.05)
-        found_at: Any = minimize_scalar(error, bounds=bounds, method="bounded")
-        lengths.append(10 ** float(found_at.x))
+        errors = [error(log) for log in grid]
+        dips = [
+            grid[i]
+            for i in range(1, len(grid) - 1)
+            if errors[i] <= min(errors[i - 1], errors[i + 1])
+        ]
+        ends: list[Any] = [
+            minimize_scalar(error, bounds=(dip - 0.05, dip + 0.05), method="bounded")
+            for dip in dips
+        ]
+        best = min(ends, key=lambda end: float(end.fun), default=None)
+        if best is None or float(best.fun) > _LEFT_OVER * float(product.norm()):
+            return None
+        lengths.append(10 ** float(best.x))
     return torch.tensor(lengths).to(found.inputs)
+
+
+@formula(
+    r"\frac{\partial L}{\partial b_j} = \textstyle\sum_i \kappa_i\,"
+    r" (A_j \cdot \hat r_i)\, \sigma'(w_j \cdot \hat x_i),\quad \kappa_i = \pm 1 / t_i",
+    reference="ours: a hidden bias reads a feature that is 1",
+)
+def bias_factors(located: Located, found: Recovered) -> Tensor | None:
+    """Return κ: the sign of an estimate, and 1 over the length that it lacks, [B].
+
+    Args:
+        located: with the gradient of hidden biases that are zero.
+        found: the estimate.
+    """
+    if located.bias_gradient is None:
+        return None
+    view = located.view
+    arguments = view.weight[slice(None)].double() @ found.inputs.T
+    sizes = view.output.T.double() @ found.residuals.T
+    features = view.sigma.slope(arguments) * sizes
+    shown = located.bias_gradient.unsqueeze(1)
+    fitted = torch.linalg.lstsq(features, shown, driver="gelsd").solution.squeeze(1)
+    return fitted if bool((fitted.abs() > 1e-6).all()) else None

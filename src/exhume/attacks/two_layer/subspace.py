@@ -111,8 +111,8 @@ def _numerical_rank(values: Tensor) -> int:
 def _all_singular(view: TwoLayerView, rows: Rows, batch_size: int | None) -> Subspace:
     gram = torch.zeros(view.dimension, view.dimension, dtype=torch.float64)
     for block in view.chunks():
-        part = rows[block]
-        gram += (part.T @ part).double()
+        part = rows[block].double().cpu()
+        gram += part.T @ part
     squares, vectors = torch.linalg.eigh(gram)
     values = squares.clamp_min(0).sqrt().flip(0)
     rank = batch_size
@@ -208,6 +208,6 @@ class _Sums:
         for block in view.chunks():
             own = view.weight[block]
             lefts = own if left == "output" else other[block]
-            total += ((lefts * weights[block, None].to(lefts)).T @ own).double()
+            total += ((lefts * weights[block, None].to(lefts)).T @ own).double().cpu()
         power = 2 if left == "output" else 1
         return total / (view.width * self.scale**power)

@@ -111,5 +111,5 @@ class TwoLayerView:
         result = torch.zeros(self.dimension, left.shape[1], dtype=torch.float64)
         for block in self.chunks():
             part = rows[block]
-            result += (part.T @ left[block].to(part)).double()
+            result += (part.T @ left[block].to(part)).double().cpu()
         return result
