@@ -18,7 +18,7 @@ from exhume.attacks.two_layer.moments import (
     third_moment,
 )
 
-__all__ = ["contracted_tensors", "principal_axes"]
+__all__ = ["channel_weights", "contracted_tensors", "principal_axes"]
 
 _ZERO = 1e-3  # share of the larger of c₃ and c₄ below which an order shows nothing
 
@@ -78,12 +78,27 @@ def _first(neurons: Neurons, weights: Tensor, source: str) -> Tensor:
     return (neurons.rows * weights.unsqueeze(1)).mean(dim=0)
 
 
-def _weights(neurons: Neurons, channel: int, source: str) -> Tensor:
+def channel_weights(heads: Tensor, gradient: Tensor | None, source: str) -> Tensor:
+    """Return the weight of every neuron for one output unit, shape [m].
+
+    g_j itself, or ω_j = A_cj / E[A_c²], which turns G_j into Σ_i r_ic σ'(…) x_i on
+    average over the heads.
+
+    Args:
+        heads: A_c, shape [m].
+        gradient: g_c = ∂L/∂A_c, shape [m]; None if it is not released.
+        source: ``hidden`` or ``output``.
+    """
     if source == "output":
-        assert neurons.outputs is not None
-        return neurons.outputs[:, channel]
-    heads = neurons.heads[:, channel]
+        assert gradient is not None
+        return gradient.double()
+    heads = heads.double()
     return heads / heads.square().mean()
+
+
+def _weights(neurons: Neurons, channel: int, source: str) -> Tensor:
+    shown = None if neurons.outputs is None else neurons.outputs[:, channel]
+    return channel_weights(neurons.heads[:, channel], shown, source)
 
 
 def _tensor(neurons: Neurons, weights: Tensor, source: str, order: int) -> Tensor:

@@ -121,7 +121,7 @@ def _finished(
         values = torch.where(safe, values / last, values)[:, :-1]
         residuals = torch.where(safe, found.residuals * last, found.residuals)
         sign_known, norm_known = safe.squeeze(1), True
-        notes = [n for n in notes if "signs are not" not in n and "norms are" not in n]
+        notes = _without(notes, "signs are not", "norms are")
         notes.append("Lengths and signs were read off the hidden biases.")
     elif (factors := bias_factors(located, found)) is not None:
         found = with_sign(found, factors.sign())
@@ -129,7 +129,7 @@ def _finished(
         values = found.inputs * lengths.unsqueeze(1)
         residuals = found.residuals / lengths.unsqueeze(1)
         sign_known, norm_known = torch.ones_like(sign_known), True
-        notes = [n for n in notes if "signs are not" not in n and "norms are" not in n]
+        notes = _without(notes, "signs are not", "norms are")
         notes.append("Signs and lengths agree with the gradient of the hidden biases.")
     else:
         signs = resolve_signs(problem, task, located, found)
@@ -144,7 +144,7 @@ def _finished(
             values = values * lengths.unsqueeze(1)
             residuals = residuals / lengths.unsqueeze(1)
             norm_known = True
-            notes = [n for n in notes if "norms are" not in n]
+            notes = _without(notes, "norms are")
             notes.append("Lengths make the network's own residuals fit.")
     classify = task.loss == "cross-entropy"
     targets = (
@@ -163,3 +163,8 @@ def _finished(
         reads_input=located.reads_input,
         notes=tuple(notes),
     )
+
+
+def _without(notes: list[str], *settled: str) -> list[str]:
+    """Drop the limits that something else has settled."""
+    return [n for n in notes if not any(words in n for words in settled)]

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from exhume.attacks.two_layer.checks import Weights, inspect_weights
+from exhume.attacks.two_layer.contraction import channel_weights
 from exhume.attacks.two_layer.fit import Neurons, fit_inputs
 from exhume.attacks.two_layer.limits import limits
 from exhume.attacks.two_layer.search import (
@@ -200,9 +201,11 @@ def _subspaces(
         raise InvalidInput(msg)
     if first is None or (wanted == "auto" and first.gap < _CLEAR_GAP):
         for channel in _channels(view):
+            gradient = view.output_gradient
+            shown = None if gradient is None else gradient[channel]
             yield moment_subspace(
                 view,
-                channel_weights(view, channel, source),
+                channel_weights(view.output[channel], shown, source),
                 batch_size,
                 source=source,
                 scale=weights.scale,
@@ -216,19 +219,6 @@ def _channels(view: TwoLayerView) -> list[int]:
         return list(range(min(classes, _CHANNELS)))
     size = view.output_gradient.double().square().sum(dim=1)
     return size.argsort(descending=True)[:_CHANNELS].tolist()
-
-
-def channel_weights(view: TwoLayerView, channel: int, source: str) -> Tensor:
-    """Return the weight of every neuron for one output unit, shape [m].
-
-    g_j itself, or ω_j = A_cj / E[A_c²], which turns G_j into Σ_i r_ic σ'(…) x_i on
-    average over the heads.
-    """
-    if source == "output":
-        assert view.output_gradient is not None
-        return view.output_gradient[channel].double()
-    heads = view.output[channel].double()
-    return heads / heads.square().mean()
 
 
 def _neurons(
