@@ -18,7 +18,11 @@ from exhume.audit.store import Store
 from exhume.audit.sweep import Checked, expand
 from exhume.cli import app
 from exhume.compare import CompareSettings
+from exhume.compare.calibration import Settled, Step
 from exhume.compare.family import families
+from exhume.compare.frontier import Floor, Frontier, Strongest
+from exhume.compare.frontier import Point as CalibratedPoint
+from exhume.compare.run import Comparison
 from exhume.config import validate
 from exhume.errors import InvalidInput, UnknownName
 from exhume.recipes import load, names, run
@@ -26,7 +30,8 @@ from exhume.recipes.agreement import Curve, Point, gain_at_equal_loss, rows
 from exhume.recipes.book import folder, placed, reduced
 from exhume.recipes.curves import attack_settings, training_specs
 from exhume.recipes.page import cells
-from exhume.recipes.recipe import Series, differences, merged
+from exhume.recipes.recipe import Gain, Series, differences, merged
+from exhume.recipes.run import _budget_rows
 
 DIGITS = "optimal-defenses-digits-pruning"
 #: a recipe of seconds: smaller than the reduced version of any that ships
@@ -353,6 +358,51 @@ def test_a_recipe_runs_resumes_and_writes_what_it_found(tiny, tmp_path):
     assert [(p, d == t) for p, d, t in phases] == [
         ("attacking", True),
         ("training", True),
+    ]
+
+
+def attacked(strength, loss, error):
+    found = Strongest("gauss-newton", error, (error, error), {}, False, 2)
+    ends, floor = (loss, loss), Floor("", None, reason="there is no noise")
+    return CalibratedPoint(strength, strength, loss, ends, found, floor)
+
+
+def settled_at(loss):
+    return Settled(0.03, Step(0.5, 0.5, (loss,)), within=True)
+
+
+def test_gains_at_equal_utility_are_those_at_the_budget():
+    noise = {"name": "gaussian-noise", "std": {"weakest": 0.01, "strongest": 3.0}}
+    settings = CompareSettings(defenses=[noise] * 4, budgets=[0.03], tolerance=0.01)
+    (family,) = families(replace(settings, defenses=[noise]), Checked())
+    # 0.038 is within the tolerance; the budget is half of the way to it.
+    low, high = attacked(0.2, 0.022, 0.01), attacked(0.5, 0.038, 0.04)
+    near = attacked(0.5, 0.034, 0.02)
+    never = Settled(0.03, None, within=False, reason="even its weakest costs more")
+    frontiers = (
+        Frontier(family, (settled_at(0.038),), (low, high)),
+        Frontier(family, (settled_at(0.034),), (near,)),
+        Frontier(family, (never,), (high,)),
+        Frontier(family, (settled_at(0.03),), (replace(near, loss=0.03),)),
+    )
+    folder = Path("none")
+    comparison = Comparison(folder, settings, near, frontiers, {}, None, folder)
+    gains = [Gain(family=1, over=4), Gain(family=2, over=3)]
+    _, *listed = _budget_rows(comparison, gains)
+    told = [row.quantity.split(": ")[-1] for row in listed[:4]]
+    assert told == [
+        "error (gauss-newton, interpolated)",
+        "error (gauss-newton, measured at 3.4 %)",
+        "error (even its weakest costs more)",
+        "error (gauss-newton)",
+    ]
+    assert [row.ours for row in listed] == [
+        pytest.approx(0.02),  # 0.01 and 0.04, halfway in the logarithm; not 0.04
+        0.02,
+        None,
+        0.02,
+        pytest.approx(1.0),
+        None,
     ]
 
 

@@ -16,7 +16,15 @@ from exhume.compare.run import Comparison
 from exhume.compare.units import shown, told_loss, told_range
 from exhume.formula import formula
 
-__all__ = ["Board", "Row", "attack_name", "boards", "rivals", "undefended_row"]
+__all__ = [
+    "Board",
+    "Row",
+    "attack_name",
+    "attack_names",
+    "boards",
+    "rivals",
+    "undefended_row",
+]
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ def _row(
         error_range="" if place is None else _range(place.interval),
         interpolated=place is not None and place.interpolated,
         psnr="–" if error is None else _psnr(error),
-        attack="none finished" if place is None else _attacks(place),
+        attack="none finished" if place is None else attack_names(place),
         bound=_bound(point.floor),
         between=_between(place),
         reason=point.floor.reason,
@@ -174,7 +182,7 @@ def _row(
     )
 
 
-def _attacks(place: Between) -> str:
+def attack_names(place: Between) -> str:
     """Name the strongest attacks of the points behind a place."""
     found = [p.strongest for p in place.points if p.strongest is not None]
     return " / ".join(dict.fromkeys(map(attack_name, found)))

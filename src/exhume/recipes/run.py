@@ -22,6 +22,7 @@ __all__ = ["Outcome", "Progress", "run"]
 _ATTACKS, _COMPARISON, _TRAINING = "attacks", "comparison", "training.sqlite"
 _NATURAL = "mean squared error per number of the data"
 _NORMALISED = "mean squared error per pixel in the model's normalised units"
+_UNATTACKED = "no attack finished"
 
 
 class Progress(Protocol):
@@ -186,7 +187,10 @@ def _budget_rows(comparison: Comparison, gains: Sequence[Gain]) -> list[Row]:
     utility = comparison.settings.utility
     for budget in comparison.settings.budgets:
         at = shown(utility, budget)
-        found = [(f.family.label, *_error_at(f, budget)) for f in comparison.frontiers]
+        found = [
+            (f.family.label, *_error_at(f, budget, utility))
+            for f in comparison.frontiers
+        ]
         listed += [
             Row(f"at {at}, {label}: error ({how})", error, None)
             for label, error, how in found
@@ -200,20 +204,31 @@ def _budget_rows(comparison: Comparison, gains: Sequence[Gain]) -> list[Row]:
     return listed
 
 
-def _error_at(frontier: Frontier, budget: float) -> tuple[float | None, str]:
+def _error_at(
+    frontier: Frontier, budget: float, utility: str
+) -> tuple[float | None, str]:
     """Return the error at a budget, and by which attack, or why there is none."""
+    from exhume.compare.leaderboard import attack_names
+    from exhume.compare.places import at_budget
+    from exhume.compare.units import shown
+
     if frontier.failure:
         return None, frontier.failure
-    (settled,) = [s for s in frontier.settled if s.budget == budget]
-    if settled.step is None or not settled.within:
-        return None, settled.reason
-    strength = settled.step.strength
-    return _strongest(next(p for p in frontier.points if p.strength == strength))
+    place = at_budget(frontier, budget)
+    if place is None:
+        (settled,) = [s for s in frontier.settled if s.budget == budget]
+        return None, settled.reason or _UNATTACKED
+    how = attack_names(place)
+    if place.interpolated:
+        return place.error, f"{how}, interpolated"
+    if place.loss != budget:
+        return place.error, f"{how}, measured at {shown(utility, place.loss)}"
+    return place.error, how
 
 
 def _strongest(point: CalibratedPoint) -> tuple[float | None, str]:
     from exhume.compare.leaderboard import attack_name
 
     if point.strongest is None:
-        return None, "no attack finished"
+        return None, _UNATTACKED
     return point.strongest.error, attack_name(point.strongest)
