@@ -346,6 +346,13 @@ def test_errors_below_the_bound_are_found_where_it_means_something():
         (Slope(0.2, 0.15, 0.25, 9), "better than the upper rate"),
         (Slope(0.02, -0.1, 0.1, 9), "as the lower rate"),
         (Slope(0.9, 0.8, 1.0, 9), "steeper than the upper rate"),
+        (Slope(0.5, 0.21, 0.79, 9), "as the upper rate"),
+        (Slope(0.5, 0.1, 0.9, 9), "the interval is too wide to tell"),
+        (Slope(0.9, 0.4, 1.4, 9), "the interval is too wide to tell"),
+        (Slope(0.5, -math.inf, math.inf, 2), "the interval is too wide to tell"),
+        (Slope(2.0, -math.inf, math.inf, 2), "the interval is too wide to tell"),
+        (Slope(-0.1, -0.6, 0.4, 9), "better than the upper rate"),
+        (Slope(1.5, 0.9, 2.1, 9), "steeper than the upper rate"),
     ],
 )
 def test_a_verdict_compares_with_both_rates(slope, told):

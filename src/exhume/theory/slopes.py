@@ -35,6 +35,11 @@ class Slope:
         """Whether there were enough measurements for an interval."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval, infinite if there is none."""
+        return (self.high - self.low) / 2
+
 
 @formula(
     r"\hat\alpha = \frac{\sum_{s,i} (u_{si} - \bar u_s)(v_{si} - \bar v_s)}"

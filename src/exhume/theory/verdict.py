@@ -13,6 +13,8 @@ __all__ = ["HEADINGS", "Row", "exponent", "interval", "rows", "summary", "verdic
 
 #: how far a finite network may be from an exponent of the limit
 _TOLERANCE = 0.1
+#: half the width of an interval from which on it would agree with too much
+_WIDEST = 0.3
 #: errors that differ by less are the same
 _SAME = 1.1
 
@@ -83,7 +85,8 @@ def verdict(curve: Curve, arm: Measured) -> str:
     """Say how a measured exponent stands to the rates.
 
     On an axis that grows with the strength, an error may rise at most as the upper
-    rate, and rises at least as the lower one where the bound is near.
+    rate, and rises at least as the lower one where the bound is near. A wide interval
+    can tell that an exponent differs from a rate, never that it agrees.
     """
     if arm.exact:
         return "exact up to rounding"
@@ -91,11 +94,12 @@ def verdict(curve: Curve, arm: Measured) -> str:
         return "too few errors below that of half a guess"
     if curve.upper is None:
         return "no upper rate is known"
-    if _agrees(arm.slope, curve.upper):
-        return "as the upper rate"
+    narrow = arm.slope.half_width <= _WIDEST
+    if _compatible(arm.slope, curve.upper):
+        return "as the upper rate" if narrow else "the interval is too wide to tell"
     if arm.slope.value < curve.upper:
         lower = curve.lower
-        if lower is not None and lower != curve.upper and _agrees(arm.slope, lower):
+        if narrow and lower is not None and _compatible(arm.slope, lower):
             return "as the lower rate"
         return "better than the upper rate"
     if _never_above(arm, curve.first):
@@ -111,9 +115,10 @@ def _never_above(arm: Measured, first: Measured | None) -> bool:
     return all(value <= known.get(at, 0.0) * _SAME for at, value in arm.means)
 
 
-def _agrees(slope: Slope, value: float) -> bool:
+def _compatible(slope: Slope, value: float) -> bool:
+    """Say whether a measured exponent does not rule a predicted one out."""
     near = abs(slope.value - value) <= _TOLERANCE
-    return near or (slope.known and slope.low <= value <= slope.high)
+    return near or slope.low <= value <= slope.high
 
 
 def summary(curves: Sequence[Curve]) -> list[str]:
