@@ -246,6 +246,16 @@ def test_knowing_the_norm_removes_one_direction_per_example():
     assert len(known.assumptions) == len(free.assumptions) + 1
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_number_of_known_size_leaves_nothing_to_bound(batch):
+    world = reference(50, 1, batch=batch)
+    found = floor_at(world, unit_norm=True)
+    assert isinstance(found, NotApplicable)
+    assert "take two dimensions or more" in found.reason
+    empty = tangent_information(torch.eye(batch).double(), world.batch.inputs)
+    assert empty.shape == (0, 0)
+
+
 def test_without_noise_there_is_no_exact_bound():
     world = reference(50, 3)
     quiet = exhume.Mechanism(exhume.observations.Gradient())

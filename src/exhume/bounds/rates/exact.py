@@ -37,6 +37,10 @@ _SPHERE = (
     "Inputs are known to have norm 1, and so the bound is that of the directions that "
     "are left; it is meant for errors well below 1.",
 )
+_NO_DIRECTION = (
+    "an input of one number and norm 1 is 1 or −1, which leaves no direction to bound; "
+    "take two dimensions or more"
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def tangent_information(information: Tensor, inputs: Tensor) -> Tensor:
         inputs: x, shape [B, d] or [B, *event], none of them zero.
 
     Returns:
-        J_T, shape [B (d − 1), B (d − 1)].
+        J_T, shape [B (d − 1), B (d − 1)]; empty at d = 1, where no direction is left.
     """
     blocks = []
     for x in inputs.detach().double().flatten(1):
@@ -145,6 +149,8 @@ def floor_at(
         return information
     if unit_norm:
         information = tangent_information(information, world.batch.inputs)
+        if information.numel() == 0:
+            return NotApplicable(_NO_DIRECTION)
     try:
         total = trace_of_inverse(information)
     except InvalidInput as error:
