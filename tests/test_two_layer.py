@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import exhume
 from exhume.attacks.two_layer.activation import (
@@ -140,6 +141,31 @@ def test_empirical_moments_tend_to_those_of_the_data():
     ):
         # A few standard errors of an average over 200,000 neurons.
         assert float((found - c[order] * expected).norm()) < 0.1 * size * c[order]
+
+
+def test_cubes_are_summed_in_blocks_of_bounded_size():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                self.numbers = max(self.numbers, found.numel())
+            return found
+
+    source = torch.Generator().manual_seed(0)
+    points = torch.randn(4_000, 64, generator=source, dtype=torch.float64)
+    weights = torch.randn(4_000, generator=source, dtype=torch.float64)
+    with Largest() as largest:
+        found = third_moment(weights, points)
+    assert largest.numbers <= 2**22 < 4_000 * 64**2
+    few = points[:, :3]
+    cubes = torch.einsum("j,ja,jb,jc->abc", weights, few, few, few) / 4_000
+    first = weights @ few / 4_000
+    eye = torch.eye(3, dtype=torch.float64)
+    for letters in ("a,bc->abc", "b,ac->abc", "c,ab->abc"):
+        cubes -= torch.einsum(letters, first, eye)
+    torch.testing.assert_close(found[:3, :3, :3], cubes)
 
 
 def test_order_four_sees_what_order_three_does_not():

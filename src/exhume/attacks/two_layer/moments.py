@@ -1,7 +1,8 @@
 """Empirical Stein moments of a gradient, in a space of a few dimensions.
 
 u_j ~ N(0, I) are weights of the neurons in that space; a weight per neuron, or a vector
-per neuron, is averaged against Hermite tensors of u_j. Nothing of size d³ is formed.
+per neuron, is averaged against Hermite tensors of u_j. Nothing of size d³ is formed,
+and nothing of size m k²: cubes are summed over blocks of neurons.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ __all__ = [
     "third_from_hidden",
     "third_moment",
 ]
+
+_BLOCK = 2**22  # products of coordinates that are held at once, 32 MB
 
 
 def symmetric(vector: Tensor, matrix: Tensor) -> Tensor:
@@ -80,8 +83,12 @@ def third_moment(weights: Tensor, points: Tensor) -> Tensor:
         shape [k, k, k], symmetric.
     """
     k = points.shape[1]
-    pairs = torch.einsum("ji,jk->jik", points, points).reshape(len(points), -1)
-    cubes = ((points * weights.unsqueeze(1)).T @ pairs).reshape(k, k, k) / len(points)
+    total = points.new_zeros(k, k * k)
+    rows = max(1, _BLOCK // k**2)
+    for part, share in zip(points.split(rows), weights.split(rows), strict=True):
+        pairs = torch.einsum("ji,jk->jik", part, part).reshape(len(part), -1)
+        total += (part * share.unsqueeze(1)).T @ pairs
+    cubes = total.reshape(k, k, k) / len(points)
     return cubes - symmetric(first_moment(weights, points), torch.eye(k).to(points))
 
 

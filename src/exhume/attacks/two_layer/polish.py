@@ -10,7 +10,8 @@ from exhume.formula import formula
 
 __all__ = ["gauss_newton_step", "polished"]
 
-_BLOCK = 8192
+_BLOCK = 8192  # neurons at once, and fewer where their slopes would pass _HELD
+_HELD = 2**24  # slopes that are held at once, 128 MB
 _DONE = 1e-10  # misfit below which nothing is left to explain
 
 
@@ -39,8 +40,9 @@ def gauss_newton_step(
     normal = torch.zeros(count, count, dtype=torch.float64)
     right = torch.zeros(count, dtype=torch.float64)
     missed = neurons.rows - predicted(neurons, inputs, residual)
-    for start in range(0, len(neurons.points), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    size = max(1, min(_BLOCK, _HELD // (k * count)))
+    for start in range(0, len(neurons.points), size):
+        block = slice(start, start + size)
         slopes = _slopes(neurons, inputs, residual, block)
         normal += torch.einsum("jka,jkb->ab", slopes, slopes)
         right += torch.einsum("jka,jk->a", slopes, missed[block])
