@@ -8,6 +8,7 @@ __all__ = [
     "InvalidInput",
     "MissingKnowledge",
     "UnknownName",
+    "Unsuited",
 ]
 
 
@@ -41,3 +42,7 @@ class UnknownName(ExhumeError, LookupError):
 
 class MissingKnowledge(ExhumeError):
     """The threat model does not give the attack a fact that it needs."""
+
+
+class Unsuited(ExhumeError):
+    """The attack inverts another kind of observation than the one it was given."""

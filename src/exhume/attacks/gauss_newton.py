@@ -22,6 +22,7 @@ from exhume.keys import generator
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.law import Law
+from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import (
     Reconstruction,
     Stopwatch,
@@ -94,8 +95,16 @@ class GaussNewton(Attack):
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
     )
     uses: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.LABELS, Fact.DEFENSE, Fact.PRIOR, Fact.PUBLIC_DATA}
+        {
+            Fact.LABELS,
+            Fact.LEARNING_RATE,
+            Fact.BATCH_ORDER,
+            Fact.DEFENSE,
+            Fact.PRIOR,
+            Fact.PUBLIC_DATA,
+        }
     )
+    inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient", "update"})
     bibtex: ClassVar[str] = """
 @article{levenberg1944method,
   title = {A Method for the Solution of Certain Non-Linear Problems in Least Squares},

@@ -14,7 +14,7 @@ from exhume.problem.aggregate import Aggregate
 from exhume.problem.attack import Attack
 from exhume.problem.batch import Batch
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
-from exhume.problem.observation import Candidate
+from exhume.problem.observation import Candidate, ObservationKind
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
@@ -44,7 +44,10 @@ class NearestPublic(Attack):
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE, Fact.PUBLIC_DATA}
     )
-    uses: ClassVar[frozenset[Fact]] = frozenset({Fact.LABELS, Fact.DEFENSE})
+    uses: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.LABELS, Fact.LEARNING_RATE, Fact.BATCH_ORDER, Fact.DEFENSE}
+    )
+    inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient", "update"})
     baseline: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from exhume.attacks.engine.centre import centre, placeholder_targets
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import Fact, Problem
+from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 
 __all__ = ["PriorMean"]
@@ -23,6 +24,9 @@ class PriorMean(Attack):
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.BATCH_SIZE})
     uses: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.PRIOR, Fact.LABELS, Fact.PUBLIC_DATA}
+    )
+    inverts: ClassVar[frozenset[ObservationKind]] = frozenset(
+        {"gradient", "update", "weights"}
     )
     baseline: ClassVar[bool] = True
 

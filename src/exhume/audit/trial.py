@@ -31,7 +31,7 @@ from exhume.audit.facts import (
 from exhume.audit.records import TrialResult, TrialSpec
 from exhume.config import build
 from exhume.data.split import split
-from exhume.errors import ExhumeError, InvalidInput, MissingKnowledge
+from exhume.errors import ExhumeError, InvalidInput, MissingKnowledge, Unsuited
 from exhume.keys import fold, generator
 from exhume.metrics.score import score
 from exhume.problem.attack import Attack
@@ -82,7 +82,7 @@ def run_trial(spec: TrialSpec) -> TrialResult:
     started = time.perf_counter()
     try:
         result = _evaluate(spec)
-    except MissingKnowledge as error:
+    except (MissingKnowledge, Unsuited) as error:
         result = TrialResult(spec=spec, status="not-applicable", reason=str(error))
     except ExhumeError as error:
         result = TrialResult(spec=spec, status="failed", reason=str(error))

@@ -38,6 +38,9 @@ def information_maps(
     Returns:
         The maps, or why the release has no finite Fisher information.
     """
+    opaque = world.mechanism.observation.opaque
+    if opaque is not None:
+        return NotApplicable(opaque)
     plans = world.plans(key)
     induced = world.mechanism.induced(world.task, plans)
     law, targets = induced.law, world.batch.targets

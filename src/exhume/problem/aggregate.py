@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,20 @@ class Aggregate(ObservationModel):
     def forward_func(self, task: Task, candidate: Candidate) -> Tree:
         """Return the weighted sum (``torch.func`` route)."""
         return self._sum(self.client.forward_func, task, candidate)
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of every client."""
+        return self.client.learning_rate
+
+    @property
+    def batch_order(self) -> int:
+        """Key of the order in which every client visits its examples."""
+        return self.client.batch_order
+
+    def informed(self, rate: float | None, order: int | None) -> Aggregate:
+        """Return the model with what is known of every client."""
+        return replace(self, client=self.client.informed(rate, order))
 
     def hidden(self, batch_size: int) -> Mapping[str, tuple[int, ...]]:
         """Return what one client would hide with the whole batch."""

@@ -7,12 +7,22 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from exhume.errors import Unsuited
 from exhume.problem.event import EventKind
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.tree import check_finite, check_same_layout
 
 __all__ = ["Attack"]
+
+_KINDS: dict[ObservationKind, str] = {
+    "gradient": "a gradient",
+    "update": "the change of the weights over several steps, or steps of another kind "
+    "than plain SGD",
+    "fine-tuning": "the change of the weights after a training to the end",
+    "weights": "trained weights",
+}
 
 
 class Attack(ABC):
@@ -25,6 +35,8 @@ class Attack(ABC):
         needs: facts without which it cannot run.
         uses: facts that it uses where they are given.
         kinds: kinds of events that it can reconstruct.
+        inverts: kinds of observations that it can invert. One that inverts gradients
+            gets the gradient behind an update of one plain step.
         baseline: a chance level that every table shows, not an attack.
         bibtex: the entries to cite, or "".
     """
@@ -32,6 +44,7 @@ class Attack(ABC):
     needs: ClassVar[frozenset[Fact]]
     uses: ClassVar[frozenset[Fact]] = frozenset()
     kinds: ClassVar[frozenset[EventKind]] = frozenset({"image", "vector"})
+    inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient"})
     baseline: ClassVar[bool] = False
     bibtex: ClassVar[str] = ""
 
@@ -45,6 +58,7 @@ class Attack(ABC):
 
         Raises:
             MissingKnowledge: the problem lacks a fact that the attack needs.
+            Unsuited: it inverts another kind of observation.
             Inconsistent: the observation holds NaN or infinity, or its tensors are not
                 those of the model.
         """
@@ -54,7 +68,25 @@ class Attack(ABC):
         if problem.task is not UNKNOWN:
             parameters = problem.task.parameters()
             check_same_layout(problem.observed, parameters, what="the observation")
-        return self.run(problem.restricted(self.needs | self.uses), key)
+        return self.run(self._suited(problem), key)
+
+    def _suited(self, problem: Problem) -> Problem:
+        """Return what the attack may see, as a kind of observation that it inverts."""
+        own = problem.restricted(self.needs | self.uses)
+        model = problem.observation_model
+        if model is UNKNOWN or model.kind in self.inverts:
+            return own
+        view = None
+        if model.kind == "update" and "gradient" in self.inverts:
+            view = problem.as_gradient()
+        if view is None:
+            kinds = " or ".join(sorted(self.inverts))
+            msg = (
+                f"this attack inverts a {kinds}, and what was observed is "
+                f"{_KINDS[model.kind]}; see `exhume list attacks` for one that does"
+            )
+            raise Unsuited(msg)
+        return view.restricted(self.needs | self.uses)
 
     @abstractmethod
     def run(self, problem: Problem, key: int) -> Reconstruction:

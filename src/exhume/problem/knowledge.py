@@ -29,6 +29,8 @@ class Fact(Enum):
     BATCH_SIZE = "the number of examples in the batch"
     BATCH_NORM_STATISTICS = "BatchNorm statistics of the client's batch"
     LOCAL_SCHEDULE = "what the client computes: one full-batch gradient, local steps, …"
+    LEARNING_RATE = "the step size of the client's local training"
+    BATCH_ORDER = "the order in which the client visits its examples"
     DEFENSE = "the defense, its strength and its public randomness"
     PRIOR = "a prior distribution of the data"
     PUBLIC_DATA = "public examples of the same kind"
@@ -59,6 +61,8 @@ _FIELDS: dict[Fact, tuple[str, str]] = {
         "use the threat model 'statistics-known' and a model with BatchNorm",
     ),
     Fact.LOCAL_SCHEDULE: ("observation_model", "use the threat model 'labels-known'"),
+    Fact.LEARNING_RATE: ("learning_rate", "use the threat model 'labels-known'"),
+    Fact.BATCH_ORDER: ("batch_order", "use the threat model 'order-known'"),
     Fact.DEFENSE: ("law", "use a threat model that gives the defense"),
     Fact.PRIOR: ("prior", "name a prior in the audit, or pass one to the World"),
     Fact.PUBLIC_DATA: ("public", "give the World public examples"),
@@ -76,7 +80,11 @@ class Problem:
         targets: labels, sorted; [B] int64 or float.
         batch_size: B.
         batch_statistics: BatchNorm layer → (mean, variance) of the client's batch.
-        observation_model: F.
+        observation_model: F, without the two facts that follow; ``require`` returns it
+            with them as far as they are known.
+        learning_rate: η of the client; 1 where the gradient itself is shared.
+        batch_order: key of the order of the client's examples; with it, ``targets``
+            are in that order too.
         law: p(O | S) under the defense.
         prior: a fitted density of one example.
         public: public examples.
@@ -89,6 +97,8 @@ class Problem:
     batch_size: int | Unknown = UNKNOWN
     batch_statistics: Mapping[str, tuple[Tensor, Tensor]] | Unknown = UNKNOWN
     observation_model: ObservationModel | Unknown = UNKNOWN
+    learning_rate: float | Unknown = UNKNOWN
+    batch_order: int | Unknown = UNKNOWN
     law: Law | Unknown = UNKNOWN
     prior: Density | Unknown = UNKNOWN
     public: Batch | Unknown = UNKNOWN
@@ -116,7 +126,31 @@ class Problem:
         if value is UNKNOWN:
             msg = f"this attack needs {fact.value}, which is not given; {ways}"
             raise MissingKnowledge(msg)
+        if fact is Fact.LOCAL_SCHEDULE:
+            return self._informed(value)
         return value
+
+    def _informed(self, model: ObservationModel) -> ObservationModel:
+        """Return F with step size and order, as far as they are known."""
+        rate, order = self.learning_rate, self.batch_order
+        return model.informed(
+            None if rate is UNKNOWN else rate, None if order is UNKNOWN else order
+        )
+
+    def as_gradient(self) -> Problem | None:
+        """Return the problem of the gradient behind one plain step of known size.
+
+        None if the client did not take exactly one such step.
+        """
+        if self.observation_model is UNKNOWN:
+            return self
+        found = self.require(Fact.LOCAL_SCHEDULE).single_step()
+        if found is None:
+            return None
+        factor, model = found
+        law = self.law if self.law is UNKNOWN else self.law.scaled(1 / factor)
+        observed = {name: t / factor for name, t in self.observed.items()}
+        return replace(self, observed=observed, observation_model=model, law=law)
 
     def restricted(self, facts: frozenset[Fact]) -> Problem:
         """Return the problem with every other fact replaced by ``UNKNOWN``."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     VarianceMap = Callable[[Task, ObservationModel, Candidate], Tree]
 
-__all__ = ["Family", "KeepWhere", "Law", "Whitener"]
+__all__ = ["Family", "KeepWhere", "Law", "Times", "Whitener"]
 
 TreeMap = Callable[[Tree], Tree]
 Family = Literal["gaussian", "laplace"]
@@ -33,6 +33,9 @@ _MIXED = (
 _PRIVATE_AND_MORE = (
     "noise whose scale depends on the private data is combined with other noise or a "
     "mask, and its variance as a function of the data is then not known"
+)
+_PRIVATE_SCALED = (
+    "the variance is a function of the private data through another forward model"
 )
 
 
@@ -54,6 +57,17 @@ class KeepWhere:
             else t
             for name, t in tree.items()
         }
+
+
+@dataclass(frozen=True)
+class Times:
+    """The linear map t ↦ factor · t, picklable."""
+
+    factor: float
+
+    def __call__(self, tree: Mapping[str, Tensor]) -> Tree:
+        """Return the scaled tree."""
+        return {name: self.factor * t for name, t in tree.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +301,25 @@ class Law:
         if self.noisy or self.mask:
             return replace(law, not_gaussian=self.not_gaussian or _PRIVATE_AND_MORE)
         return law
+
+    def scaled(self, factor: float) -> Law:
+        """Return the law of factor · O, written in terms of factor · F(S).
+
+        Args:
+            factor: not 0; it may be negative, since all noise is symmetric.
+        """
+        square = factor**2
+        maps = (Times(1 / factor), *self.maps, Times(factor)) if self.maps else ()
+        private = self.variance_at is not None
+        return replace(
+            self,
+            maps=maps,
+            variance={name: square * v for name, v in self.variance.items()},
+            covariance=self.covariance and self.covariance.scaled(square),
+            variance_at=None,
+            not_gaussian=self.not_gaussian or (_PRIVATE_SCALED if private else None),
+            surrogate=self.surrogate and self.surrogate.scaled(factor),
+        )
 
     def _unmasked(self, names: set[str]) -> Law:
         """Turn the masks of some tensors into a map of the mean."""

@@ -12,7 +12,7 @@ from exhume.errors import InvalidInput
 from exhume.keys import fold
 from exhume.problem.aggregate import Aggregate
 from exhume.problem.batch import Batch
-from exhume.problem.defense import Aggregation, Defense, Plan
+from exhume.problem.defense import Aggregation, Defense, Plan, Stage
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, Observation, ObservationModel
 from exhume.problem.privacy import Guarantee
@@ -75,9 +75,23 @@ class Mechanism:
                 f"(data, model, example, update, aggregate); reorder them"
             )
             raise InvalidInput(msg)
+        self._check_stages()
         if sum(isinstance(defense, Aggregation) for defense in self.defenses) > 1:
             msg = "a mechanism aggregates clients at most once; remove one aggregation"
             raise InvalidInput(msg)
+
+    def _check_stages(self) -> None:
+        """Raise where a defense acts inside of one gradient and none is shared."""
+        kind = self.observation.kind
+        for defense in self.defenses if kind != "gradient" else ():
+            inside = type(defense).transform_model is not Defense.transform_model
+            if inside or defense.stage is Stage.EXAMPLE:
+                msg = (
+                    f"{registered_name(type(defense))!r} changes how one gradient is "
+                    f"computed, and the client shares {kind}; use a defense of the "
+                    f"whole update, or options of the observation"
+                )
+                raise InvalidInput(msg)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> tuple[Plan, ...]:
         """Calibrate every defense on public data and the model it will meet.

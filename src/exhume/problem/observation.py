@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from exhume.problem.defense import Plan
     from exhume.problem.task import Task
 
-__all__ = ["Candidate", "Observation", "ObservationModel"]
+__all__ = ["Candidate", "Observation", "ObservationKind", "ObservationModel"]
+
+ObservationKind = Literal["gradient", "update", "fine-tuning", "weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,16 @@ class Observation:
 
 
 class ObservationModel(ABC):
-    """A forward model F; leaves are frozen dataclasses."""
+    """A forward model F; leaves are frozen dataclasses.
+
+    Attributes:
+        kind: what is shared: a gradient, a change of the weights, or the weights.
+        opaque: a sentence if F has no derivative that one can take (a training to the
+            end); bounds then say that they do not apply. None otherwise.
+    """
+
+    kind: ClassVar[ObservationKind] = "gradient"
+    opaque: ClassVar[str | None] = None
 
     @abstractmethod
     def forward(self, task: Task, candidate: Candidate) -> Tree:
@@ -90,6 +101,35 @@ class ObservationModel(ABC):
         """
         del batch_size
         return {}
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size η of the client; 1 where the gradient itself is shared."""
+        return 1.0
+
+    @property
+    def batch_order(self) -> int:
+        """Key of the order in which the client visits its examples; 0 if none."""
+        return 0
+
+    def informed(self, rate: float | None, order: int | None) -> ObservationModel:
+        """Return the model of someone who knows η and the order, or not (None)."""
+        del rate, order
+        return self
+
+    def single_step(self) -> tuple[float, ObservationModel] | None:
+        """Return (c, G) with F(S) = c · G(S), G the plain gradient; None if not so."""
+        return None
+
+    def task_seen(self, task: Task, observed: Mapping[str, Tensor]) -> Task:
+        """Return the task with the weights that an attacker holds beside O.
+
+        Args:
+            task: with the weights at which the client began.
+            observed: O.
+        """
+        del observed
+        return task
 
     def residual(self, task: Task, candidate: Candidate, observed: Tree) -> Tree:
         """Return F(S) − O, zero at the truth of a noiseless observation."""

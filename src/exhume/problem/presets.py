@@ -22,7 +22,7 @@ class Preset:
     description: str
 
 
-_EAVESDROPPER = ("WEIGHTS", "LOCAL_SCHEDULE", "BATCH_SIZE")
+_EAVESDROPPER = ("WEIGHTS", "LOCAL_SCHEDULE", "LEARNING_RATE", "BATCH_SIZE")
 _SERVER = (*_EAVESDROPPER, "DEFENSE")
 _DATA = (*_SERVER, "PRIOR", "PUBLIC_DATA")
 
@@ -58,6 +58,17 @@ PRESETS: dict[str, Preset] = {
         "A well-informed passive server: model, schedule, batch size, defense with its "
         "strength, public examples and the labels (which are easily inferred). The "
         "default: a defense that holds here holds against less.",
+    ),
+    "rate-unknown": Preset(
+        (*(fact for fact in _DATA if fact != "LEARNING_RATE"), "LABELS"),
+        "D + labels",
+        "As labels-known, but without the step size of the client's local training.",
+    ),
+    "order-known": Preset(
+        (*_DATA, "LABELS", "BATCH_ORDER"),
+        "D + labels",
+        "As labels-known, and also knows which examples met in which local step, in "
+        "which order. No server is told this; it shows what the order hides.",
     ),
     "defense-unknown": Preset(
         (*_EAVESDROPPER, "PRIOR", "PUBLIC_DATA", "LABELS"),

@@ -199,18 +199,31 @@ class Task:
             targets = targets.to(outputs.dtype)
         return LOSSES[self.loss](outputs, targets)
 
-    def gradient(self, inputs: Tensor, targets: Tensor) -> Tree:
-        """Return ∇_Θ L(Θ; S) by name, differentiable in inputs and targets.
+    def gradient(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Tree:
+        """Return ∇_Θ L(Θ; S) by name, differentiable in inputs, targets and Θ.
 
         The autograd route: fastest for one candidate. Inside ``torch.func`` transforms
         use :meth:`gradient_func`.
+
+        Args:
+            inputs: x, shape [B, *event].
+            targets: y.
+            parameters: other weights Θ; None for the task's own.
         """
+        given = self.parameters() if parameters is None else parameters
+        moving = parameters is not None and any(p.requires_grad for p in given.values())
         parameters = {
-            name: p.detach().requires_grad_() for name, p in self.parameters().items()
+            name: p if p.requires_grad and moving else p.detach().requires_grad_()
+            for name, p in given.items()
         }
         with torch.enable_grad():
             value = self.loss_value(inputs, targets, parameters)
-            differentiable = inputs.requires_grad or targets.requires_grad
+            differentiable = moving or inputs.requires_grad or targets.requires_grad
             grads = torch.autograd.grad(
                 value,
                 list(parameters.values()),

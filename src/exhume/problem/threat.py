@@ -78,12 +78,15 @@ class ThreatModel:
         # Whoever does not know the defense takes the client for an undefended one.
         defended = Fact.DEFENSE in self.known
         model = induced.model if defended else mechanism.observation
+        task = model.task_seen(induced.task, observation.values)
         values = {
-            Fact.WEIGHTS: induced.task,
-            Fact.LABELS: _labels(world),
+            Fact.WEIGHTS: task,
+            Fact.LABELS: self._labels(world),
             Fact.BATCH_SIZE: len(world.batch),
             Fact.BATCH_NORM_STATISTICS: observation.batch_statistics or UNKNOWN,
-            Fact.LOCAL_SCHEDULE: model,
+            Fact.LOCAL_SCHEDULE: model.informed(None, None),
+            Fact.LEARNING_RATE: model.learning_rate,
+            Fact.BATCH_ORDER: model.batch_order,
             Fact.DEFENSE: induced.law,
             Fact.PRIOR: UNKNOWN if world.prior is None else world.prior,
             Fact.PUBLIC_DATA: UNKNOWN if world.public is None else world.public,
@@ -96,13 +99,23 @@ class ThreatModel:
             batch_size=values[Fact.BATCH_SIZE],
             batch_statistics=values[Fact.BATCH_NORM_STATISTICS],
             observation_model=values[Fact.LOCAL_SCHEDULE],
+            learning_rate=values[Fact.LEARNING_RATE],
+            batch_order=values[Fact.BATCH_ORDER],
             law=values[Fact.DEFENSE],
             prior=values[Fact.PRIOR],
             public=values[Fact.PUBLIC_DATA],
         ).restricted(self.known)
 
+    def _labels(self, world: World) -> Tensor:
+        """Return the labels, sorted unless their order is known too."""
+        return (
+            world.batch.targets
+            if Fact.BATCH_ORDER in self.known
+            else _without_order(world)
+        )
 
-def _labels(world: World) -> Tensor:
+
+def _without_order(world: World) -> Tensor:
     """Return the labels, sorted; behind an aggregation those of each client."""
     last = world.mechanism.defenses[-1] if world.mechanism.defenses else None
     if not isinstance(last, Aggregation):

@@ -10,6 +10,7 @@ from torch import Tensor
 from exhume.attacks.engine.driver import Design, reconstruct
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import Fact, Problem
+from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Reconstruction
 
 __all__ = ["MatchingAttack"]
@@ -22,8 +23,16 @@ class MatchingAttack(Attack):
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
     )
     uses: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.LABELS, Fact.DEFENSE, Fact.PRIOR, Fact.PUBLIC_DATA}
+        {
+            Fact.LABELS,
+            Fact.LEARNING_RATE,
+            Fact.BATCH_ORDER,
+            Fact.DEFENSE,
+            Fact.PRIOR,
+            Fact.PUBLIC_DATA,
+        }
     )
+    inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient", "update"})
 
     @abstractmethod
     def design(self, problem: Problem) -> Design:

@@ -218,6 +218,10 @@ def _threat(settings: AuditSettings, results: Sequence[TrialResult]) -> dict[str
     absent = {"PRIOR"} if settings.prior is None else set()
     if not any(r.facts.get("batch_norm_layers") for r in results):
         absent.add("BATCH_NORM_STATISTICS")
+    shared = settings.observation
+    name = shared if isinstance(shared, str) else shared["name"]
+    steps = name == "update"
+    of_steps = set() if steps else {"LEARNING_RATE", "BATCH_ORDER"}
     return {
         "name": settings.threat,
         "letter": preset.letter,
@@ -225,6 +229,7 @@ def _threat(settings: AuditSettings, results: Sequence[TrialResult]) -> dict[str
         "facts": [
             (fact.value, fact.name in preset.facts and fact.name not in absent)
             for fact in Fact
+            if fact.name not in of_steps
         ],
     }
 
