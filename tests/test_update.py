@@ -247,7 +247,7 @@ def test_defenses_inside_of_one_gradient_are_refused():
 
     Mechanism(Update(), [GaussianNoise(std=0.1)])
     with pytest.raises(InvalidInput, match="one gradient is computed"):
-        Mechanism(Update(), [DpSgd(max_norm=1.0, noise_multiplier=1.0)])
+        Mechanism(Update(), [DpSgd(max_norm=1.0, noise_multiplier=1.0, batch_size=7)])
 
 
 @pytest.mark.parametrize(
