@@ -202,7 +202,7 @@ def _no_public(spec: TrialSpec) -> InvalidInput:
 def _data_and_task(spec: TrialSpec) -> tuple[Batch, Batch | None, Task]:
     source, whole = _loaded(json.dumps(spec.data, sort_keys=True))
     private, public = split(whole, source, spec.batch_size, fold(spec.seed, "split"))
-    classes = class_count(spec.classes, whole.targets)
+    classes = class_count(spec.classes, whole.targets, spec.loss)
     model = build("model", spec.model).build(
         whole.spec, classes, fold(spec.seed, "weights")
     )
@@ -211,12 +211,13 @@ def _data_and_task(spec: TrialSpec) -> tuple[Batch, Batch | None, Task]:
     return private.to(dtype), None if public is None else public.to(dtype), task
 
 
-def class_count(classes: int, targets: Tensor) -> int:
+def class_count(classes: int, targets: Tensor, loss: str = "cross-entropy") -> int:
     """Return the number K of outputs.
 
     Args:
         classes: as the settings give it; 0 takes it from the labels.
         targets: of the whole data set.
+        loss: ``logistic`` has one output for two classes.
 
     Raises:
         InvalidInput: there are more labels than classes.
@@ -224,6 +225,8 @@ def class_count(classes: int, targets: Tensor) -> int:
     if targets.is_floating_point():
         return classes or int(targets[0].numel())
     found = int(targets.max()) + 1
+    if loss == "logistic":
+        return _one_output(classes, found)
     if classes and classes < found:
         msg = (
             f"classes is {classes}, but the data has labels up to {found - 1}; "
@@ -231,6 +234,17 @@ def class_count(classes: int, targets: Tensor) -> int:
         )
         raise InvalidInput(msg)
     return classes or max(found, 2)
+
+
+def _one_output(classes: int, found: int) -> int:
+    if classes in (0, 1) and found <= 2:
+        return 1
+    got = f"labels up to {found - 1}" if found > 2 else f"classes = {classes}"
+    msg = (
+        f"the loss 'logistic' is for two classes and one output, got {got}; use "
+        f"'cross-entropy', or data with labels 0 and 1 and classes = 0"
+    )
+    raise InvalidInput(msg)
 
 
 def _evaluate(spec: TrialSpec) -> TrialResult:

@@ -12,6 +12,7 @@ from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
+from exhume.problem.losses import predicted_classes
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
@@ -171,7 +172,8 @@ def accuracy(task: Task, batch: Batch) -> float:
         return 0.0
     right = 0
     for inputs, targets in _parts(batch, task):
-        guessed = task.predict(inputs, _frozen(task)).argmax(dim=1)
+        outputs = task.predict(inputs, _frozen(task))
+        guessed = predicted_classes(task.loss, outputs)
         right += int((guessed == targets).sum())
     return right / len(batch)
 

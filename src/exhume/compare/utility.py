@@ -155,7 +155,7 @@ def _values(spec: UtilitySpec) -> dict[str, float]:
 
     dtype = getattr(torch, spec.dtype)
     whole = _loaded(json.dumps(spec.data, sort_keys=True))
-    classes = class_count(spec.classes, whole.targets)
+    classes = class_count(spec.classes, whole.targets, spec.loss)
     model = build("model", spec.model).build(
         whole.spec, classes, fold(spec.seed, "weights")
     )

@@ -184,7 +184,8 @@ def sampled_label_gradient(task: Task, batch: Batch, key: int) -> Tree:
     """Return a vector h with E[h hᵀ] = the Gauss–Newton matrix of the mean loss.
 
     For cross-entropy it is √B times the gradient of the mean loss with labels drawn
-    from the model itself; for the squared error over K outputs, that of Σ ±√(2/K) f.
+    from the model itself, and so for the logistic loss; for the squared error over
+    K outputs, that of Σ ±√(2/K) f.
 
     Args:
         task: model, loss, mode.
@@ -198,6 +199,10 @@ def sampled_label_gradient(task: Task, batch: Batch, key: int) -> Tree:
         chances = outputs.detach().double().softmax(dim=-1).cpu()
         labels = torch.multinomial(chances, 1, generator=source).to(outputs.device)
         value = -outputs.log_softmax(dim=-1).gather(1, labels).sum()
+    elif task.loss == "logistic":
+        chances = outputs.detach().double().sigmoid().cpu()
+        labels = torch.bernoulli(chances, generator=source).to(outputs)
+        value = torch.nn.functional.softplus((1 - 2 * labels) * outputs).sum()
     else:
         signs = torch.randint(0, 2, outputs.shape, generator=source) * 2 - 1
         per_example = outputs.numel() / len(batch)

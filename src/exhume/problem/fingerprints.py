@@ -89,9 +89,10 @@ def _targets(problem: Problem, task: Task, inputs: Tensor) -> Tensor:
         return known[index].to(task.device)
     with torch.no_grad():
         outputs = task.predict(inputs, task.parameters())
-    if task.loss != "cross-entropy":
+    if task.loss == "mse":
         return torch.zeros_like(outputs)
-    return torch.arange(len(inputs), device=task.device) % outputs.shape[-1]
+    classes = 2 if task.loss == "logistic" else outputs.shape[-1]
+    return torch.arange(len(inputs), device=task.device) % classes
 
 
 def _norm_findings(

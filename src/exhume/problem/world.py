@@ -60,14 +60,23 @@ class World:
 
     def _check_labels(self) -> None:
         labels = self.batch.targets
-        if labels.is_floating_point() or self.task.loss != "cross-entropy":
+        loss = self.task.loss
+        if labels.is_floating_point() or loss == "mse":
             return
-        classes = self.task.output_size(self.batch.inputs.to(self.task.dtype))
+        outputs = self.task.output_size(self.batch.inputs.to(self.task.dtype))
+        if loss == "logistic" and outputs != 1:
+            msg = (
+                f"the loss 'logistic' needs a model with one output, this one has "
+                f"{outputs}; build it with classes = 1, or use 'cross-entropy'"
+            )
+            raise InvalidInput(msg)
+        classes = 2 if loss == "logistic" else outputs
         least, most = int(labels.min()), int(labels.max())
         if least < 0 or most >= classes:
             msg = (
-                f"labels lie in [{least}, {most}], but the model has {classes} "
-                f"outputs; expected 0 to {classes - 1}"
+                f"labels lie in [{least}, {most}], but the model has {outputs} "
+                f"output{'s' * (outputs > 1)} and the loss is {loss!r}; "
+                f"expected 0 to {classes - 1}"
             )
             raise InvalidInput(msg)
 

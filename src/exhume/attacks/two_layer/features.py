@@ -147,11 +147,13 @@ def _finished(
             notes = _without(notes, "norms are")
             notes.append("Lengths make the network's own residuals fit.")
     classify = task.loss == "cross-entropy"
-    targets = (
-        residuals.argmin(dim=1)
-        if classify
-        else implied_targets(located, values, residuals)
-    )
+    if task.loss == "logistic":
+        # ∂L/∂f = −y σ(−y f)/B has the sign of −y
+        targets = (residuals[:, 0] < 0).long()
+    elif classify:
+        targets = residuals.argmin(dim=1)
+    else:
+        targets = implied_targets(located, values, residuals)
     return Features(
         values=values,
         targets=targets,

@@ -1,0 +1,194 @@
+"""Training to the end: loss-normalised gradient descent to a loss of 1e-8."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.errors import InvalidInput
+from exhume.formula import formula
+from exhume.problem.observation import Candidate
+from exhume.problem.task import Task
+from exhume.problem.tree import Tree, norm
+
+__all__ = ["Trained", "loss_normalised_rate", "stationarity", "train"]
+
+# A loss this many times that of the start means divergence, not a bad step.
+_DIVERGED = 1e3
+# The smallest loss that a step is divided by.
+_NO_LOSS = 1e-30
+# Losses whose gradient vanishes with the loss on separable data; their flow slows down
+# as the loss falls. The squared error has its own curvature, which limits the step.
+_EXPONENTIAL_TAILS = ("cross-entropy", "logistic")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training to the end gives.
+
+    Attributes:
+        weights: Θ_T by name, detached.
+        loss: data loss L(Θ_T), without the decay term.
+        stationarity: ‖∇L + ωΘ‖ / (ω‖Θ‖) at Θ_T with weight decay; ‖∇L‖ without.
+        iterations: steps taken.
+        reached: whether the target was reached.
+    """
+
+    weights: Tree
+    loss: float
+    stationarity: float
+    iterations: int
+    reached: bool
+
+    def task(self, task: Task) -> Task:
+        """Return a copy of a task with these weights."""
+        trained = task.to(task.dtype)
+        with torch.no_grad():
+            for name, parameter in trained.parameters().items():
+                parameter.copy_(self.weights[name])
+        return trained
+
+
+@formula(
+    r"\eta_t = \frac{\eta}{\min(1, 5 L_t)}",
+    reference="gradient flow in rescaled time; Nacson et al., AISTATS 2019, section 4",
+)
+def loss_normalised_rate(rate: float, loss: float) -> float:
+    """Return the step size of loss-normalised gradient descent, η / min(1, 5 L).
+
+    With an exponential tail the gradient is proportional to the loss, so plain descent
+    crawls; this one follows the same path, with time rescaled.
+
+    Args:
+        rate: η > 0.
+        loss: L ≥ 0 at the present weights, a mean over the batch.
+    """
+    return rate / max(min(1.0, 5 * loss), _NO_LOSS)
+
+
+def train(
+    task: Task,
+    candidate: Candidate,
+    *,
+    target_loss: float = 1e-8,
+    iterations: int = 20_000,
+    rate: float = 0.1,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    strict: bool = False,
+) -> Trained:
+    """Train by full-batch descent from the weights of a task to a low loss.
+
+    The precision is that of the task; ``task.to(torch.float64)`` for exact work. Steps
+    are normalised by the loss for cross-entropy and the logistic loss; for the squared
+    error, whose curvature does not vanish, and with weight decay, whose minimum has a
+    positive loss, the rate is constant.
+
+    Args:
+        task: model, loss, mode and initial weights Θ_0; it is not changed.
+        candidate: the examples S.
+        target_loss: stop at L ≤ target; with weight decay at a stationarity ≤ target.
+        iterations: at most so many steps.
+        rate: η > 0.
+        weight_decay: ω ≥ 0 of the objective L + (ω/2)‖Θ‖².
+        momentum: μ in [0, 1) of the heavy ball.
+        strict: raise if the target is not reached.
+
+    Raises:
+        InvalidInput: an option is out of range, the loss diverges, or ``strict`` and
+            the target was not reached.
+    """
+    _check(target_loss, iterations, rate, weight_decay, momentum)
+    normalised = task.loss in _EXPONENTIAL_TAILS and not weight_decay
+    theta = {n: p.detach().clone() for n, p in task.parameters().items()}
+    speed = {n: torch.zeros_like(p) for n, p in theta.items()}
+    start, steps = math.inf, 0
+    while True:
+        loss, gradient = _gradient(task, candidate, theta)
+        start = loss if steps == 0 else start
+        _check_descent(loss, start, steps, rate)
+        left = stationarity(theta, gradient, weight_decay)
+        reached = (left if weight_decay else loss) <= target_loss
+        if reached or steps == iterations:
+            break
+        step = loss_normalised_rate(rate, loss) if normalised else rate
+        for name, value in theta.items():
+            pull = gradient[name] + weight_decay * value
+            speed[name] = momentum * speed[name] - step * pull
+            theta[name] = value + speed[name]
+        steps += 1
+    if strict and not reached:
+        what = "stationarity" if weight_decay else "loss"
+        raise _unreached(what, left if weight_decay else loss, target_loss, steps)
+    return Trained(theta, loss, left, steps, reached)
+
+
+def _check_descent(loss: float, start: float, steps: int, rate: float) -> None:
+    if math.isfinite(loss) and loss <= _DIVERGED * max(start, 1.0):
+        return
+    msg = (
+        f"training diverged: after {steps} steps the loss is {loss:.3g}, at first it "
+        f"was {start:.3g}; lower the rate, now {rate:g}"
+    )
+    raise InvalidInput(msg)
+
+
+def _unreached(what: str, got: float, target: float, steps: int) -> InvalidInput:
+    return InvalidInput(
+        f"training ended after {steps} steps at a {what} of {got:.3g}, above the "
+        f"target {target:g}; allow more iterations, or raise the rate"
+    )
+
+
+def stationarity(
+    weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], weight_decay: float
+) -> float:
+    """Return how far weights are from stationary: ‖∇L + ωΘ‖ / (ω‖Θ‖), or ‖∇L‖.
+
+    Args:
+        weights: Θ by name.
+        gradient: ∇L(Θ) of the data loss.
+        weight_decay: ω ≥ 0; without it the norm of the gradient is not divided.
+    """
+    whole = {n: gradient[n] + weight_decay * weights[n] for n in gradient}
+    size = weight_decay * float(norm(dict(weights))) if weight_decay else 1.0
+    return float(norm(whole)) / max(size, _NO_LOSS)
+
+
+def _gradient(task: Task, candidate: Candidate, theta: Tree) -> tuple[float, Tree]:
+    leaves = {n: p.detach().requires_grad_() for n, p in theta.items()}
+    with torch.enable_grad():
+        value = task.loss_value(
+            candidate.inputs.detach(), candidate.targets.detach(), leaves
+        )
+        found = torch.autograd.grad(
+            value, list(leaves.values()), materialize_grads=True
+        )
+    return float(value.detach()), dict(zip(leaves, found, strict=True))
+
+
+def _check(
+    target_loss: float,
+    iterations: int,
+    rate: float,
+    weight_decay: float,
+    momentum: float,
+) -> None:
+    for name, value, least in (
+        ("target_loss", target_loss, 0.0),
+        ("iterations", iterations, 0),
+        ("weight_decay", weight_decay, 0.0),
+    ):
+        if not least <= value < math.inf:
+            msg = f"{name} is {value}; expected at least {least:g}"
+            raise InvalidInput(msg)
+    if not 0 < rate < math.inf:
+        msg = f"rate is {rate}; expected a learning rate above 0"
+        raise InvalidInput(msg)
+    if not 0 <= momentum < 1:
+        msg = f"momentum is {momentum}; expected at least 0 and below 1"
+        raise InvalidInput(msg)
