@@ -175,7 +175,7 @@ def rewrite(path, **changes):
     ("changes", "message"),
     [
         ({"format": 7}, "format 7, this version reads format 1"),
-        ({"kind": "update"}, "kind: Input should be 'gradient'"),
+        ({"kind": "weights"}, "kind: Input should be 'gradient' or 'update'"),
         ({"sign": "after-minus-before"}, "sign: Input should be 'gradient'"),
         ({"colour": "red"}, "no option 'colour'"),
         ({"task": {"loss": "cross-entropy"}}, "task.mode: Field required"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,145 +12,15 @@ from exhume.errors import InvalidInput, UnknownName
 if TYPE_CHECKING:
     from torch import nn
 
+    from exhume.cli.said import Said
     from exhume.observations.shared import SharedObservation
     from exhume.problem.batch import Batch
-    from exhume.problem.event import EventSpec
 
-__all__ = ["Said", "complete", "load_batch", "load_model", "options", "simulate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What the user says about an observation on the command line, as text.
-
-    Attributes:
-        shape: of one example, ``3,32,32`` or ``100``.
-        range_: ``0,1``, or ``none`` for unbounded.
-        mode: ``eval`` or ``train``.
-        loss: name of the training loss.
-        mean: of the normalisation, one number per channel.
-        std: likewise.
-        labels: of the batch.
-        batch_size: B.
-        scale: the file holds this multiple of the mean gradient.
-        no_defense: the gradient was released as it was computed.
-    """
-
-    shape: str | None = None
-    range_: str | None = None
-    mode: str | None = None
-    loss: str | None = None
-    mean: str | None = None
-    std: str | None = None
-    labels: str | None = None
-    batch_size: int | None = None
-    scale: float | None = None
-    no_defense: bool = False
-
-    def facts(self) -> dict[str, Any]:
-        """Return the fields of a ``SharedObservation`` that are said."""
-        import torch
-
-        said: dict[str, Any] = {"mode": self.mode, "loss": self.loss}
-        said["normalise"] = self._normalise()
-        said["batch_size"] = self.batch_size
-        if self.labels is not None:
-            labels = [int(n) for n in _numbers("labels", self.labels, int)]
-            said["targets"] = torch.tensor(labels).sort().values
-            said["batch_size"] = self.batch_size or len(labels)
-        if self.shape is not None:
-            said["spec"] = self._spec()
-        if self.no_defense:
-            said["defenses"] = ()
-        return {name: value for name, value in said.items() if value is not None}
-
-    def _spec(self) -> EventSpec:
-        from exhume.problem.event import EventSpec
-
-        shape = tuple(int(n) for n in _numbers("shape", self.shape or "", int))
-        kind = "image" if len(shape) == 3 else "vector"
-        bounded = self.range_ or ("0,1" if kind == "image" else "none")
-        if bounded == "none":
-            return EventSpec(kind, shape)
-        ends = _numbers("range", bounded, float)
-        if len(ends) != 2:
-            msg = f"--range is {bounded!r}; expected two numbers, like 0,1, or none"
-            raise InvalidInput(msg)
-        return EventSpec(kind, shape, *ends)
-
-    def _normalise(self) -> Any:
-        from exhume.problem.task import Normalisation
-
-        if self.mean is None and self.std is None:
-            return None
-        if self.mean is None or self.std is None:
-            msg = "give both --mean and --std of the normalisation, or neither"
-            raise InvalidInput(msg)
-        mean, std = _numbers("mean", self.mean, float), _numbers("std", self.std, float)
-        return Normalisation(tuple(mean), tuple(std))
-
-
-def _numbers(what: str, text: str, kind: type[int] | type[float]) -> list[float]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        example = "3,5" if kind is int else "0.5,0.25"
-        msg = f"--{what} is {text!r}; expected numbers with commas, like {example}"
-        raise InvalidInput(msg) from error
-
-
-def complete(shared: SharedObservation, said: Said) -> SharedObservation:
-    """Add what the user says to what the file says.
-
-    Raises:
-        InvalidInput: the two contradict each other, or neither says the shape of an
-            example, the mode, or the batch size.
-    """
-    from exhume.problem.knowledge import UNKNOWN
-
-    facts, recorded = said.facts(), shared.spec is not None
-    if said.scale is not None:
-        if recorded:
-            msg = "the file says itself what it holds; --scale is for plain tensors"
-            raise InvalidInput(msg)
-        if said.scale == 0:
-            msg = (
-                "--scale is 0; expected the factor that the gradient was multiplied by"
-            )
-            raise InvalidInput(msg)
-        facts["values"] = {n: t / said.scale for n, t in shared.values.items()}
-    if recorded:
-        _refuse_contradictions(shared, facts)
-    full = replace(shared, **facts)
-    for field, option in (("spec", "--shape"), ("mode", "--mode")):
-        if getattr(full, field) is None:
-            msg = f"the file does not say the {option[2:]}, so give {option}"
-            raise InvalidInput(msg)
-    if full.batch_size is UNKNOWN:
-        msg = (
-            "the file does not say how many examples the gradient was averaged over; "
-            "give --batch-size (or --labels)"
-        )
-        raise InvalidInput(msg)
-    return full
-
-
-def _refuse_contradictions(shared: SharedObservation, facts: dict[str, Any]) -> None:
-    from exhume.problem.knowledge import UNKNOWN
-
-    for name, said in facts.items():
-        held = getattr(shared, name)
-        if held is UNKNOWN:
-            continue
-        if name == "targets":
-            held, said = held.tolist(), said.tolist()
-        if held != said:
-            msg = f"the file says {name} = {held}, you say {said}; drop the option"
-            raise InvalidInput(msg)
+__all__ = ["load_batch", "load_model", "simulate"]
 
 
 def simulate(model: nn.Module, own: Batch, said: Said) -> SharedObservation:
-    """Compute the gradient that a client with this model and batch would share."""
+    """Compute what a client with this model and batch would share."""
     from exhume.observations.gradient import Gradient
     from exhume.observations.shared import share
     from exhume.problem.mechanism import Mechanism
@@ -164,7 +32,10 @@ def simulate(model: nn.Module, own: Batch, said: Said) -> SharedObservation:
         raise InvalidInput(msg)
     loss = facts.get("loss", "cross-entropy")
     task = Task(model, loss, facts["mode"], facts.get("normalise"))
-    mechanism = Mechanism(Gradient())
+    if said.schedule is not None and said.observation().known_rate is None:
+        msg = "a client trains with a step size; give --schedule rate=0.1, say"
+        raise InvalidInput(msg)
+    mechanism = Mechanism(facts.get("observation", Gradient()))
     observation = mechanism.sample(task, own, key=0)
     return share(
         observation.values,
@@ -243,22 +114,3 @@ def load_batch(where: str, like: Sequence[int] | None = None) -> Batch:
         msg = f"there is no data called {where!r}, nor a path; known names: {known}"
         raise UnknownName(msg)
     return build("data", given).load()
-
-
-def options(given: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` pairs; a value is TOML, or text where it is not.
-
-    >>> options(["iterations=50", "start=prior-mean", "seconds=none"])
-    {'iterations': 50, 'start': 'prior-mean', 'seconds': None}
-    """
-    pairs: dict[str, Any] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            msg = f"--option is {text!r}; expected key=value, like iterations=50"
-            raise InvalidInput(msg)
-        try:
-            pairs[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            pairs[key] = None if value == "none" else value
-    return pairs

@@ -1,11 +1,11 @@
-"""The observation file: one ``.safetensors`` file that carries a shared gradient.
+"""The observation file: one ``.safetensors`` file that carries what was shared.
 
-Tensors: ``gradient/<parameter>``; optionally ``reference/<parameter>`` and
-``buffer/<name>`` (the weights at which it was computed), ``known/labels`` and
-``known/batch-norm/<layer>/mean|variance`` (facts that the attacker is given), and
-``plan/<i>/<name>`` (arrays of the i-th defense's plan). The metadata entry ``exhume``
-is JSON, see :class:`exhume.observations.metadata.Metadata`. **The private inputs are
-never in it**, and reading it never executes code.
+Tensors: ``gradient/<parameter>`` or ``update/<parameter>``; optionally
+``reference/<parameter>`` and ``buffer/<name>`` (the weights at which it was computed),
+``known/labels`` and ``known/batch-norm/<layer>/mean|variance`` (facts that the attacker
+is given), and ``plan/<i>/<name>`` (arrays of the i-th defense's plan). The metadata
+entry ``exhume`` is JSON, see :class:`exhume.observations.metadata.Metadata`. **The
+private inputs are never in it**, and reading it never executes code.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def save(path: Path | str, shared: SharedObservation) -> Path:
 
 
 def _tensors(shared: SharedObservation) -> list[tuple[str, Tensor]]:
-    found = [(f"gradient/{n}", t) for n, t in shared.values.items()]
+    found = [(f"{shared.observation.kind}/{n}", t) for n, t in shared.values.items()]
     found += [(f"reference/{n}", t) for n, t in shared.reference.items()]
     found += [(f"buffer/{n}", t) for n, t in shared.buffers.items()]
     if shared.targets is not UNKNOWN:
@@ -76,6 +76,13 @@ def _metadata(shared: SharedObservation) -> Metadata:
     if spec is None or mode is None:
         msg = "an observation file says the event and the mode; set spec and mode"
         raise InvalidInput(msg)
+    kind = shared.observation.kind
+    if kind not in ("gradient", "update"):
+        msg = (
+            f"an observation file holds a gradient or an update, not {kind}; keep "
+            f"trained weights as a plain checkpoint"
+        )
+        raise InvalidInput(msg)
     unbounded = spec.low is None or spec.high is None
     normalise = shared.normalise
     given = {
@@ -85,10 +92,14 @@ def _metadata(shared: SharedObservation) -> Metadata:
         "batch-norm-statistics": shared.batch_statistics is not UNKNOWN,
         "defense": shared.defenses is not UNKNOWN,
     }
+    if kind == "update":
+        given["learning-rate"] = shared.observation.known_rate is not None
+        given["batch-order"] = shared.observation.known_order is not None
     return Metadata(
         format=FORMAT,
-        kind="gradient",
-        sign="gradient",
+        kind=kind,
+        sign="gradient" if kind == "gradient" else "step",
+        observation=None if kind == "gradient" else describe(shared.observation),
         task=TaskRecord(
             loss=shared.loss,
             mode=mode,
@@ -160,14 +171,16 @@ def load(path: Path | str) -> SharedObservation:
     what = repr(Path(path).name)
     metadata = parse_metadata(read_header(path).metadata, what=what)
     tensors = load_tensors(path)
-    values = _under("gradient/", tensors) if metadata else dict(tensors)
+    kind = metadata.kind if metadata else "gradient"
+    values = _under(f"{kind}/", tensors) if metadata else dict(tensors)
     if not values:
-        msg = f"{what} holds no gradient; it has: {', '.join(tensors) or 'no tensors'}"
+        msg = f"{what} holds no {kind}; it has: {', '.join(tensors) or 'no tensors'}"
         raise InvalidInput(msg)
     if metadata is None:
         return SharedObservation(values=values)
     shared = SharedObservation(
         values=values,
+        observation=build("observation", metadata.observation or "gradient"),
         spec=_spec(metadata.task.event),
         loss=metadata.task.loss,
         mode=metadata.task.mode,

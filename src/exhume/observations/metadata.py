@@ -44,8 +44,10 @@ class Metadata:
 
     Attributes:
         format: number of the format.
-        kind: observation model; the tensors are named ``<kind>/<parameter>``.
-        sign: ``gradient``: the tensors are +∇L, not a step of an optimiser.
+        kind: ``gradient`` or ``update``; the tensors are named ``<kind>/<parameter>``.
+        sign: ``gradient``: the tensors are +∇L; ``step``: weights after minus before.
+        observation: name and options of the observation model, as far as they are
+            known; null for one full-batch gradient.
         task: what was trained.
         reference_sha256: hash of the weights at which it was computed, or null.
         batch_size: B, or null if withheld.
@@ -58,9 +60,10 @@ class Metadata:
     """
 
     format: int
-    kind: Literal["gradient"]
-    sign: Literal["gradient"]
+    kind: Literal["gradient", "update"]
+    sign: Literal["gradient", "step"]
     task: TaskRecord
+    observation: dict[str, Any] | None = None
     reference_sha256: str | None = None
     batch_size: int | None = None
     clients: Literal[1] = 1

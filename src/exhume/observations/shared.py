@@ -1,4 +1,4 @@
-"""A shared gradient with all that an auditor must know of it, ready for an attack."""
+"""What a client shared, with all that an auditor must know of it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from exhume.problem.batch import Batch
 from exhume.problem.consistency import check_weights, weights_sha256
 from exhume.problem.defense import Defense, Plan
 from exhume.problem.event import EventSpec
-from exhume.problem.knowledge import UNKNOWN, Problem, Unknown
+from exhume.problem.knowledge import UNKNOWN, Problem, Unknown, or_unknown
 from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
+from exhume.problem.observation import ObservationModel
 from exhume.problem.prior import Density
 from exhume.problem.task import Normalisation, Task
 from exhume.problem.threat import sorted_targets
@@ -30,10 +31,13 @@ Statistics = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SharedObservation:
-    """A gradient as a client shared it; a plain file of tensors lacks the rest.
+    """What a client shared, as it shared it; a plain file of tensors lacks the rest.
 
     Attributes:
         values: the released tensors O by name.
+        observation: F, as far as it is known; an update without ``rate`` leaves the
+            step size open, one in ``unknown`` order the order.
+        frozen: parameters that the client did not train.
         spec: shape, kind and range of one example; None if nobody said.
         loss: name of the training loss.
         mode: ``eval`` or ``train``; None if nobody said.
@@ -49,6 +53,8 @@ class SharedObservation:
     """
 
     values: Tree
+    observation: ObservationModel = field(default_factory=Gradient)
+    frozen: tuple[str, ...] = ()
     spec: EventSpec | None = None
     loss: str = "cross-entropy"
     mode: Literal["eval", "train"] | None = None
@@ -67,7 +73,7 @@ class SharedObservation:
         """The law that the defenses induce, if they are known."""
         if self.defenses is UNKNOWN:
             return UNKNOWN
-        return Mechanism(Gradient(), self.defenses).law(self.plans, self.values)
+        return Mechanism(self.observation, self.defenses).law(self.plans, self.values)
 
     def problem(
         self,
@@ -95,7 +101,7 @@ class SharedObservation:
             )
             raise InvalidInput(msg)
         task = self.task(model)
-        forward, law = Gradient(), self.law
+        forward, law = self.observation, self.law
         if self.defenses is not UNKNOWN:
             mechanism = Mechanism(forward, self.defenses)
             induced = mechanism.induced(task, self.plans, self.values)
@@ -111,7 +117,9 @@ class SharedObservation:
             targets=self.targets,
             batch_size=self.batch_size,
             batch_statistics=self.batch_statistics,
-            observation_model=forward,
+            observation_model=forward.informed(None, None),
+            learning_rate=or_unknown(forward.known_rate),
+            batch_order=or_unknown(forward.known_order),
             law=law,
             prior=prior,
             public=public,
@@ -130,6 +138,11 @@ class SharedObservation:
             dtype = next(iter(self.reference.values())).dtype
             model = copy.deepcopy(model).to(dtype)
             model.load_state_dict({**self.reference, **self.buffers}, strict=False)
+        elif self.frozen:
+            model = copy.deepcopy(model)
+        for name, parameter in model.named_parameters():
+            if name in self.frozen:
+                parameter.requires_grad_(False)
         return Task(model, self.loss, self.mode, self.normalise)
 
 
@@ -160,6 +173,7 @@ def share(
     """
     return SharedObservation(
         values=dict(values),
+        observation=Gradient() if mechanism is UNKNOWN else mechanism.observation,
         spec=spec,
         loss=task.loss,
         mode=task.mode,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -37,7 +37,8 @@ class Update(ObservationModel):
     on the way back, so that memory grows with the weights and not with the network.
 
     Without ``rate`` the limit of small steps is meant, in units of η: all gradients are
-    taken at Θ_0. Directions are right then, the length is not.
+    taken at Θ_0. Directions are right then, the length is not. A candidate may carry
+    its own guess of η, the nuisance variable ``rate``.
 
     Attributes:
         epochs: E ≥ 1 passes over the examples.
@@ -122,27 +123,37 @@ class Update(ObservationModel):
 
     def forward(self, task: Task, candidate: Candidate) -> Tree:
         """Return Θ_T − Θ_0 (autograd route)."""
-        unknowns = (candidate.inputs, candidate.targets)
+        unknowns = (candidate.inputs, candidate.targets, *candidate.nuisance.values())
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in unknowns)
         path = self.path(task, candidate, graph=graph)
         return subtract(path[-1], path[0])
 
-    def path(self, task: Task, candidate: Candidate, *, graph: bool) -> list[Tree]:
+    def path(
+        self,
+        task: Task,
+        candidate: Candidate,
+        *,
+        graph: bool,
+        batches: Sequence[Tensor] | None = None,
+    ) -> list[Tree]:
         """Return Θ_0 … Θ_T as the client takes them.
 
         Args:
             task: with Θ_0.
-            candidate: the examples, in the order of the batch.
+            candidate: the examples, in the order of the batch; its nuisance variable
+                ``rate`` stands in for η where that is not known.
             graph: keep it differentiable in the examples.
+            batches: the examples of every step; None for those of the schedule.
         """
+        rate = candidate.nuisance.get("rate") if self.rate is None else self.rate
         theta = {
             n: p.detach().requires_grad_(graph) for n, p in task.parameters().items()
         }
         start, state, path = theta, State(), [theta]
-        batches = self.batches(len(candidate.inputs))
+        batches = self.batches(len(candidate.inputs)) if batches is None else batches
         saves = graph and len(batches) >= _MANY_STEPS
         for index in batches:
-            where = start if self.rate is None else theta
+            where = start if rate is None else theta
             own = (candidate.inputs[index], candidate.targets[index])
             if saves:
                 step = checkpoint(
@@ -151,7 +162,7 @@ class Update(ObservationModel):
             else:
                 step = self._step(task, *own, where, state)
             direction, state = step
-            theta = self._moved(theta, direction, graph=graph)
+            theta = _moved(theta, direction, rate, graph=graph)
             path.append(theta)
         return path
 
@@ -160,11 +171,6 @@ class Update(ObservationModel):
     ) -> tuple[Tree, State]:
         gradient = task.gradient(inputs, targets, theta)
         return self.rule.direction(theta, gradient, state)
-
-    def _moved(self, theta: Tree, direction: Tree, *, graph: bool) -> Tree:
-        rate = 1.0 if self.rate is None else self.rate
-        moved = {name: p - rate * direction[name] for name, p in theta.items()}
-        return moved if graph else {n: p.detach() for n, p in moved.items()}
 
     def forward_func(self, task: Task, candidate: Candidate) -> Tree:
         """Return Θ_T − Θ_0 (``torch.func`` route)."""
@@ -176,29 +182,25 @@ class Update(ObservationModel):
     ) -> Tree:
         """Return Θ_T − Θ_0 from other weights Θ_0 (``torch.func`` route)."""
         theta, state = dict(parameters), State()
+        rate = candidate.nuisance.get("rate") if self.rate is None else self.rate
         for index in self.batches(len(candidate.inputs)):
-            where = dict(parameters) if self.rate is None else theta
+            where = dict(parameters) if rate is None else theta
             own = Candidate(candidate.inputs[index], candidate.targets[index])
             gradient = Gradient().forward_at(task, own, where)
             direction, state = self.rule.direction(where, gradient, state)
-            theta = self._moved(theta, direction, graph=True)
+            theta = _moved(theta, direction, rate, graph=True)
         return subtract(theta, dict(parameters))
 
     @property
-    def learning_rate(self) -> float:
-        """Step size η of the client.
-
-        Raises:
-            InvalidInput: it is not known.
-        """
-        if self.rate is None:
-            msg = "a client trains with a learning rate; set rate of the update"
-            raise InvalidInput(msg)
+    def known_rate(self) -> float | None:
+        """Step size η of the client."""
         return self.rate
 
     @property
-    def batch_order(self) -> int:
+    def known_order(self) -> int | None:
         """Key of the order in which the client visits its examples, or −1 (given)."""
+        if self.order == "unknown":
+            return None
         return _GIVEN if self.order == "given" else self.order_key
 
     def informed(self, rate: float | None, order: int | None) -> Update:
@@ -206,7 +208,7 @@ class Update(ObservationModel):
 
         Args:
             rate: η.
-            order: as :attr:`batch_order` gives it.
+            order: as :attr:`known_order` gives it.
         """
         if order is None:
             return replace(self, rate=rate, order="unknown", order_key=0)
@@ -222,3 +224,12 @@ class Update(ObservationModel):
             return None
         ahead = 1 + self.momentum if self.nesterov else 1.0
         return -self.rate * ahead, Gradient()
+
+
+def _moved(
+    theta: Tree, direction: Tree, rate: float | Tensor | None, *, graph: bool
+) -> Tree:
+    """Return Θ − η · direction; a step size of 1 where it is not known."""
+    size = 1.0 if rate is None else rate
+    moved = {name: p - size * direction[name] for name, p in theta.items()}
+    return moved if graph else {n: p.detach() for n, p in moved.items()}

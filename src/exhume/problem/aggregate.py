@@ -42,14 +42,14 @@ class Aggregate(ObservationModel):
         return self._sum(self.client.forward_func, task, candidate)
 
     @property
-    def learning_rate(self) -> float:
+    def known_rate(self) -> float | None:
         """Step size of every client."""
-        return self.client.learning_rate
+        return self.client.known_rate
 
     @property
-    def batch_order(self) -> int:
+    def known_order(self) -> int | None:
         """Key of the order in which every client visits its examples."""
-        return self.client.batch_order
+        return self.client.known_order
 
     def informed(self, rate: float | None, order: int | None) -> Aggregate:
         """Return the model with what is known of every client."""

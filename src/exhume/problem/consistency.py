@@ -58,13 +58,21 @@ def check_observation(
         *_facts(problem),
     ]
     _raise_errors(findings)
-    findings += (
-        fingerprint_findings(problem, key)
-        if own is None
-        else recomputation_findings(problem, own)
-    )
+    findings += _compared(problem, own, key)
     _raise_errors(findings)
     return tuple(findings)
+
+
+def _compared(problem: Problem, own: Batch | None, key: int) -> list[Finding]:
+    """Compare with gradients: the client's own, or those of other examples."""
+    if own is not None:
+        model = problem.observation_model
+        if model is UNKNOWN or model.kind == "gradient":
+            return recomputation_findings(problem, own)
+        computable = not model.opaque and problem.learning_rate is not UNKNOWN
+        return recomputation_findings(problem, own) if computable else []
+    one = problem.as_gradient()
+    return [] if one is None else fingerprint_findings(one, key)
 
 
 def _raise_errors(findings: list[Finding]) -> None:

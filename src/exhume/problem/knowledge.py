@@ -18,7 +18,7 @@ from exhume.problem.prior import Density
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 
-__all__ = ["UNKNOWN", "Fact", "Problem", "Unknown"]
+__all__ = ["UNKNOWN", "Fact", "Problem", "Unknown", "or_unknown"]
 
 
 class Fact(Enum):
@@ -47,6 +47,12 @@ class Unknown(Enum):
 
 
 UNKNOWN: Final = Unknown.UNKNOWN
+
+
+def or_unknown(value: Any) -> Any:
+    """Return a value, or ``UNKNOWN`` for None."""
+    return UNKNOWN if value is None else value
+
 
 #: fact → (field of Problem, ways to get it)
 _FIELDS: dict[Fact, tuple[str, str]] = {
@@ -142,7 +148,8 @@ class Problem:
 
         None if the client did not take exactly one such step.
         """
-        if self.observation_model is UNKNOWN:
+        model = self.observation_model
+        if model is UNKNOWN or model.kind == "gradient":
             return self
         found = self.require(Fact.LOCAL_SCHEDULE).single_step()
         if found is None:

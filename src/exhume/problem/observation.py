@@ -103,13 +103,13 @@ class ObservationModel(ABC):
         return {}
 
     @property
-    def learning_rate(self) -> float:
-        """Step size η of the client; 1 where the gradient itself is shared."""
+    def known_rate(self) -> float | None:
+        """Step size η of the client; 1 where the gradient is shared, None if open."""
         return 1.0
 
     @property
-    def batch_order(self) -> int:
-        """Key of the order in which the client visits its examples; 0 if none."""
+    def known_order(self) -> int | None:
+        """Key of the order of the client's examples; 0 without one, None if open."""
         return 0
 
     def informed(self, rate: float | None, order: int | None) -> ObservationModel:

@@ -85,8 +85,12 @@ class ThreatModel:
             Fact.BATCH_SIZE: len(world.batch),
             Fact.BATCH_NORM_STATISTICS: observation.batch_statistics or UNKNOWN,
             Fact.LOCAL_SCHEDULE: model.informed(None, None),
-            Fact.LEARNING_RATE: model.learning_rate,
-            Fact.BATCH_ORDER: model.batch_order,
+            Fact.LEARNING_RATE: UNKNOWN
+            if model.known_rate is None
+            else model.known_rate,
+            Fact.BATCH_ORDER: UNKNOWN
+            if model.known_order is None
+            else model.known_order,
             Fact.DEFENSE: induced.law,
             Fact.PRIOR: UNKNOWN if world.prior is None else world.prior,
             Fact.PUBLIC_DATA: UNKNOWN if world.public is None else world.public,
