@@ -22,7 +22,7 @@ from exhume.attacks.two_layer.activation import (
     hermite_moment,
     recognised,
 )
-from exhume.attacks.two_layer.checks import inspect_weights
+from exhume.attacks.two_layer.checks import inspect_weights, mean_significance
 from exhume.attacks.two_layer.completion import completed
 from exhume.attacks.two_layer.decomposition import jennrich, symmetric_cubes
 from exhume.attacks.two_layer.features import recover_features
@@ -398,8 +398,87 @@ def test_weights_that_are_not_gaussian_are_detected_and_whitened():
     assert rms(found, inputs)[0] < 0.3
 
 
+def with_mean(name, length, **options):
+    """Move the weights of a problem, and its gradient with them."""
+    view, inputs, residual = problem(name, random=True, **options)
+    d = inputs.shape[1]
+    source = torch.Generator().manual_seed(7)
+    mean = torch.randn(d, generator=source, dtype=torch.float64)
+    weight = view.weight + length * mean / mean.norm()
+    arguments = weight @ inputs.T
+    hidden = (view.sigma.slope(arguments) * residual) @ inputs / len(weight)
+    output = (view.sigma.value(arguments) @ residual)[None]
+    shown = view.hidden_gradient is not None
+    moved = replace(
+        view,
+        weight=weight,
+        hidden_gradient=hidden if shown else None,
+        output_gradient=None if shown else output,
+    )
+    return moved, inputs
+
+
+@pytest.mark.parametrize(
+    ("name", "released", "most"),
+    [("tanh", "hidden", 0.05), ("relu", "hidden", 0.12), (None, "output", 0.3)],
+)
+def test_moments_are_taken_about_a_mean_of_the_weights(name, released, most):
+    name = name or "quadratic-cubic"
+    view, inputs = with_mean(name, 2.0, m=20_000, d=12, released=released)
+    weights = inspect_weights(view)
+    assert weights.root is None
+    assert weights.mean is not None
+    assert weights.scale == pytest.approx(1, abs=0.02)
+    (note,) = weights.notes
+    assert "mean (of length 2" in note
+    centred = weights.centred(view).weight
+    assert float(centred[slice(None)].mean(dim=0).norm()) < 1e-6
+    assert centred.shape == view.weight.shape
+    error = rms(recover_inputs(view, 2, norm=1.0), inputs)[0]
+    # Without the mean taken off, errors are above 0.4.
+    assert error < most
+
+
+def test_a_mean_and_a_covariance_are_told_apart():
+    view, inputs = with_mean("tanh", 2.0, m=8000, d=12)
+    stretch = torch.diag(torch.linspace(0.5, 2, 12, dtype=torch.float64))
+    weight = view.weight @ stretch
+    arguments = weight @ inputs.T
+    hidden = view.sigma.slope(arguments) @ inputs / 8000
+    both = replace(view, weight=weight, hidden_gradient=hidden)
+    found = inspect_weights(both)
+    assert found.root is not None
+    white = found.centred(found.whitened(both)).weight[slice(None)] / found.scale
+    gram = white.T @ white / 8000
+    torch.testing.assert_close(gram, torch.eye(12).double(), atol=1e-6, rtol=0)
+    assert not any("not Gaussian" in n for n in found.notes)
+    assert rms(recover_inputs(both, 2), inputs)[0] < 0.1
+    same = replace(view, weight=torch.ones(8000, 12, dtype=torch.float64))
+    assert "same hidden weights" in inspect_weights(same).notes[0]
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_mean_is_seen_no_more_often_than_chance(dependent):
+    source = torch.Generator().manual_seed(0)
+    mix = torch.eye(6) + (2.0 if dependent else 0.0) * torch.ones(6, 6)
+    chances = []
+    for _ in range(400):
+        sample = (torch.randn(300, 6, generator=source) @ mix).double()
+        chances.append(mean_significance(sample, sample.T @ sample / 300))
+        assert mean_significance(sample) > 0
+    share = sum(c < 0.1 for c in chances) / 400
+    # Binomial: three standard deviations of the share are 0.045.
+    assert share == pytest.approx(0.1, abs=0.045)
+    sample[:, 2] += 1.0
+    assert mean_significance(sample, sample.T @ sample / 300) < 1e-9
+    assert mean_significance(torch.zeros(4, 2)) == 1
+    assert mean_significance(torch.ones(4, 2)) == 0
+
+
 def test_bad_views_are_refused_in_words():
     view, _, _ = problem("tanh", m=100, d=5)
+    with pytest.raises(Inconsistent, match="offsets"):
+        replace(view, offset=torch.zeros(50))
     with pytest.raises(Inconsistent, match="hidden gradient"):
         replace(view, hidden_gradient=view.hidden_gradient[:50])
     with pytest.raises(InvalidInput, match="needs the gradient"):
@@ -579,15 +658,29 @@ def test_a_hidden_bias_of_zero_tells_signs_and_lengths(name):
     assert torch.allclose(lengths, wanted, rtol=0.02)
 
 
-def test_constant_biases_are_refused_in_words():
-    inputs, spec = sphere(1)
-    net = exhume.model("two-layer", width=200, activation="tanh", bias=True).build(
-        spec, 3, 0
+@pytest.mark.parametrize("name", ["tanh", "gelu"])
+@pytest.mark.parametrize("kind", ["frozen", "constant"])
+def test_hidden_biases_that_are_no_feature_are_offsets(name, kind):
+    inputs, spec = sphere(2)
+    inputs = 2 * inputs
+    net = exhume.model("two-layer", width=3000, activation=name, bias=True).build(
+        spec, 1, 0
     )
-    with torch.no_grad():
-        net.get_submodule("hidden").bias.fill_(1.0)
-    one = world(exhume.Batch(inputs, torch.tensor([1]), spec), net)
-    assert "constant" in recover_features(reveal(one))
+    bias = net.get_submodule("hidden").bias
+    if kind == "frozen":
+        bias.requires_grad_(False)
+    else:
+        torch.nn.init.constant_(bias, 0.7)
+    targets = torch.tensor([[5.0], [-5.0]])
+    one = world(exhume.Batch(inputs, targets, spec), net, loss="mse")
+    found = recover_features(reveal(one))
+    assert not isinstance(found, str), found
+    # An odd activation is not odd beside an offset, so that signs show.
+    assert bool(found.sign_known.all())
+    assert found.norm_known
+    gap = torch.cdist(found.values, inputs.double())
+    assert float(gap.amin(dim=0).max()) < 1e-3
+    assert torch.allclose(found.targets[gap.argmin(dim=0)], targets.double(), atol=1e-2)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "output"])

@@ -35,7 +35,9 @@ def contracted_tensors(
     """
     sigma = neurons.sigma
     sizes = {order: abs(sigma.moment(order)) for order in (3, 4)}
-    orders = [o for o, size in sizes.items() if size > _ZERO * max(sizes.values())]
+    # At 0 an order may show nothing, and beside an offset or a mean it does.
+    least = -1.0 if neurons.shifted else _ZERO * max(sizes.values())
+    orders = [o for o, size in sizes.items() if size > least]
     for channel in channels:
         weights = _weights(neurons, channel, source)
         for order in orders:
@@ -63,17 +65,17 @@ def principal_axes(
             tensor = _tensor(neurons, weights, source, 3)
             moment = tensor @ _along(_first(neurons, weights, source))
         elif source == "output":
-            moment = second_moment(weights, neurons.points)
+            moment = second_moment(weights, neurons.centred)
         else:
             assert neurons.rows is not None
             rows = neurons.rows * weights.unsqueeze(1)
-            moment = second_from_hidden(rows, neurons.points)
+            moment = second_from_hidden(rows, neurons.centred)
         yield torch.linalg.eigh((moment + moment.T) / 2)[1]
 
 
 def _first(neurons: Neurons, weights: Tensor, source: str) -> Tensor:
     if source == "output":
-        return first_moment(weights, neurons.points)
+        return first_moment(weights, neurons.centred)
     assert neurons.rows is not None
     return (neurons.rows * weights.unsqueeze(1)).mean(dim=0)
 
@@ -102,7 +104,7 @@ def _weights(neurons: Neurons, channel: int, source: str) -> Tensor:
 
 
 def _tensor(neurons: Neurons, weights: Tensor, source: str, order: int) -> Tensor:
-    points = neurons.points
+    points = neurons.centred
     if source == "output":
         if order == 3:
             return third_moment(weights, points)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Neurons:
         outputs: ∂L/∂A_cj, shape [m, K]; None if it is not released.
         sigma: the activation.
         scale: s > 0; the activation sees s u_j·q for an input q.
+        offset: what it sees besides, a known hidden bias, shape [m]; None for zeros.
+        mean: of the points, shape [k]; None if it is zero.
     """
 
     points: Tensor
@@ -37,27 +39,50 @@ class Neurons:
     outputs: Tensor | None
     sigma: Activation
     scale: float
+    offset: Tensor | None = None
+    mean: Tensor | None = None
+
+    @property
+    def centred(self) -> Tensor:
+        """Points less their mean, for Hermite tensors."""
+        return self.points if self.mean is None else self.points - self.mean
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the activation sees something beside a centred s u_j·q."""
+        return self.offset is not None or self.mean is not None
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether no length shows in the hidden gradient: an offset makes it show."""
+        return self.sigma.homogeneous and self.offset is None
+
+    def arguments(self, inputs: Tensor) -> Tensor:
+        """Return what the activation sees of inputs q [B, k], shape [m, B]."""
+        return self.beside(self.scale * self.points @ inputs.T)
+
+    def beside(self, products: Tensor) -> Tensor:
+        """Add the offset to products of weights and inputs, shape [m] or [m, B]."""
+        if self.offset is None:
+            return products
+        return products + self.offset.reshape(-1, *[1] * (products.dim() - 1))
 
     def some(self, count: int) -> Neurons:
         """Return evenly spaced neurons, at most ``count``."""
-        step = max(1, len(self.points) // count)
-        cut = [
-            None if t is None else t[::step]
-            for t in (self.points, self.heads, self.rows, self.outputs)
-        ]
-        assert cut[0] is not None
-        assert cut[1] is not None
-        return Neurons(cut[0], cut[1], cut[2], cut[3], self.sigma, self.scale)
+        return self._cut(slice(None, None, max(1, len(self.points) // count)))
 
     def half(self, which: int) -> Neurons:
         """Return every other neuron, from 0 or from 1."""
-        return Neurons(
-            self.points[which::2],
-            self.heads[which::2],
-            None if self.rows is None else self.rows[which::2],
-            None if self.outputs is None else self.outputs[which::2],
-            self.sigma,
-            self.scale,
+        return self._cut(slice(which, None, 2))
+
+    def _cut(self, which: slice) -> Neurons:
+        return replace(
+            self,
+            points=self.points[which],
+            heads=self.heads[which],
+            rows=None if self.rows is None else self.rows[which],
+            outputs=None if self.outputs is None else self.outputs[which],
+            offset=None if self.offset is None else self.offset[which],
         )
 
 
@@ -93,7 +118,7 @@ def predicted(neurons: Neurons, inputs: Tensor, residual: Tensor) -> Tensor:
         inputs: q, shape [B, k].
         residual: r, shape [B, K].
     """
-    slopes = neurons.sigma.slope(neurons.scale * neurons.points @ inputs.T)
+    slopes = neurons.sigma.slope(neurons.arguments(inputs))
     return (slopes * (neurons.heads @ residual.T)) @ inputs
 
 
@@ -112,7 +137,7 @@ def residuals(neurons: Neurons, inputs: Tensor) -> Tensor:
         inputs: q, shape [B, k].
     """
     batch, classes = len(inputs), neurons.heads.shape[1]
-    arguments = neurons.scale * neurons.points @ inputs.T
+    arguments = neurons.arguments(inputs)
     if neurons.rows is None:
         assert neurons.outputs is not None
         values = neurons.sigma.value(arguments)
@@ -134,8 +159,7 @@ def misfit(neurons: Neurons, inputs: Tensor, residual: Tensor) -> float:
     else:
         assert neurons.outputs is not None
         shown = neurons.outputs
-        arguments = neurons.scale * neurons.points @ inputs.T
-        guess = neurons.sigma.value(arguments) @ residual
+        guess = neurons.sigma.value(neurons.arguments(inputs)) @ residual
     size = float(shown.norm())
     return float((shown - guess).norm()) / size if size > 0 else 0.0
 
@@ -153,7 +177,7 @@ def fit_inputs(neurons: Neurons, directions: Tensor, norm: float | None) -> Fitt
     """
     few = neurons.some(_SEARCHED)
     shares = _shares(few, directions)
-    chosen, known, found_norm = [], [], norm is None and not neurons.sigma.homogeneous
+    chosen, known, found_norm = [], [], norm is None and not neurons.homogeneous
     for index, direction in enumerate(directions.T):
         arguments = neurons.scale * few.points @ direction
         share = shares[index]
@@ -162,9 +186,11 @@ def fit_inputs(neurons: Neurons, directions: Tensor, norm: float | None) -> Fitt
             for side in (1, -1)
         ]
         side = 0 if best[0][1] <= best[1][1] else 1
-        # An odd σ has an even slope, so the hidden gradient cannot tell.
+        # An odd σ has an even slope: without offsets the hidden gradient cannot tell.
         differ = abs(best[0][1] - best[1][1]) > _AMBIGUOUS * max(best[0][1], best[1][1])
-        symmetric = neurons.sigma.odd and neurons.rows is not None
+        symmetric = (
+            neurons.sigma.odd and neurons.rows is not None and neurons.offset is None
+        )
         known.append(differ and not symmetric)
         chosen.append((-1 if side else 1) * best[side][0] * direction)
     inputs = torch.stack(chosen)
@@ -193,11 +219,11 @@ def _best_norm(
     """Return the norm that explains a share best, and the error that is left."""
     from scipy.optimize import minimize_scalar
 
-    if neurons.sigma.homogeneous and norm is None:
+    if neurons.homogeneous and norm is None:
         norm = 1.0
 
     def error(log_norm: float) -> float:
-        z = math.exp(log_norm) * arguments
+        z = neurons.beside(math.exp(log_norm) * arguments)
         if neurons.rows is None:
             features = neurons.sigma.value(z).unsqueeze(1)
         else:

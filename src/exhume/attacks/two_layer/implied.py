@@ -22,7 +22,10 @@ def outputs(located: Located, values: Tensor) -> Tensor:
     if values.shape[1] < weight.shape[1]:
         column = values.new_full((len(values), 1), located.bias_column or 0.0)
         values = torch.cat([values, column], dim=1)
-    hidden = view.sigma.value(values @ weight.T)
+    arguments = values @ weight.T
+    if view.offset is not None:
+        arguments = arguments + view.offset.double()
+    hidden = view.sigma.value(arguments)
     return hidden @ view.output.T.double() + located.output_bias.double()
 
 

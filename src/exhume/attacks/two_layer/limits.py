@@ -47,7 +47,7 @@ def limits(
             f"The activation {sigma.name!r} {why}, so that (x, r) and (−x, −r) give "
             f"the same gradient: signs are not identified by it."
         )
-    if sigma.homogeneous and norm is None:
+    if sigma.homogeneous and view.offset is None and norm is None:
         yield (
             f"With {sigma.name!r} only the product of residual and norm shows; norms "
             f"are set to 1."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class Located:
         view: weights and gradient, the hidden bias as one more column.
         output_bias: of the last layer, shape [K]; zeros without one.
         bias_column: κ that the hidden bias sees in place of a feature; None without
-            bias, or if it is constant and then left out.
+            bias, if it is constant, or if its gradient is not released beside that of
+            the hidden weights; it is an offset of the view then.
         bias_gradient: ∂L/∂b of hidden biases that are zero, shape [m]; None otherwise.
         reads_input: the hidden layer receives the (normalised) input itself.
         notes: sentences on what was done to the observation.
@@ -79,18 +80,20 @@ def locate(problem: Problem, task: Task, rank: int | None) -> Located | str:
     reads = torch.equal(pair.received, seen.flatten(1))
     weight, shown = parameters[pair.hidden.weight], problem.observed
     hidden, notes = _hidden_gradient(problem, pair.hidden, rank)
-    column, bias_gradient = None, None
+    column, bias_gradient, offset = None, None, None
     if pair.hidden.bias is not None:
         bias = parameters[pair.hidden.bias]
-        column = _bias_column(weight, bias)
         bias_gradient = shown.get(pair.hidden.bias)
-        if column is None and bool(bias.any()):
-            return "The hidden biases are constant and not zero; moments need others."
-        if column is not None:
+        if hidden is None or bias_gradient is not None:
+            column = _bias_column(weight, bias)
+        if column is None:
+            offset = bias if bool(bias.any()) else None
+        else:
             weight = torch.cat([weight, bias.unsqueeze(1) / column], dim=1)
             if hidden is not None and bias_gradient is not None:
                 more = bias_gradient.unsqueeze(1) * column
                 hidden = torch.cat([hidden, more], dim=1)
+        if column is not None or offset is not None:
             bias_gradient = None
     kept = factors > 0
     if not bool(kept.all()):
@@ -98,6 +101,8 @@ def locate(problem: Problem, task: Task, rank: int | None) -> Located | str:
     view = _view(problem, pair, weight[kept], hidden, kept, factors, sigma.name)
     if isinstance(view, str):
         return view
+    if offset is not None:
+        view = replace(view, offset=offset[kept])
     if view.hidden_gradient is None and hidden is not None:
         notes.append("The hidden gradient vanishes (equal rows of the output layer).")
     if bias_gradient is not None:

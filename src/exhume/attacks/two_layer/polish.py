@@ -58,6 +58,8 @@ def _slopes(neurons: Neurons, inputs: Tensor, residual: Tensor, block: slice) ->
     """Return ∂Ĝ_j/∂(q, r) of a block of neurons, shape [n, k, B(k + K)]."""
     points, heads = neurons.points[block], neurons.heads[block]
     arguments = neurons.scale * points @ inputs.T
+    if neurons.offset is not None:
+        arguments += neurons.offset[block, None]
     first = neurons.sigma.slope(arguments)
     second = neurons.scale * neurons.sigma.curvature(arguments)
     size = heads @ residual.T
@@ -92,7 +94,7 @@ def polished(neurons: Neurons, start: Fitted, steps: int) -> Fitted:
             damping *= 10
             if damping > 1e6:
                 break
-    if neurons.sigma.homogeneous:
+    if neurons.homogeneous:
         # Only r ‖x‖ shows: keep the norms that were assumed.
         assumed = start.inputs.norm(dim=1) / inputs.norm(dim=1)
         inputs = inputs * assumed.unsqueeze(1)

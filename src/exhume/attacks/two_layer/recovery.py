@@ -204,7 +204,7 @@ def _subspaces(
             gradient = view.output_gradient
             shown = None if gradient is None else gradient[channel]
             yield moment_subspace(
-                view,
+                weights.centred(view),
                 channel_weights(view.output[channel], shown, source),
                 batch_size,
                 source=source,
@@ -225,7 +225,7 @@ def _neurons(
     view: TwoLayerView, space: Subspace, weights: Weights
 ) -> tuple[Neurons, tuple[float, float]]:
     """Project weights and gradient; also the shares inside and outside of the space."""
-    rows, inside, total = None, 1.0, 1.0
+    rows, inside, total, mean = None, 1.0, 1.0, weights.mean
     if view.hidden_gradient is not None:
         rows = space.rows
         if rows is None:
@@ -242,6 +242,8 @@ def _neurons(
         else view.output_gradient.T.double().cpu(),
         sigma=view.sigma,
         scale=weights.scale,
+        offset=None if view.offset is None else view.offset.double().cpu(),
+        mean=None if mean is None else mean @ space.basis / weights.scale,
     )
     outside = math.sqrt(max(0.0, total**2 - inside**2))
     return neurons, (inside / total, outside / total)

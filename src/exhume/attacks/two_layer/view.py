@@ -32,9 +32,9 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TwoLayerView:
-    """f_c(x) = Σ_j A_cj σ(w_j·x) and the gradient of its loss, neuron by neuron.
+    """f_c(x) = Σ_j A_cj σ(w_j·x + b_j) and the gradient of its loss, neuron by neuron.
 
-    With residuals r_ic = ∂L/∂f_c(x_i):
+    With residuals r_ic = ∂L/∂f_c(x_i), and b = 0:
     ∂L/∂w_j = Σ_i (Σ_c A_cj r_ic) σ'(w_j·x_i) x_i and ∂L/∂A_cj = Σ_i r_ic σ(w_j·x_i).
 
     Attributes:
@@ -43,6 +43,8 @@ class TwoLayerView:
         activation: name of σ.
         hidden_gradient: ∂L/∂W as released, shape [m, d]; None if it is not.
         output_gradient: ∂L/∂A as released, shape [K, m]; None if it is not.
+        offset: b, known hidden biases that are no column of W, shape [m]; None for
+            zeros.
 
     Raises:
         Inconsistent: the shapes do not fit each other.
@@ -55,6 +57,7 @@ class TwoLayerView:
     activation: str
     hidden_gradient: Rows | None = None
     output_gradient: Tensor | None = None
+    offset: Tensor | None = None
 
     def __post_init__(self) -> None:
         activation(self.activation)
@@ -65,6 +68,7 @@ class TwoLayerView:
             "output weights": (self.output, (self.output.shape[0], self.width)),
             "hidden gradient": (self.hidden_gradient, tuple(self.weight.shape)),
             "output gradient": (self.output_gradient, tuple(self.output.shape)),
+            "offsets": (self.offset, (self.width,)),
         }
         for what, (given, shape) in expected.items():
             if given is not None and tuple(given.shape) != shape:
