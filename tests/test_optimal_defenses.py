@@ -16,14 +16,21 @@ import exhume
 from exhume import Batch, EventSpec, Mechanism, Task, World
 from exhume.audit.facts import collect_facts
 from exhume.compare.one_step import u1_u2
-from exhume.defenses import _blocks, _principal_directions, _public_scales
-from exhume.defenses._kronecker_optimum import kronecker_optimum
+from exhume.defenses import (
+    _blocks,
+    _matrix_columns,
+    _principal_directions,
+    _public_scales,
+)
+from exhume.defenses._kronecker_optimum import kronecker_design
 from exhume.defenses._low_rank_optimum import low_rank_optimum
+from exhume.defenses._matrix_columns import read_as_matrices
 from exhume.defenses._matrix_design import (
     average_information,
     diagonal_optimum,
     geometric_mean,
     posterior_covariance,
+    power,
 )
 from exhume.defenses._principal_directions import (
     Tangents,
@@ -284,12 +291,17 @@ def test_low_rank_form_is_better_than_the_diagonal_and_worse_than_the_full_one()
     assert values[-1] < 0.9 * values[0]
 
 
+def kronecker_of(weighted, metric, shapes):
+    prior = torch.ones(weighted.shape[2], dtype=torch.float64)
+    return kronecker_design(weighted, metric, shapes, prior, 1.0, 0)
+
+
 def test_t12_kronecker_form_is_exact_for_kronecker_products():
     a, b, c, d = spd(3, 1), spd(4, 2), spd(3, 3), spd(4, 4)
     shapes = {"w": torch.zeros(3, 4).double()}
     m_root = torch.linalg.cholesky(torch.kron(a, b))
     h_root = torch.linalg.cholesky(torch.kron(c, d))
-    form = kronecker_optimum(m_root[None], Metric(h_root, 1e-12), shapes)
+    form = kronecker_of(m_root[None], Metric(h_root, 1e-12), shapes)
     found = dense(form, shapes)
     s = geometric_mean(h_root @ h_root.T, m_root @ m_root.T)
     ratio = found / s
@@ -300,7 +312,7 @@ def test_utility_cost_is_the_trace_of_the_product():
     metric = metric_of()
     for form in (
         low_rank_optimum(normal(3, SIZE, 4, key=6), metric, SHAPES, 3, 0),
-        kronecker_optimum(normal(3, SIZE, 4, key=6), metric, SHAPES),
+        kronecker_of(normal(3, SIZE, 4, key=6), metric, SHAPES),
     ):
         expected = float((dense(form, SHAPES) @ dense_metric(metric)).trace())
         assert utility_cost(form, metric, SHAPES) == pytest.approx(expected)
@@ -533,16 +545,12 @@ LARGE = {"samples": 2, "directions": 5, "rank": 6}
 
 @pytest.mark.parametrize("form", ["low-rank", "kronecker"])
 def test_pieces_of_a_large_network_give_what_the_whole_gives(form, monkeypatch):
-    net = nn.Sequential(nn.Linear(4, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
-    net.append(nn.Linear(200, 3))
-    values = generator(3)
-    for parameter in net.parameters():
-        parameter.data.normal_(generator=values).div_(parameter.shape[-1] ** 0.5)
-    task, noise = Task(net.double()), MatrixOptimalNoise(std=0.1, form=form, **LARGE)
+    task, noise = wide_task(), MatrixOptimalNoise(std=0.1, form=form, **LARGE)
     like = {n: p.detach() for n, p in task.parameters().items()}
     direction = {n: normal(*p.shape, key=i) for i, (n, p) in enumerate(like.items())}
     whole = noise.covariance(noise.calibrate(task, PUBLIC, 0))
     monkeypatch.setattr(_principal_directions, "_STORED", 1000)
+    monkeypatch.setattr(_matrix_columns, "_STORED", 1000)
     monkeypatch.setattr(_public_scales, "_STORED", 4 * len(PUBLIC) * size(like))
     monkeypatch.setattr(_blocks, "_ROWS", 10_007)
     monkeypatch.setattr(_blocks, "_ENTRIES", 3 * size(like))
@@ -554,6 +562,91 @@ def test_pieces_of_a_large_network_give_what_the_whole_gives(form, monkeypatch):
         found = flatten(getattr(pieces, apply)(direction))
         assert float((found - expected).norm()) < 1e-3 * float(expected.norm())
     assert pieces.least() > 0
+
+
+def wide_task():
+    net = nn.Sequential(nn.Linear(4, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
+    net.append(nn.Linear(200, 3))
+    values = generator(3)
+    for parameter in net.parameters():
+        parameter.data.normal_(generator=values).div_(parameter.shape[-1] ** 0.5)
+    return Task(net.double())
+
+
+def floored(matrix):
+    return matrix + 1e-4 * matrix.diagonal().mean() * torch.eye(len(matrix)).double()
+
+
+def plain_factors(columns, like, ridge):
+    """Partial traces of columns [P_l, C] and a ridge, from the definition."""
+    rows = len(like)
+    x = columns.T.reshape(columns.shape[1], rows, -1)
+    width = x.shape[2]
+    a = sum(one @ one.T for one in x) + ridge * width * torch.eye(rows).double()
+    b = sum(one.T @ one for one in x) + ridge * rows * torch.eye(width).double()
+    return floored(a), floored(b) / a.trace()
+
+
+def test_kronecker_design_is_that_of_the_definition_without_small_spaces():
+    task = wide_task()
+    shapes = {n: p.detach() for n, p in task.parameters().items()}
+    batches = [PUBLIC.select([i]) for i in range(6)]
+    axes, prior = principal_directions(PUBLIC, 3)
+    seen = tangents(task, batches[:2], axes, list(shapes))
+    metric = Metric(metric_columns(task, batches, "u2", 0, list(shapes)), 0.01)
+    found = kronecker_design(seen, metric, shapes, prior, 2.5, 2)
+    small = read_as_matrices(seen[0], shapes)["2.weight"]
+    assert small.core.shape == (3, 4, 4)  # of 200 by 200
+    sizes = [t.numel() for t in shapes.values()]
+
+    def design(weighted):
+        left, right = {}, {}
+        pieces = torch.cat(list(weighted), dim=1) / len(weighted) ** 0.5
+        parts = zip(pieces.split(sizes), metric.columns.split(sizes), strict=True)
+        for (name, like), (own, cost) in zip(shapes.items(), parts, strict=True):
+            pairs = zip(
+                plain_factors(cost, like, metric.ridge),
+                plain_factors(own, like, 0.0),
+                strict=True,
+            )
+            means = (floored(geometric_mean(h, m)) for h, m in pairs)
+            left[name], right[name] = (power(s, 0.5) for s in means)
+        form = KroneckerFactors(left, right, {n: t.shape for n, t in shapes.items()})
+        return matched(form, metric, shapes, 2.5)
+
+    form = design(seen)
+    for _ in range(2):
+        form = design(seen @ posterior_covariance(seen, form, shapes, prior))
+    for name in shapes:
+        torch.testing.assert_close(found.left[name], form.left[name], rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            found.right[name], form.right[name], rtol=1e-5, atol=1e-8
+        )
+
+
+def test_matrices_in_small_spaces_have_the_products_of_the_whole_ones():
+    left, right = normal(100, 4, key=1), normal(90, 7, key=2)
+    narrow = torch.einsum("mk,ckl,nl->cmn", left, normal(5, 4, 7, key=3), right)
+    shapes = {"w": torch.zeros(100, 90)}
+    first, second = spd(100, 4), spd(90, 5)
+    wide = narrow.clone()
+    wide[0] += 1e-3 * normal(100, 90, key=6)
+    for x, shape in ((narrow, (5, 4, 7)), (wide, (5, 100, 90))):
+        columns = read_as_matrices(x.flatten(1).T, shapes)["w"]
+        assert columns.core.shape == shape
+        weight = normal(5, 2, key=7)
+        own, other = columns.combined(weight).partial_traces()
+        y = torch.einsum("cmn,cd->dmn", x, weight)
+        torch.testing.assert_close(own, torch.einsum("cij,ckj->ik", y, y))
+        torch.testing.assert_close(other, torch.einsum("cij,cik->jk", y, y))
+        moved = (first @ x @ second).flatten(1)
+        torch.testing.assert_close(columns.products(first, second), moved @ moved.T)
+
+
+def test_matrices_of_zeros_are_left_as_they_are():
+    columns = read_as_matrices(torch.zeros(9000, 3), {"w": torch.zeros(100, 90)})["w"]
+    assert columns.core.shape == (3, 100, 90)
+    assert all(float(t.sum()) == 0 for t in columns.partial_traces())
 
 
 def test_pieces_are_weighted_and_single_precision_but_else_the_same(monkeypatch):

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from exhume.defenses._kronecker_optimum import kronecker_optimum
+from exhume.defenses._kronecker_optimum import kronecker_design
 from exhume.defenses._low_rank_optimum import low_rank_optimum
 from exhume.defenses._matrix_design import posterior_covariance
 from exhume.defenses._principal_directions import (
@@ -36,7 +36,7 @@ from exhume.problem.tree import Tree
 
 __all__ = ["MatrixOptimalNoise"]
 
-# The fixed point is reached to three digits after two or three (measured).
+# Most of the gain on unseen data: benchmarks/fixed_point.py.
 _ITERATIONS = 3
 # H must generalise: what it has not seen of the gradients is taken for cheap.
 _METRIC_BATCHES = 256
@@ -166,16 +166,16 @@ class MatrixOptimalNoise(Defense):
     ) -> Covariance:
         """Iterate the optimum for M and the M of that optimum."""
         cost = self.std**2 * metric.trace()
+        iterations = _ITERATIONS if self.objective == "bayesian" else 0
+        if self.form == "kronecker":
+            return kronecker_design(seen, metric, shapes, prior, cost, iterations)
 
         def optimum(weighted: Tensor | Tangents) -> Covariance:
-            if self.form == "kronecker":
-                shape = kronecker_optimum(weighted, metric, shapes)
-            else:
-                shape = low_rank_optimum(weighted, metric, shapes, self.rank, key)
+            shape = low_rank_optimum(weighted, metric, shapes, self.rank, key)
             return matched(shape, metric, shapes, cost)
 
         covariance = optimum(seen)
-        for _ in range(_ITERATIONS if self.objective == "bayesian" else 0):
+        for _ in range(iterations):
             spread = posterior_covariance(seen, covariance, shapes, prior)
             del covariance  # two of them at once are the peak of memory
             covariance = optimum(seen @ spread)
