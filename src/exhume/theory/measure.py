@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from exhume.audit.executors import Job
-from exhume.errors import ExhumeError
+from exhume.errors import ExhumeError, InvalidInput
 from exhume.theory.point import PointResult, PointSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from exhume.attacks.two_layer.view import TwoLayerView
+    from exhume.problem.observation import Observation
+    from exhume.problem.task import Task
     from exhume.problem.world import World
 
 __all__ = ["ARMS", "MEASURE", "measure"]
@@ -59,17 +63,18 @@ def _found(spec: PointSpec) -> dict[str, Any]:
 
     batch = batch_of(spec)
     world = World(task_of(spec), batch, Mechanism(Gradient(), stack(spec)))
-    released = world.observe(spec.seed).values[RELEASED[spec.layer]]
-    filled = _filled(spec, released)
+    observation = world.observe(spec.seed)
     found: dict[str, Any] = {
         "errors": {},
         "arrays": {},
         "notes": (),
         "gradient_norm": _norm(spec, world),
     }
+    # Not read before an arm asks: what goes wrong is the arm's, bounds need no attack.
+    view = lru_cache(partial(_view, spec, world, observation))
     for arm in spec.arms:
         try:
-            error, guess = _attacked(spec, arm, world, filled)
+            error, guess = _attacked(spec, arm, view(), batch.inputs)
         except ExhumeError as failure:
             found["notes"] += (f"{arm}: {failure}",)
             continue
@@ -78,20 +83,24 @@ def _found(spec: PointSpec) -> dict[str, Any]:
             found["arrays"][arm] = guess
     if spec.inputs == "images":
         found["arrays"]["truth"] = batch.inputs.numpy()
+    released = observation.values[RELEASED[spec.layer]]
     return found | (
         _floors(spec, world, released, found["notes"]) if spec.floor else {}
     )
 
 
-def _filled(spec: PointSpec, released: Tensor) -> Tensor:
-    """Fill in the removed entries of a hidden gradient by its rank, as attacks do."""
-    from exhume.attacks.two_layer.completion import completed
+def _view(spec: PointSpec, world: World, observation: Observation) -> TwoLayerView:
+    """Read a release as every attack on a task does: dropped units, filled entries."""
+    from exhume.attacks.two_layer.locate import locate
+    from exhume.problem.knowledge import Fact
+    from exhume.problem.threat import ThreatModel
 
-    kept = released != 0
-    if spec.row != "pruning" or spec.layer != "hidden" or bool(kept.all()):
-        return released
-    filled = completed(released, kept, spec.examples)
-    return released if filled is None else filled
+    problem = ThreatModel("parameter-aware").reveal(world, observation)
+    task: Task = problem.require(Fact.WEIGHTS)
+    located = locate(problem, task, spec.examples)
+    if isinstance(located, str):
+        raise InvalidInput(located)
+    return located.view
 
 
 def _norm(spec: PointSpec, world: World) -> float:
@@ -110,26 +119,13 @@ def _norm(spec: PointSpec, world: World) -> float:
 
 
 def _attacked(
-    spec: PointSpec, arm: str, world: World, released: Tensor
+    spec: PointSpec, arm: str, view: TwoLayerView, truth: Tensor
 ) -> tuple[float, Any]:
     """Run one arm on what a client released; return the error and the estimates."""
-    from exhume.attacks.two_layer.activation import activation
-    from exhume.attacks.two_layer.recovery import TwoLayerView, recover_inputs
+    from exhume.attacks.two_layer.recovery import recover_inputs
     from exhume.keys import fold
     from exhume.theory.distance import aligned, rms_distance
 
-    parameters = dict(world.task.model.named_parameters())
-    weight = parameters["hidden.weight"].detach()
-    output = parameters["output.weight"].detach()
-    kept = _kept_units(spec, world)
-    hidden = spec.layer == "hidden"
-    view = TwoLayerView(
-        weight=weight[kept],
-        output=output[:, kept],
-        hidden_gradient=released[kept] if hidden else None,
-        output_gradient=None if hidden else released[:, kept],
-        activation=spec.activation,
-    )
     found = recover_inputs(
         view,
         spec.examples,
@@ -138,22 +134,10 @@ def _attacked(
         key=fold(spec.seed, "attack", arm),
         **ARMS[arm],
     )
-    truth = world.batch.inputs
     # The hidden gradient of an odd activation does not tell a sign at all.
-    signed = not (hidden and activation(spec.activation).odd)
+    signed = not (spec.layer == "hidden" and view.sigma.odd)
     guess = aligned(found.directions.to(truth), truth, signed=signed)
     return rms_distance(guess, truth), guess.numpy()
-
-
-def _kept_units(spec: PointSpec, world: World) -> Tensor:
-    """Return the units that a dropout keeps; its mask is known to the attacker."""
-    import torch
-
-    units = torch.ones(spec.width, dtype=torch.bool)
-    if spec.row == "dropout" and spec.ratio > 0:
-        (factors,) = world.plans(spec.seed)[0].arrays.values()
-        units = factors[: spec.width] > 0
-    return units
 
 
 def _floors(
