@@ -19,9 +19,15 @@ from exhume.audit.facts import (
 )
 from exhume.audit.run import slug
 from exhume.audit.store import Store
-from exhume.audit.sweep import default_settings, expand, load_settings
+from exhume.audit.sweep import (
+    default_settings,
+    example_names,
+    example_settings,
+    expand,
+    load_settings,
+)
 from exhume.audit.trial import make_world
-from exhume.errors import InvalidInput
+from exhume.errors import InvalidInput, UnknownName
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 
 SPEC = TrialSpec(
@@ -507,3 +513,11 @@ def test_chance_levels_have_the_public_data_whatever_the_threat(threat):
         informed = run_trial(replace(SPEC, attack={"name": name}))
         assert told.status == "done"
         assert told.scores["mse"] == informed.scores["mse"]
+
+
+@pytest.mark.parametrize("name", example_names())
+def test_an_audit_that_comes_with_exhume_can_run(name):
+    specs = expand(example_settings(name))
+    assert any(s.attack and s.attack["name"] != "prior-mean" for s in specs)
+    with pytest.raises(UnknownName, match=name):
+        example_settings(f"{name}x")

@@ -14,13 +14,16 @@ from typing import Any
 from exhume.audit.records import Options, TrialSpec
 from exhume.audit.settings import AuditSettings, as_options
 from exhume.config import build, describe, validate
-from exhume.errors import ExhumeError, InvalidInput
+from exhume.errors import ExhumeError, InvalidInput, UnknownName
+from exhume.registry import did_you_mean
 
 __all__ = [
     "BASELINES",
     "Checked",
     "check_order",
     "default_settings",
+    "example_names",
+    "example_settings",
     "expand",
     "load_settings",
     "parse_settings",
@@ -89,6 +92,28 @@ def default_settings() -> AuditSettings:
     """Return the audit that ``exhume audit`` runs without arguments."""
     text = (resources.files("exhume.audit") / "default.toml").read_text("utf-8")
     return parse_settings(text, what="the embedded default")
+
+
+def example_names() -> list[str]:
+    """List the audits that come with exhume, by name."""
+    folder = resources.files("exhume.audit") / "examples"
+    return sorted(
+        file.name.removesuffix(".toml")
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    )
+
+
+def example_settings(name: str) -> AuditSettings:
+    """Return an audit that comes with exhume.
+
+    Raises:
+        UnknownName: none is called so; the message offers the nearest.
+    """
+    if name not in example_names():
+        raise UnknownName(did_you_mean("audit", name, example_names()))
+    file = resources.files("exhume.audit") / "examples" / f"{name}.toml"
+    return parse_settings(file.read_text("utf-8"), what=f"the audit {name!r}")
 
 
 def _with_null(value: Any) -> Any:

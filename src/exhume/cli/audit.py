@@ -32,10 +32,11 @@ class Executor(StrEnum):
 
 def audit(
     file: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            metavar="[FILE.toml]",
-            help="What to audit; without it, an embedded example on real faces.",
+            metavar="[FILE.toml|NAME]",
+            help="What to audit: a file, or an audit that comes with exhume (see "
+            "exhume list audits); without it, a gradient on real faces.",
         ),
     ] = None,
     out: Annotated[
@@ -76,14 +77,19 @@ def audit(
 
 
 def _settings(
-    file: Path | None,
+    file: str | None,
     executor: Executor | None,
     workers: int | None,
     seeds: int | None,
 ) -> AuditSettings:
-    from exhume.audit.sweep import default_settings, load_settings
+    from exhume.audit.sweep import default_settings, example_settings, load_settings
 
-    settings = default_settings() if file is None else load_settings(file)
+    if file is None:
+        settings = default_settings()
+    elif file.endswith(".toml") or Path(file).exists():
+        settings = load_settings(file)
+    else:
+        settings = example_settings(file)
     given: dict[str, Any] = {
         "executor": executor and executor.value,
         "workers": workers,

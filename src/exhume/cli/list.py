@@ -28,6 +28,7 @@ LISTED = {
     "priors": "prior",
 }
 THREATS = "threat-models"
+AUDITS = "audits"
 
 #: name, type and default of an option, as the code writes them
 Option = tuple[str, str, str]
@@ -35,7 +36,10 @@ Option = tuple[str, str, str]
 
 def list_(
     kind: Annotated[
-        str, typer.Argument(help=f"{', '.join([*LISTED, THREATS])}; all if omitted.")
+        str,
+        typer.Argument(
+            help=f"{', '.join([*LISTED, THREATS, AUDITS])}; all if omitted."
+        ),
     ] = "",
     name: Annotated[str, typer.Argument(help="Show the options of this one.")] = "",
 ) -> None:
@@ -43,7 +47,7 @@ def list_(
 
     For example: exhume list attacks · exhume list attacks gauss-newton
     """
-    kinds = [*LISTED, THREATS] if not kind else [_known(kind)]
+    kinds = [*LISTED, THREATS, AUDITS] if not kind else [_known(kind)]
     for shown in kinds:
         found = summaries(shown)
         if name:
@@ -56,9 +60,11 @@ def list_(
 
 def _known(kind: str) -> str:
     singular = {singular: plural for plural, singular in LISTED.items()}
-    plural = singular.get(kind, {"threat-model": THREATS}.get(kind, kind))
-    if plural not in (*LISTED, THREATS):
-        raise UnknownName(did_you_mean("kind", kind, [*LISTED, THREATS]))
+    others = {"threat-model": THREATS, "audit": AUDITS}
+    plural = singular.get(kind, others.get(kind, kind))
+    known = [*LISTED, THREATS, AUDITS]
+    if plural not in known:
+        raise UnknownName(did_you_mean("kind", kind, known))
     return plural
 
 
@@ -69,7 +75,21 @@ def summaries(kind: str) -> list[tuple[str, str]]:
             (n, p.description.split(". ")[0].rstrip(".") + ".")
             for n, p in PRESETS.items()
         ]
+    if kind == AUDITS:
+        return _audits()
     return [(entry.name, entry.summary) for entry in entries(LISTED[kind])]
+
+
+def _audits() -> list[tuple[str, str]]:
+    """List the audits that come with exhume, by the first comment of their files."""
+    return [
+        (path.stem, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+        for path in sorted(_audit_file("").parent.glob("*.toml"))
+    ]
+
+
+def _audit_file(name: str) -> Path:
+    return Path(exhume.__file__).parent / "audit" / "examples" / f"{name}.toml"
 
 
 def _describe(kind: str, name: str, known: list[str]) -> None:
@@ -80,6 +100,9 @@ def _describe(kind: str, name: str, known: list[str]) -> None:
         say(preset.description)
         say(f"Letter in Carletti et al. (2025): {preset.letter}")
         say(f"Knows: {', '.join(f.lower().replace('_', ' ') for f in preset.facts)}")
+        return
+    if kind == AUDITS:
+        say(_audit_file(name).read_text(encoding="utf-8").rstrip())
         return
     entry = next(e for e in entries(LISTED[kind]) if e.name == name)
     say(entry.summary, style="bold")
