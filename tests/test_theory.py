@@ -20,13 +20,21 @@ from exhume.bounds.rates import RATES
 from exhume.cli import app
 from exhume.errors import InvalidInput
 from exhume.keys import generator
+from exhume.metrics.ssim import structural_similarities
 from exhume.observations.gradient import Gradient
 from exhume.problem.world import World
 from exhume.theory import TheorySettings, load, run
 from exhume.theory.collect import Measured, collect, predicted
 from exhume.theory.distance import aligned, rms_distance
 from exhume.theory.measure import ARMS, measure
-from exhume.theory.network import RELEASED, batch_of, network, task_of, unit
+from exhume.theory.network import (
+    RELEASED,
+    batch_of,
+    network,
+    pictures,
+    task_of,
+    unit,
+)
 from exhume.theory.plan import place, points
 from exhume.theory.point import PointResult, PointSpec, PointStore
 from exhume.theory.report.plot import plot
@@ -244,6 +252,14 @@ def test_images_are_scaled_and_kept_for_the_page():
     found = measure(spec)
     assert found.status == "done", found.reason
     assert found.arrays["truth"].shape == found.arrays["svd"].shape == (2, 64)
+    # A plain oracle: the same images at their own length, in [0, 1].
+    truth = pictures(spec).inputs.double()
+    guess = torch.from_numpy(found.arrays["svd"]).reshape(truth.shape)
+    guess = guess * truth.flatten(1).norm(dim=1).reshape(2, 1, 1, 1)
+    expected = structural_similarities(guess.clamp(0, 1), truth, 1.0)
+    assert found.similarity == {"svd": pytest.approx(expected.tolist())}
+    assert min(found.similarity["svd"]) > 0.9
+    assert measure(SPEC).similarity == {}
     assert "have 64 numbers" in measure(replace(spec, dimension=60)).reason
     first = batch_of(replace(SPEC, inputs="basis")).inputs
     assert torch.equal(first, torch.eye(2, 6, dtype=torch.float64))
@@ -511,6 +527,34 @@ def test_the_page_holds_every_part(tmp_path):
     assert (tmp_path / "theory.png").read_bytes().startswith(b"\x89PNG")
     settings = tomllib.loads((tmp_path / "theory.toml").read_text("utf-8"))
     assert set(settings) == {f.name for f in fields(TheorySettings)}
+
+
+def test_the_similarity_of_images_is_on_the_page_and_in_the_data(tmp_path):
+    images = Experiment(
+        title="two digits",
+        row="none",
+        sweep="m",
+        values=[1000, 3000],
+        inputs="images",
+        data={"name": "digits"},
+        dimension=64,
+        floor=False,
+    )
+    found = run(replace(TINY, experiments=[images]), out=tmp_path)
+    (curve,) = found.curves
+    assert set(curve.similarity["svd"]) == {1000, 3000}
+    values = [v for one in curve.similarity["svd"][3000].values() for v in one]
+    assert len(values) == 4
+    mean = f"{sum(values) / 4:.2f}"
+    told = f"The mean SSIM of two digits at width m = 3000 is {mean} by svd."
+    assert told in summary(found.curves)
+    text = found.report.read_text("utf-8")
+    assert told in text
+    assert f'<td class="n">{mean} ({min(values):.2f})</td>' in text
+    assert text.count("<br>SSIM ") == 2
+    record = json.loads((tmp_path / "theory.json").read_text("utf-8"))
+    stored = record["curves"][0]["ssim"]["svd"]["3000"]
+    assert [v for one in stored.values() for v in one] == values
 
 
 def test_the_command_prints_predicted_and_measured_exponents(tmp_path, monkeypatch):

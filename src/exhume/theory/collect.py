@@ -100,6 +100,17 @@ class Curve:
         return self.arms[0] if self.arms else None
 
     @property
+    def similarity(self) -> dict[str, dict[float, dict[int, list[float]]]]:
+        """Return arm → place → seed → SSIM of every image; empty but for images."""
+        option, _ = QUANTITIES[self.experiment.sweep]
+        found: dict[str, dict[float, dict[int, list[float]]]] = {}
+        for result in self.results:
+            at = place(self.experiment, getattr(result.spec, option))
+            for arm, values in result.similarity.items():
+                found.setdefault(arm, {}).setdefault(at, {})[result.spec.seed] = values
+        return found
+
+    @property
     def failures(self) -> list[str]:
         """Why points failed, or had no bound, without repetition."""
         told = [r.reason for r in self.results if r.reason]

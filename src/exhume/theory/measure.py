@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from exhume.audit.executors import Job
@@ -11,6 +12,7 @@ from exhume.errors import ExhumeError, InvalidInput
 from exhume.theory.point import PointResult, PointSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from exhume.attacks.two_layer.view import TwoLayerView
@@ -78,8 +80,9 @@ def _found(spec: PointSpec) -> dict[str, Any]:
             continue
         found["errors"][arm] = error
         if spec.inputs == "images":
-            found["arrays"][arm] = guess
+            found["arrays"][arm] = guess.numpy()
     if spec.inputs == "images":
+        found["similarity"] = _similarity(spec, found["arrays"])
         found["arrays"]["truth"] = batch.inputs.numpy()
     released = observation.values[RELEASED[spec.layer]]
     return found | (
@@ -118,7 +121,7 @@ def _norm(spec: PointSpec, world: World) -> float:
 
 def _attacked(
     spec: PointSpec, arm: str, view: TwoLayerView, truth: Tensor
-) -> tuple[float, Any]:
+) -> tuple[float, Tensor]:
     """Run one arm on what a client released; return the error and the estimates."""
     from exhume.attacks.two_layer.recovery import recover_inputs
     from exhume.keys import fold
@@ -135,7 +138,30 @@ def _attacked(
     # The hidden gradient of an odd activation does not tell a sign at all.
     signed = not (spec.layer == "hidden" and view.sigma.odd)
     guess = aligned(found.directions.to(truth), truth, signed=signed)
-    return rms_distance(guess, truth), guess.numpy()
+    return rms_distance(guess, truth), guess
+
+
+def _similarity(
+    spec: PointSpec, guesses: Mapping[str, np.ndarray]
+) -> dict[str, list[float]]:
+    """Return the SSIM of every image by arm, within the range of the data.
+
+    The network saw images of norm 1, so lengths are those of the originals.
+    """
+    import torch
+
+    from exhume.config import build
+    from exhume.theory.network import pictures
+
+    truth, ssim = pictures(spec), build("metric", {"name": "ssim"})
+    lengths = truth.inputs.double().flatten(1).norm(dim=1, keepdim=True)
+    found = {}
+    for arm, guess in guesses.items():
+        images = (torch.from_numpy(guess) * lengths).reshape(truth.inputs.shape)
+        values = ssim(truth.spec.clamp(images), truth.inputs, truth.spec)
+        if isinstance(values, torch.Tensor):
+            found[arm] = values.tolist()
+    return found
 
 
 def _floors(

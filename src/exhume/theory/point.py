@@ -92,7 +92,8 @@ class PointResult:
         notes: why an arm failed or there is no bound, as sentences.
         seconds: wall time.
         versions: of exhume, torch, numpy and Python.
-        arrays: of images: ``truth`` and one array per arm, shape [B, C, H, W].
+        similarity: of images: arm → SSIM of every image at the length of the original.
+        arrays: of images: ``truth`` and one array per arm, of norm 1, shape [B, d].
     """
 
     spec: PointSpec
@@ -105,6 +106,7 @@ class PointResult:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    similarity: dict[str, list[float]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 

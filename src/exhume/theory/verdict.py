@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from exhume.audit.report.words import count, several
+from exhume.audit.report.words import count, score, several
 from exhume.theory.collect import Curve, Measured
 from exhume.theory.slopes import Slope
 
@@ -149,7 +150,19 @@ def summary(curves: Sequence[Curve]) -> list[str]:
         told.append(
             f"The first attack is steeper than the upper rate in {several(broken)}."
         )
-    return told
+    return told + [_seen(curve) for curve in curves if curve.similarity]
+
+
+def _seen(curve: Curve) -> str:
+    """Say how alike images are to the originals at the last place."""
+    last = max(at for by_place in curve.similarity.values() for at in by_place)
+    parts = []
+    for arm, by_place in curve.similarity.items():
+        values = [v for seed in by_place.get(last, {}).values() for v in seed]
+        if values:
+            parts.append(f"{score('ssim', fmean(values))} by {arm}")
+    where = f"{curve.title} at {curve.axis} = {last:g}"
+    return f"The mean SSIM of {where} is {several(parts)}."
 
 
 def _lie(number: int) -> str:

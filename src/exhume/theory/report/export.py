@@ -50,6 +50,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
         "effective_ratio": curve.effective,
         "below_the_bound": [list(one) for one in curve.below],
         "compared_with_the_bound": curve.compared,
+        "ssim": curve.similarity,
         "notes": curve.failures,
     }
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from exhume.audit.report.pictures import Picture, limits, png
 from exhume.audit.report.plots import Plot
-from exhume.audit.report.words import count, number
+from exhume.audit.report.words import count, number, score
 from exhume.bounds.rates import RATES
 from exhume.theory.collect import Curve
+from exhume.theory.point import PointResult
 from exhume.theory.report.plot import legend, plot
 from exhume.theory.run import Findings, to_toml
 from exhume.theory.settings import TheorySettings
@@ -130,7 +132,7 @@ def _rates() -> list[tuple[str, str, str, list[str]]]:
     ]
 
 
-def _galleries(curves: Sequence[Curve]) -> list[tuple[str, list[list[Picture]]]]:
+def _galleries(curves: Sequence[Curve]) -> list[Group]:
     """Show the images of the last value of every experiment on images, one seed."""
     found = []
     for curve in curves:
@@ -140,11 +142,39 @@ def _galleries(curves: Sequence[Curve]) -> list[tuple[str, list[list[Picture]]]]
                 (r for r in shown if r.spec.seed == shown[0].spec.seed),
                 key=lambda r: shown.index(r),
             )
-            found.append((f"{curve.title}, width {last.spec.width}", _pictures(last)))
+            found.append(
+                {
+                    "name": f"{curve.title}, width {last.spec.width}",
+                    "lines": _pictures(last),
+                    "axis": curve.axis,
+                    "arms": list(curve.similarity),
+                    "rows": _similarities(curve),
+                }
+            )
     return found
 
 
-def _pictures(result: Any) -> list[list[Picture]]:
+def _similarities(curve: Curve) -> list[list[str]]:
+    """List place, then the mean SSIM and the smallest one of every arm."""
+    similarity = curve.similarity
+    places = sorted({at for by_place in similarity.values() for at in by_place})
+    return [
+        [
+            f"{at:g}",
+            *(_spread(by_place.get(at, {})) for by_place in similarity.values()),
+        ]
+        for at in places
+    ]
+
+
+def _spread(by_seed: Mapping[int, Sequence[float]]) -> str:
+    values = [value for seed in by_seed.values() for value in seed]
+    if not values:
+        return "–"
+    return f"{score('ssim', fmean(values))} ({score('ssim', min(values))})"
+
+
+def _pictures(result: PointResult) -> list[list[Picture]]:
     rows = []
     side = _side(result.spec.dimension)
     for index, flat in enumerate(result.arrays["truth"]):
@@ -152,11 +182,13 @@ def _pictures(result: Any) -> list[list[Picture]]:
         low, high = limits(truth)
         low = min(low, float(truth.min()))
         high = float(truth.max())
-        row = [_picture(truth, "original", low, high, original=True)]
+        row = [_picture(truth, ("original",), low, high, original=True)]
         for arm, error in result.errors.items():
             guess = result.arrays[arm][index].reshape(1, side, side)
-            caption = f"{arm}, RMS {number(error)}"
-            row.append(_picture(guess, caption, low, high))
+            captions = [f"{arm}, RMS {number(error)}"]
+            if arm in result.similarity:
+                captions.append(f"SSIM {score('ssim', result.similarity[arm][index])}")
+            row.append(_picture(guess, captions, low, high))
         rows.append(row)
     return rows
 
@@ -166,11 +198,16 @@ def _side(dimension: int) -> int:
 
 
 def _picture(
-    image: Any, caption: str, low: float, high: float, *, original: bool = False
+    image: Any,
+    captions: Sequence[str],
+    low: float,
+    high: float,
+    *,
+    original: bool = False,
 ) -> Picture:
     return Picture(
-        alt=caption,
-        captions=(caption,),
+        alt=", ".join(captions),
+        captions=tuple(captions),
         png=png(image, low, high),
         original=original,
         width=image.shape[-1],
