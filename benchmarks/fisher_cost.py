@@ -2,6 +2,7 @@
 
     python benchmarks/fisher_cost.py            # all networks, then the exact bound
     python benchmarks/fisher_cost.py --trials 5 --no-exact
+    python benchmarks/fisher_cost.py --exact    # the exact bound alone
 
 One core. The error of a sketch is measured over trials against an exact trace, beside
 the error that the sketch states; its cost is divided by the time of one training
@@ -26,8 +27,11 @@ from exhume.bounds.fisher import (
     information_map,
     mean_map,
 )
+from exhume.bounds.mean_information import _inverted
+from exhume.bounds.regularity import information_maps
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
+from exhume.priors.gaussian import GaussianDensity
 from exhume.problem.law import Law
 from exhume.problem.tree import flatten
 
@@ -135,16 +139,37 @@ def exact() -> None:
             f"{bound.mse:.4g} ± {bound.mse_standard_error:.1g}",
             flush=True,
         )
+    rounding(world, prior)
+
+
+def rounding(world: exhume.World, prior: GaussianDensity) -> None:
+    """Print how far float32 moves the bound of two draws, and what its check says."""
+    draws = [prior.sample(1, key).double() for key in range(2)]
+    maps = information_maps(world, draws, 0)
+    assert not isinstance(maps, exhume.NotApplicable)
+    own = prior.information()
+    single, double = (
+        _inverted(maps, draws, own, 0, single=single) for single in (True, False)
+    )
+    moved = float(single.diagonal.sum() / double.diagonal.sum()) - 1
+    print(
+        f"float32 moves the bound of two draws by {abs(moved):.1g} of it; its check "
+        f"allows for {single.rounding:.1g}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--trials", type=int, default=20, help="sketches per row")
     parser.add_argument("--no-exact", action="store_true", help="sketches alone")
+    parser.add_argument("--exact", action="store_true", help="the exact bound alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not arguments.no_exact:
         exact()
+    if arguments.exact:
+        return
     for data, name, options in NETWORKS:
         sketches(data, name, options, arguments.trials)
 
