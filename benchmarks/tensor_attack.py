@@ -1,6 +1,7 @@
 """The tensor attack against its theory: accuracy, noise, batch size, and size.
 
     python benchmarks/tensor_attack.py            # the tables of the paper's setting
+    python benchmarks/tensor_attack.py --slopes   # the exponent in m, 2000 to 128 000
     python benchmarks/tensor_attack.py --large    # m = 10^6, d = 1000, B = 4
     python benchmarks/tensor_attack.py --faces    # faces from a softmax network
 
@@ -17,7 +18,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from exhume.attacks.two_layer.recovery import (
 )
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
+from exhume.theory.collect import LOCAL
+from exhume.theory.slopes import fit_slope
 
 
 class FileRows:
@@ -138,6 +141,46 @@ def tables(seeds: int) -> None:
         print(f"  τ = {level}: " + "  ".join(row), flush=True)
 
 
+#: activation, gradient, subspace, bias of the last layer (the paper's 30 hides labels)
+SLOPES: tuple[tuple[str, str, SubspaceKind, float], ...] = (
+    ("quadratic-cubic", "output", "moments", 2.0),
+    ("quadratic-cubic", "hidden", "moments", 2.0),
+    ("tanh", "hidden", "svd", 30.0),
+    ("sigmoid", "hidden", "svd", 30.0),
+)
+WIDTHS = (2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000)
+
+
+def slopes(seeds: int) -> None:
+    """Print the exponent of the error in the width, with its 95 % interval."""
+    print(
+        f"root of the squared error over the width m, d = 50, B = 2, {seeds} seeds; "
+        f"demanded: -0.5 ± 0.1"
+    )
+    for name, released, subspace, bias in SLOPES:
+        found: dict[int, list[float]] = {}
+        for seed, m in itertools.product(range(seeds), WIDTHS):
+            one, inputs = setting(
+                name, m, 50, 2, seed, bias=bias, output=released == "output"
+            )
+            result = recover_inputs(one, 2, norm=1.0, subspace=subspace, key=seed)
+            found.setdefault(seed, []).append(squared_error(result, inputs) ** 0.5)
+        means = [geometric_mean(e) for e in zip(*found.values(), strict=True)]
+        # Errors near that of a guess level off, and have no exponent.
+        local = [i for i, mean in enumerate(means) if mean <= LOCAL]
+        fitted = fit_slope(
+            {s: [(WIDTHS[i], errors[i]) for i in local] for s, errors in found.items()}
+        )
+        kept = "meets" if abs(fitted.value + 0.5) <= 0.1 else "misses"
+        print(
+            f"  {name} from {'g' if released == 'output' else 'G'}, {subspace}: "
+            f"slope in m: {fitted.value:.2f} ± {fitted.half_width:.2f}, {kept} the "
+            f"demand; from {WIDTHS[local[0]]} on, error {means[local[0]]:.4f} to "
+            f"{means[-1]:.4f}",
+            flush=True,
+        )
+
+
 def large(width: int, dimension: int) -> None:
     """Print the time of the attack over that of one product, and the peak memory."""
     batch, sigma = 4, ACTIVATIONS["tanh"]
@@ -198,6 +241,7 @@ def faces() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The tensor attack, measured.")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--slopes", action="store_true")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--width", type=int, default=1_000_000, help="of --large")
     parser.add_argument("--dimension", type=int, default=1000, help="of --large")
@@ -208,6 +252,8 @@ def main() -> None:
         large(options.width, options.dimension)
     elif options.faces:
         faces()
+    elif options.slopes:
+        slopes(options.seeds)
     else:
         tables(options.seeds)
 
