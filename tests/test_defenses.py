@@ -513,6 +513,7 @@ def test_pattern_without_tensor_is_refused(name, row):
         ("optimal-gradient-pruning", {"ratio": 0.5, "probes": 0}, "at least 1"),
         ("matrix-optimal-noise", {"std": -1.0}, "at least 0"),
         ("matrix-optimal-noise", {"std": 1.0, "rank": -1}, "at least 0"),
+        ("matrix-optimal-noise", {"std": 1.0, "iterations": 0}, "at least 1"),
         ("matrix-optimal-noise", {"std": 1.0, "objective": "best"}, "bayesian"),
         ("matrix-optimal-noise", {"std": 1.0, "form": "dense"}, "kronecker"),
         ("precode", {"latent": 0}, "at least 1"),

@@ -503,6 +503,17 @@ def test_kronecker_noise_outlives_the_transform_it_was_first_used_in():
     assert float(again["w"].square().sum()) == pytest.approx(squared)
 
 
+def test_each_iteration_of_the_matrix_design_counts_for_the_bayesian_bound_alone():
+    def covariance(**options):
+        noise = MatrixOptimalNoise(std=0.1, rank=2, samples=2, **options)
+        return dict(noise.calibrate(TASK, PUBLIC, 0).arrays)
+
+    once, thrice = covariance(iterations=1), covariance(iterations=3)
+    assert any(not torch.allclose(once[n], thrice[n], rtol=1e-3) for n in once)
+    trace = [covariance(objective="trace", iterations=k) for k in (1, 3)]
+    assert all(torch.equal(trace[0][n], trace[1][n]) for n in trace[0])
+
+
 def test_low_rank_noise_goes_with_masks_but_not_with_another_correlated_noise():
     noise = MatrixOptimalNoise(std=0.1, rank=2, samples=2)
     stack = Mechanism(Gradient(), [noise, Pruning(ratio=0.5, kind="random")])

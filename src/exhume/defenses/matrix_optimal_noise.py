@@ -36,8 +36,6 @@ from exhume.problem.tree import Tree
 
 __all__ = ["MatrixOptimalNoise"]
 
-# Most of the gain on unseen data: benchmarks/fixed_point.py.
-_ITERATIONS = 3
 # H must generalise: what it has not seen of the gradients is taken for cheap.
 _METRIC_BATCHES = 256
 _NO_PRIVATE = (
@@ -82,6 +80,9 @@ class MatrixOptimalNoise(Defense):
             takes up to 256, or as many as fit in 512 MB: 134 for a million parameters.
         directions: principal components of public inputs along which J is taken.
         batch_size: B of the private batch, which is public; another one is refused.
+        iterations: how often M is weighted anew by A, for the objective ``bayesian``;
+            the cost of the design grows with it. Three win most; about eight win up to
+            a quarter more where the noise is weak (benchmarks/fixed_point.py).
         ridge: added to H, as a share of its mean diagonal; noise where H has no other
             part would be free.
         only: glob patterns of the tensors that get noise.
@@ -113,6 +114,7 @@ class MatrixOptimalNoise(Defense):
     samples: int = 16
     directions: int = 48
     batch_size: int = 1
+    iterations: int = 3
     ridge: float = 1e-3
     only: tuple[str, ...] = ("*",)
 
@@ -128,6 +130,7 @@ class MatrixOptimalNoise(Defense):
         if self.scale_source == "private":
             raise InvalidInput(_NO_PRIVATE)
         least = {"rank": 0, "samples": 1, "directions": 1, "batch_size": 1}
+        least |= {"iterations": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 msg = f"{name} is {getattr(self, name)}; expected at least {smallest}"
@@ -166,7 +169,7 @@ class MatrixOptimalNoise(Defense):
     ) -> Covariance:
         """Iterate the optimum for M and the M of that optimum."""
         cost = self.std**2 * metric.trace()
-        iterations = _ITERATIONS if self.objective == "bayesian" else 0
+        iterations = self.iterations if self.objective == "bayesian" else 0
         if self.form == "kronecker":
             return kronecker_design(seen, metric, shapes, prior, cost, iterations)
 

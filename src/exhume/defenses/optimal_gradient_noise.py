@@ -125,8 +125,8 @@ class OptimalGradientNoise(Defense):
             deviation, Σ v_i h_i² = σ² Σ h_i².
         metric: h_i²: ``u2`` is E g_i² (Chen et al.), ``power`` is 1, ``curvature`` the
             Gauss–Newton diagonal.
-        scale_source: ``public`` or ``private``. Averages over past releases are no third
-            one: a_i is a derivative by the data, which no update holds.
+        scale_source: ``public`` or ``private``. Averages over past releases are no
+            third one: a_i is a derivative by the data, which no update holds.
         probes: random directions per batch in the sketch of a_i; its relative error is
             1/√(2 · probes · samples).
         samples: public batches to average over, at most.

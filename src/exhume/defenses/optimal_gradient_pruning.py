@@ -88,8 +88,8 @@ class OptimalGradientPruning(Defense):
 
     Attributes:
         ratio: ρ in [0, 1); exactly ⌊ρP⌋ of the P covered entries are removed.
-        scale_source: ``public`` or ``private``. Averages over past releases are no third
-            one: a_i is a derivative by the data, which no update holds.
+        scale_source: ``public`` or ``private``. Averages over past releases are no
+            third one: a_i is a derivative by the data, which no update holds.
         probes: random directions per batch in the sketch of a_i.
         samples: public batches to average over, at most.
         batch_size: B of the private batch, which is public; another one is refused.
