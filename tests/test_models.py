@@ -120,6 +120,7 @@ def test_no_outputs_are_refused(name):
         {"name": "two-layer", "width": 0},
         {"name": "two-layer", "hidden_std": 0.0},
         {"name": "two-layer", "output_std": -1.0},
+        {"name": "two-layer", "output_constant": float("inf")},
         {"name": "lenet-zhu", "weight_range": 0.0},
         {"name": "lenet-zhu", "weight_range": float("inf")},
         {"name": "lenet-zhu", "activation": "step"},
@@ -272,6 +273,21 @@ def test_the_two_layer_net_is_the_formula():
     x = draw(VECTOR, dtype=torch.float32)
     z = x @ net.hidden.weight.T
     torch.testing.assert_close(net(x), (z**2 + z**3) @ net.output.weight.T)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_constant_of_the_last_layer_is_no_new_weight(bias):
+    plain, moved = (
+        small("two-layer", bias=bias, output_constant=c).build(VECTOR, 3, key=0)
+        for c in (0.0, 30.0)
+    )
+    x = draw(VECTOR, dtype=torch.float32)
+    torch.testing.assert_close(moved(x), plain(x) + 30)
+    counts = [
+        sum(p.numel() for p in net.parameters() if p.requires_grad)
+        for net in (plain, moved)
+    ]
+    assert counts[0] == counts[1]
 
 
 def test_quadratic_cubic_at_known_points():

@@ -47,6 +47,7 @@ from exhume.attacks.two_layer.signs import (
     softmax_sign,
 )
 from exhume.attacks.two_layer.subspace import noise_threshold, row_subspace
+from exhume.attacks.two_layer.totals import residual_total, signs_of_total
 from exhume.errors import Inconsistent, InvalidInput
 from exhume.keys import generator
 from exhume.models._init import fresh
@@ -527,7 +528,7 @@ def test_faces_and_labels_come_out_of_a_softmax_network(activation_name, bias, l
     assert guess.targets[rows].tolist() == [labels[i] for i in order]
 
 
-def test_real_targets_come_out_with_the_bias_trick():
+def test_real_targets_come_out():
     spec = exhume.EventSpec.vector(12)
     source = torch.Generator().manual_seed(0)
     inputs = torch.randn(3, 12, generator=source)
@@ -628,6 +629,93 @@ def test_lengths_make_the_residuals_of_a_homogeneous_network_fit():
 def sphere(count, d=12, seed=0):
     inputs = torch.randn(count, d, generator=torch.Generator().manual_seed(seed))
     return inputs / inputs.norm(dim=1, keepdim=True), exhume.EventSpec.vector(d)
+
+
+@pytest.mark.parametrize("constant", [3.0, -3.0])
+def test_the_bias_trick_tells_signs_and_labels(constant):
+    inputs, spec = sphere(3)
+    targets = torch.tensor([[1.0], [-1.0], [1.0]])
+    net = exhume.model(
+        "two-layer", width=3000, activation="tanh", output_constant=constant
+    ).build(spec, 1, 0)
+    one = world(exhume.Batch(inputs, targets, spec), net, loss="mse")
+    found = recover_features(reveal(one))
+    assert bool(found.sign_known.all())
+    gap = torch.cdist(found.values, inputs.double())
+    assert float(gap.amin(dim=0).max()) < 1e-3
+    assert torch.allclose(found.targets[gap.argmin(dim=0)], targets.double(), atol=1e-2)
+    plain = exhume.model("two-layer", width=3000, activation="tanh").build(spec, 1, 0)
+    other = world(exhume.Batch(inputs, targets, spec), plain, loss="mse")
+    assert not bool(recover_features(reveal(other)).sign_known.any())
+
+
+def two_classes(activation_name, *, bias):
+    """Return a network of two classes, and a problem with odd activation on it."""
+    inputs, spec = sphere(3)
+    net = fresh(
+        lambda: nn.Sequential(
+            nn.Linear(12, 3000, bias=False),
+            nn.Tanh() if activation_name == "tanh" else nn.Sigmoid(),
+            nn.Linear(3000, 2, bias=bias),
+        ),
+        generator(0, "two-classes"),
+    )
+    for layer, size in ((net[0], 1.0), (net[2], 0.05)):
+        torch.nn.init.normal_(layer.weight, std=size, generator=generator(0, "normal"))
+    labels = torch.tensor([0, 1, 1])
+    return world(exhume.Batch(inputs, labels, spec), net), inputs, labels
+
+
+@pytest.mark.parametrize(
+    ("activation_name", "bias"), [("tanh", True), ("sigmoid", True), ("sigmoid", False)]
+)
+def test_the_sum_of_residuals_tells_signs_of_two_classes(activation_name, bias):
+    one, inputs, labels = two_classes(activation_name, bias=bias)
+    found = recover_features(reveal(one))
+    assert bool(found.sign_known.all())
+    gap = torch.cdist(found.values, inputs.double())
+    assert float(gap.amin(dim=0).max()) < 1e-2
+    assert torch.equal(found.targets[gap.argmin(dim=0)], labels)
+    located = locate(reveal(one), one.task, 3)
+    total = residual_total(located, recover_inputs(located.view, 3, polish=50))
+    logits = one.task.model(inputs.to(one.task.dtype)).detach()
+    exact = (logits.softmax(dim=1) - torch.eye(2)[labels]).mean(dim=0)
+    torch.testing.assert_close(total, exact.double(), atol=1e-3, rtol=1e-3)
+
+
+def test_what_nothing_determines_stays_open():
+    one, _, _ = two_classes("tanh", bias=False)
+    found = recover_features(reveal(one))
+    assert not bool(found.sign_known.any())
+    assert "nothing determines" in found.notes[-1]
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_signs_of_a_known_sum_are_found_or_left_open(size, classes, seed):
+    source = torch.Generator().manual_seed(seed)
+    exact = torch.randn(size, classes, generator=source, dtype=torch.float64)
+    turned = torch.where(torch.rand(size, generator=source) < 0.5, -1.0, 1.0).double()
+    signs, told = signs_of_total(exact * turned[:, None], exact.sum(dim=0))
+    assert torch.equal(signs[told], turned[told])
+    # Independent of order: every pattern at the same distance is as good.
+    assert (
+        float(((exact * (turned * signs)[:, None]).sum(0) - exact.sum(0)).norm()) < 1e-9
+    )
+
+
+def test_equal_residuals_and_large_batches_leave_signs_open():
+    equal = torch.tensor([[0.5, -0.5], [0.5, -0.5]], dtype=torch.float64)
+    _, told = signs_of_total(equal, torch.zeros(2))
+    assert not bool(told.any())
+    signs, told = signs_of_total(equal, torch.tensor([-1.0, 1.0]))
+    assert (signs.tolist(), told.tolist()) == ([-1, -1], [True, True])
+    # Two labels of class 0 say the same, without any sum.
+    signs, told = signs_of_total(equal, None, negative=2)
+    assert (signs.tolist(), told.tolist()) == ([-1, -1], [True, True])
+    _, told = signs_of_total(equal, None, negative=1)
+    assert not bool(told.any())
+    assert not bool(signs_of_total(torch.rand(13, 2), torch.zeros(2))[1].any())
 
 
 def zero_biases(net):

@@ -31,6 +31,13 @@ class TensorAttack(Attack):
     where the span comes from the rows of ∂L/∂W. Norms, signs, residuals and labels
     follow. No start is needed, and the time is that of a few passes over the weights.
 
+    Where σ is odd, no gradient of the weights tells (x, r) from (−x, −r). Signs then
+    come from the softmax of three classes or more, from the range of the data, from
+    ∂L/∂c = Σ_i r_i of the last layer's biases (up to 12 examples), from known targets,
+    or from a large constant in the last layer (the bias trick, ``output_constant`` of
+    the model ``two-layer``); what nothing determines makes the first residual positive,
+    and a note says so.
+
     A network with more layers is out of reach here; ``recover_features`` then gives
     what enters its last two layers.
 

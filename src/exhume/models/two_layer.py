@@ -31,6 +31,13 @@ class TwoLayer(ModelSource):
         hidden_std: s > 0; None takes 1/√d, which keeps Wx of the order of x. The paper
             takes 1.
         output_std: t > 0; None takes 1/√m.
+        output_constant: c, added to every output and not trained (to a bias that is
+            trained where there is one): the bias trick of a server that chooses the
+            weights. Above twice the largest target, residuals of the mean squared error
+            have one sign and similar sizes; the cross-entropy does not see it.
+
+    Raises:
+        InvalidInput: a number is out of range.
     """
 
     width: int = 256
@@ -38,6 +45,7 @@ class TwoLayer(ModelSource):
     bias: bool = False
     hidden_std: float | None = None
     output_std: float | None = None
+    output_constant: float = 0.0
 
     bibtex: ClassVar[str] = """\
 @inproceedings{wang2023reconstructing,
@@ -56,6 +64,9 @@ class TwoLayer(ModelSource):
             if std is not None and not 0 < std < float("inf"):
                 msg = f"{name} is {std}; expected a positive number"
                 raise InvalidInput(msg)
+        if not math.isfinite(self.output_constant):
+            msg = f"output_constant is {self.output_constant}; expected a finite number"
+            raise InvalidInput(msg)
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
         """Return the network with fresh weights, for images and vectors."""
@@ -65,6 +76,9 @@ class TwoLayer(ModelSource):
         hidden, output = net.get_submodule("hidden"), net.get_submodule("output")
         _normal_(hidden, self.hidden_std or 1 / math.sqrt(spec.dimension), source)
         _normal_(output, self.output_std or 1 / math.sqrt(self.width), source)
+        assert isinstance(output, nn.Linear)
+        if self.output_constant != 0:
+            _add_constant(output, self.output_constant)
         return net
 
     def _layers(self, spec: EventSpec, classes: int) -> nn.Module:
@@ -82,3 +96,11 @@ def _normal_(layer: nn.Module, std: float, source: torch.Generator) -> None:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(0, std, generator=source)
+
+
+def _add_constant(layer: nn.Linear, constant: float) -> None:
+    if not isinstance(layer.bias, nn.Parameter):
+        zeros = layer.weight.new_zeros(len(layer.weight))
+        layer.bias = nn.Parameter(zeros, requires_grad=False)
+    with torch.no_grad():
+        layer.bias.add_(constant)

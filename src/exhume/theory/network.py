@@ -49,15 +49,15 @@ def network(spec: PointSpec) -> nn.Module:
     Only the layer whose gradient is released is trained; the bias never is.
     """
     source = exhume.model(
-        "two-layer", width=spec.width, activation=spec.activation, hidden_std=1.0
+        "two-layer",
+        width=spec.width,
+        activation=spec.activation,
+        hidden_std=1.0,
+        output_constant=spec.bias,
     )
     event = EventSpec.vector(spec.dimension)
     net = source.build(event, 1, fold(spec.seed, "weights")).double()
-    output = net.get_submodule("output")
-    assert isinstance(output, nn.Linear)
-    nn.init.constant_(output.weight, 1 / spec.width)
-    constant = torch.full((1,), spec.bias, dtype=torch.float64)
-    output.bias = nn.Parameter(constant, requires_grad=False)
+    nn.init.constant_(net.get_parameter("output.weight"), 1 / spec.width)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name == RELEASED[spec.layer])
     return net

@@ -39,6 +39,8 @@ class Located:
             bias, if it is constant, or if its gradient is not released beside that of
             the hidden weights; it is an offset of the view then.
         bias_gradient: ∂L/∂b of hidden biases that are zero, shape [m]; None otherwise.
+        output_bias_gradient: ∂L/∂c of the last layer, shape [K]; None if it is not
+            released.
         reads_input: the hidden layer receives the (normalised) input itself.
         notes: sentences on what was done to the observation.
     """
@@ -47,6 +49,7 @@ class Located:
     output_bias: Tensor
     bias_column: float | None
     bias_gradient: Tensor | None
+    output_bias_gradient: Tensor | None
     reads_input: bool
     notes: tuple[str, ...]
 
@@ -109,7 +112,15 @@ def locate(problem: Problem, task: Task, rank: int | None) -> Located | str:
         bias_gradient = bias_gradient[kept].double()
     name = pair.output.bias
     shift = torch.zeros(len(view.output)) if name is None else parameters[name]
-    return Located(view, shift, column, bias_gradient, reads, tuple(notes))
+    return Located(
+        view=view,
+        output_bias=shift,
+        bias_column=column,
+        bias_gradient=bias_gradient,
+        output_bias_gradient=None if name is None else shown.get(name),
+        reads_input=reads,
+        notes=tuple(notes),
+    )
 
 
 def _view(

@@ -12,12 +12,14 @@ from exhume.attacks.engine.linear_layer import scale_is_unknown
 from exhume.attacks.two_layer.implied import implied_targets, outputs
 from exhume.attacks.two_layer.locate import Located
 from exhume.attacks.two_layer.recovery import Recovered
+from exhume.attacks.two_layer.totals import residual_total, signs_of_total
 from exhume.formula import formula
-from exhume.problem.knowledge import UNKNOWN, Problem
+from exhume.problem.knowledge import UNKNOWN, Problem, Unknown
 from exhume.problem.task import Task
 
 _LEFT_OVER = 0.01  # share of r t that a length may leave unexplained
 _TELLING = 1e-3  # relative difference from which two signs are told apart
+_ABOVE = 1.5  # times a target the bias of the last layer is, where it was put there
 
 __all__ = ["Signs", "bias_factors", "consistent_norms", "resolve_signs", "softmax_sign"]
 
@@ -57,10 +59,12 @@ def softmax_sign(residuals: Tensor) -> Tensor:
 def resolve_signs(
     problem: Problem, task: Task, located: Located, found: Recovered
 ) -> Signs:
-    """Choose signs by what is public: softmax residuals, then the range of the data.
+    """Choose signs by what else is seen and known, in the order of its weight.
 
-    What nothing determines is set so that the first residual is positive, as the bias
-    trick makes it.
+    Softmax residuals of three classes or more; the range of the data; the sum of all
+    residuals, and how many examples have which of two labels; targets that are known,
+    or, where the last layer adds a large constant (the bias trick), small ones. What
+    nothing determines is set so that the first residual is positive.
 
     Args:
         problem: what the attacker sees.
@@ -69,33 +73,81 @@ def resolve_signs(
         found: the estimate.
     """
     signs, known = torch.ones(len(found.inputs)).to(found.inputs), found.sign_known
-    if bool(known.all()):
-        return Signs(signs, known, ())
-    if task.loss == "cross-entropy" and found.residuals.shape[1] > 2:
-        chosen = softmax_sign(found.residuals)
-        note = "Signs were read off the softmax: one residual of each is negative."
-        return Signs(signs.where(known, chosen), torch.ones_like(known), (note,))
+    notes = []
+    for evidence in (_by_softmax, _by_range, _by_total, _by_targets):
+        if bool(known.all()):
+            break
+        chosen, told, note = evidence(problem, task, located, found)
+        told = told & ~known
+        if bool(told.any()):
+            signs, known = signs.where(~told, chosen), known | told
+            notes.append(note)
+    if not bool(known.all()):
+        positive = torch.where(found.residuals[:, 0] >= 0, 1.0, -1.0).to(signs)
+        signs = signs.where(known, positive)
+        notes.append("Signs that nothing determines make the first residual positive.")
+    return Signs(signs, known, tuple(notes))
+
+
+_Evidence = tuple[Tensor, Tensor, str]
+
+
+def _nothing(found: Recovered) -> _Evidence:
+    told = torch.zeros(len(found.inputs), dtype=torch.bool)
+    return torch.ones(len(told)).to(found.inputs), told, ""
+
+
+def _by_softmax(_: Problem, task: Task, __: Located, found: Recovered) -> _Evidence:
+    if task.loss != "cross-entropy" or found.residuals.shape[1] < 3:
+        return _nothing(found)
+    chosen = softmax_sign(found.residuals)
+    note = "Signs were read off the softmax: one residual of each is negative."
+    return chosen, torch.ones(len(chosen), dtype=torch.bool), note
+
+
+def _by_range(
+    problem: Problem, task: Task, located: Located, found: Recovered
+) -> _Evidence:
     spec = problem.spec
-    if located.reads_input and spec.low is not None and spec.peak is not None:
-        inside = _outside(problem, task, found.inputs)
-        turned = _outside(problem, task, -found.inputs)
-        chosen = torch.where(inside <= turned, 1.0, -1.0).to(signs)
-        if bool((known | (inside != turned)).all()):
-            note = "Signs were chosen by the range of the data."
-            return Signs(signs.where(known, chosen), torch.ones_like(known), (note,))
-    if problem.targets is not UNKNOWN and problem.targets.is_floating_point():
-        straight, turned = (
-            _distance(located, side * found.inputs, side * found.residuals, problem)
-            for side in (1, -1)
-        )
-        chosen = torch.where(straight <= turned, 1.0, -1.0).to(signs)
-        told = (straight - turned).abs() > _TELLING * torch.maximum(straight, turned)
-        note = "Signs were chosen by the known targets, where these tell them apart."
-        return Signs(signs.where(known, chosen), known | told, (note,))
-    first = found.residuals[:, 0]
-    chosen = torch.where(first >= 0, 1.0, -1.0).to(signs)
-    note = "Signs that nothing determines were set so that residuals are positive."
-    return Signs(signs.where(known, chosen), known, (note,))
+    if not located.reads_input or spec.low is None or spec.peak is None:
+        return _nothing(found)
+    inside = _outside(problem, task, found.inputs)
+    turned = _outside(problem, task, -found.inputs)
+    chosen = torch.where(inside <= turned, 1.0, -1.0).to(found.inputs)
+    return chosen, inside != turned, "Signs were chosen by the range of the data."
+
+
+def _by_total(
+    problem: Problem, task: Task, located: Located, found: Recovered
+) -> _Evidence:
+    first, targets = None, problem.targets
+    two = task.loss == "cross-entropy" and found.residuals.shape[1] == 2
+    if two and targets is not UNKNOWN and len(targets) == len(found.inputs):
+        first = int((targets == 0).sum())
+    total = residual_total(located, found)
+    chosen, told = signs_of_total(found.residuals, total, first, accuracy=found.misfit)
+    return chosen, told, "Signs were chosen by the sum of all residuals."
+
+
+def _by_targets(
+    problem: Problem, task: Task, located: Located, found: Recovered
+) -> _Evidence:
+    known = problem.targets
+    if task.loss != "mse" or (known is not UNKNOWN and not known.is_floating_point()):
+        return _nothing(found)
+    straight, turned = (
+        _from_targets(located, side * found.inputs, side * found.residuals, known)
+        for side in (1, -1)
+    )
+    chosen = torch.where(straight <= turned, 1.0, -1.0).to(found.inputs)
+    if known is UNKNOWN:
+        constant = float(located.output_bias.norm())
+        told = _ABOVE * torch.minimum(straight, turned) < constant
+        note = "Signs give targets that are small beside the bias of the last layer."
+        return chosen, told, note
+    larger = torch.maximum(straight, turned)
+    told = (straight - turned).abs() > _TELLING * larger
+    return chosen, told, "Signs were chosen by the known targets."
 
 
 def _outside(problem: Problem, task: Task, inputs: Tensor) -> Tensor:
@@ -105,13 +157,14 @@ def _outside(problem: Problem, task: Task, inputs: Tensor) -> Tensor:
     return (x - problem.spec.clamp(x)).flatten(1).norm(dim=1)
 
 
-def _distance(
-    located: Located, inputs: Tensor, residuals: Tensor, problem: Problem
+def _from_targets(
+    located: Located, inputs: Tensor, residuals: Tensor, targets: Tensor | Unknown
 ) -> Tensor:
-    """Return how far implied targets are from the nearest known one, shape [B]."""
-    assert problem.targets is not UNKNOWN
+    """Return how far implied targets are from the nearest known one, or from 0, [B]."""
     implied = implied_targets(located, inputs, residuals)
-    known = problem.targets.reshape(-1, implied.shape[1]).to(implied)
+    if targets is UNKNOWN:
+        return implied.norm(dim=1)
+    known = targets.reshape(-1, implied.shape[1]).to(implied)
     return torch.cdist(implied, known).amin(dim=1)
 
 
