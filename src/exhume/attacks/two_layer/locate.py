@@ -81,53 +81,68 @@ def locate(problem: Problem, task: Task, rank: int | None) -> Located | str:
     parameters = {n: p.detach() for n, p in task.model.named_parameters()}
     seen = probes if task.normalise is None else task.normalise(probes)
     reads = torch.equal(pair.received, seen.flatten(1))
-    weight, shown = parameters[pair.hidden.weight], problem.observed
-    hidden, notes = _hidden_gradient(problem, pair.hidden, rank)
-    column, bias_gradient, offset = None, None, None
-    if pair.hidden.bias is not None:
-        bias = parameters[pair.hidden.bias]
-        bias_gradient = shown.get(pair.hidden.bias)
-        if hidden is None or bias_gradient is not None:
-            column = _bias_column(weight, bias)
-        if column is None:
-            offset = bias if bool(bias.any()) else None
-        else:
-            weight = torch.cat([weight, bias.unsqueeze(1) / column], dim=1)
-            if hidden is not None and bias_gradient is not None:
-                more = bias_gradient.unsqueeze(1) * column
-                hidden = torch.cat([hidden, more], dim=1)
-        if column is not None or offset is not None:
-            bias_gradient = None
+    shown = problem.observed
+    rows, notes = _hidden_gradient(problem, pair.hidden, rank)
+    hidden = _Hidden(parameters[pair.hidden.weight], rows)
+    if (name := pair.hidden.bias) is not None:
+        hidden = hidden.beside(parameters[name], shown.get(name))
     kept = factors > 0
     if not bool(kept.all()):
         notes.append(f"{int((~kept).sum())} dropped neurons were left out.")
-    view = _view(problem, pair, weight[kept], hidden, kept, factors, sigma.name)
+    view = _view(problem, pair, hidden, kept, factors, sigma.name)
     if isinstance(view, str):
         return view
-    if offset is not None:
-        view = replace(view, offset=offset[kept])
-    if view.hidden_gradient is None and hidden is not None:
+    if view.hidden_gradient is None and rows is not None:
         notes.append("The hidden gradient vanishes (equal rows of the output layer).")
-    if bias_gradient is not None:
-        bias_gradient = bias_gradient[kept].double()
-    name = pair.output.bias
-    shift = torch.zeros(len(view.output)) if name is None else parameters[name]
+    alone, name = hidden.bias_gradient, pair.output.bias
     return Located(
         view=view,
-        output_bias=shift,
-        bias_column=column,
-        bias_gradient=bias_gradient,
+        output_bias=torch.zeros(len(view.output)) if name is None else parameters[name],
+        bias_column=hidden.column,
+        bias_gradient=None if alone is None else alone[kept].double(),
         output_bias_gradient=None if name is None else shown.get(name),
         reads_input=reads,
         notes=tuple(notes),
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Hidden:
+    """The hidden layer with its bias as a column, an offset, or beside it.
+
+    Attributes:
+        weight: W, shape [m, d], or [m, d + 1] with the column.
+        gradient: ∂L/∂W of the same shape; None if it is not released.
+        column: see ``Located.bias_column``.
+        offset: biases that are no column and not zero, shape [m].
+        bias_gradient: see ``Located.bias_gradient``.
+    """
+
+    weight: Tensor
+    gradient: Tensor | None
+    column: float | None = None
+    offset: Tensor | None = None
+    bias_gradient: Tensor | None = None
+
+    def beside(self, bias: Tensor, shown: Tensor | None) -> _Hidden:
+        """Return the layer with a bias, and the gradient of it that is released."""
+        column, rows = None, self.gradient
+        if rows is None or shown is not None:
+            column = _bias_column(self.weight, bias)
+        if column is None:
+            if bool(bias.any()):
+                return replace(self, offset=bias)
+            return replace(self, bias_gradient=shown)
+        if rows is not None and shown is not None:
+            rows = torch.cat([rows, shown.unsqueeze(1) * column], dim=1)
+        weight = torch.cat([self.weight, bias.unsqueeze(1) / column], dim=1)
+        return replace(self, weight=weight, gradient=rows, column=column)
+
+
 def _view(
     problem: Problem,
     pair: LastTwo,
-    weight: Tensor,
-    hidden: Tensor | None,
+    layer: _Hidden,
     kept: Tensor,
     factors: Tensor,
     sigma: str,
@@ -138,13 +153,14 @@ def _view(
     heads = problem.observed.get(pair.output.weight)
     if heads is not None:
         heads = heads[:, kept] / factors[kept].to(output)
-    hidden = None if hidden is None else hidden[kept]
+    hidden = None if layer.gradient is None else layer.gradient[kept]
     if hidden is not None and heads is not None and _vanished(hidden, output, heads):
         hidden = None
     if hidden is None and heads is None:
         return "Neither of the last two fully connected layers releases a gradient."
     scaled = output * factors[kept].to(output)
-    return TwoLayerView(weight, scaled, sigma, hidden, heads)
+    offset = None if layer.offset is None else layer.offset[kept]
+    return TwoLayerView(layer.weight[kept], scaled, sigma, hidden, heads, offset)
 
 
 def _vanished(hidden: Tensor, output: Tensor, heads: Tensor) -> bool:
