@@ -521,3 +521,13 @@ def test_an_audit_that_comes_with_exhume_can_run(name):
     assert any(s.attack and s.attack["name"] != "prior-mean" for s in specs)
     with pytest.raises(UnknownName, match=name):
         example_settings(f"{name}x")
+
+
+def test_the_reader_of_private_scales_is_added_unless_the_audit_names_it():
+    private = {"name": "optimal-gradient-noise", "std": 0.1, "scale_source": "private"}
+    bare = replace(TINY, defenses=[private], attacks=["prior-mean"])
+    own = {"name": "covariance-aware", "evaluations": 7}
+    for settings, expected in ((bare, 20_000), (replace(bare, attacks=[own]), 7)):
+        attacks = [spec.attack for spec in expand(settings) if spec.attack]
+        found = [a for a in attacks if a["name"] == "covariance-aware"]
+        assert [a["evaluations"] for a in found] == [expected]

@@ -36,6 +36,9 @@ BASELINES = ("prior-mean", "nearest-public")
 
 Stack = tuple[Options, ...]
 
+# The attack that reads private scales.
+_READS_SCALE = "covariance-aware"
+
 
 def load_settings(path: str | Path) -> AuditSettings:
     """Read an audit from a TOML file; the keys are the fields of ``AuditSettings``.
@@ -131,7 +134,8 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     Chance levels and bounds come first, because they are cheap and everything is drawn
     against them; then all attacks of the first seed, so that a sweep that is stopped
     early has complete pictures of fewer examples. Noise whose scale comes from the
-    private batch is always attacked by ``covariance-aware`` as well.
+    private batch is always attacked by ``covariance-aware`` as well, with its default
+    options unless the audit names it with others.
 
     Every object is built once: options in the specs are complete, so that a changed
     default changes the ids and no result is mistaken for another.
@@ -145,7 +149,8 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     attacks = [checked.options("attack", a) for a in settings.attacks]
     bounds = [checked.options("bound", b) for b in settings.bounds]
     chance = [checked.options("attack", name) for name in BASELINES]
-    reads_scale = checked.options("attack", "covariance-aware")
+    named = any(options.get("name") == _READS_SCALE for options in attacks)
+    reads_scale = [] if named else [checked.options("attack", _READS_SCALE)]
     prior = settings.prior
     common: dict[str, Any] = {
         "model": checked.options("model", settings.model),
@@ -178,7 +183,7 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
         specs("bound", bounds, seeds),
         specs("attack", attacks, seeds),
         # Where the noise itself tells, the attack that reads it is always tried.
-        specs("attack", [reads_scale], seeds, [s for s in stacks if _private(s)]),
+        specs("attack", reads_scale, seeds, [s for s in stacks if _private(s)]),
     )
     return list({spec.id: spec for spec in ordered}.values())
 
