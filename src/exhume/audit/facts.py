@@ -14,6 +14,7 @@ from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.problem.observation import Candidate, Observation
 from exhume.problem.reconstruction import Reconstruction
+from exhume.problem.task import Task
 from exhume.problem.tree import Tree, size
 from exhume.problem.world import World
 
@@ -89,8 +90,7 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
     """
     induced = world.mechanism.induced(world.task, observation.plans, observation.values)
     own = Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets)
-    exact = world.mechanism.observation.forward(induced.task, own)
-    exact = {name: tensor.detach() for name, tensor in exact.items()}
+    exact = _exact(world, observation, induced.task, own)
     variance = induced.law.variance_of(induced.task, induced.model, own)
     facts = {
         "parameters": float(size(exact)),
@@ -107,6 +107,15 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
     if world.prior is not None and world.prior.fit_check is not None:
         facts["prior_fit"] = float(world.prior.fit_check)
     return facts
+
+
+def _exact(world: World, observation: Observation, task: Task, own: Candidate) -> Tree:
+    """Return what would have been released without a defense."""
+    if not world.mechanism.defenses:
+        # A training to the end is not repeated for its numbers.
+        return dict(observation.values)
+    exact = world.mechanism.observation.forward(task, own)
+    return {name: tensor.detach() for name, tensor in exact.items()}
 
 
 def collect_privacy(world: World, observation: Observation) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class TrialResult:
         trace: rows (restart, iteration, cpu_seconds, objective).
         seconds: wall time of the whole trial, loading and scoring included.
         versions: of exhume, torch, numpy and Python.
-        arrays: float32, of an attack ``truth`` and ``guess``, shape [B, *event]; of a
+        arrays: float32, of an attack ``truth`` and ``guess``, shape [B, *event], and
+            ``best_correlation`` [B] where a training was attacked; of a
             bound ``bound_map``, its value per coordinate, shape [B, *event], and
             ``prior_map``, the same if nothing were released, shape [*event].
     """

@@ -28,6 +28,7 @@ from exhume.audit.facts import (
     ordered_error,
     released_in_clear,
 )
+from exhume.audit.memorised import memorised
 from exhume.audit.records import TrialResult, TrialSpec
 from exhume.config import build
 from exhume.data.split import split
@@ -339,7 +340,20 @@ def _attacked(
             for p in guess.trace
         ),
     )
-    return _scored(told, guess, world.batch)
+    return _remembered(_scored(told, guess, world.batch), guess, world)
+
+
+def _remembered(
+    result: TrialResult, guess: Reconstruction, world: World
+) -> TrialResult:
+    """Add what shows memorisation, where what was shared is what a training left."""
+    if world.mechanism.observation.kind not in ("weights", "fine-tuning"):
+        return result
+    facts, own = memorised(world, guess.inputs)
+    arrays = {} if own is None else {"best_correlation": _array(own)}
+    return replace(
+        result, facts={**result.facts, **facts}, arrays={**result.arrays, **arrays}
+    )
 
 
 def _number(value: float | None) -> float | None:

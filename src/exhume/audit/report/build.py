@@ -21,6 +21,7 @@ from exhume.audit.report.flag_list import flag_groups
 from exhume.audit.report.gallery import Gallery, gallery
 from exhume.audit.report.grouping import Scenario, metrics_of, scenarios
 from exhume.audit.report.hero import hero
+from exhume.audit.report.memory import Memory, memory
 from exhume.audit.report.pictures import Picture
 from exhume.audit.report.plots import Legend, Plot, error_plots, legend
 from exhume.audit.report.promises import Promise, promises
@@ -58,6 +59,7 @@ class Section:
     legend: list[Legend]
     plots: list[Plot]
     rows: list[ResultRow]
+    memory: list[Memory]
     bounds: list[BoundRow]
     promises: list[Promise]
     exposure: list[Exposure]
@@ -136,6 +138,7 @@ def _section(
         legend=legend(scenario),
         plots=error_plots(scenario, f"error-{index}"),
         rows=result_rows(scenario, flags, metrics),
+        memory=memory(scenario),
         bounds=bound_rows(scenario),
         promises=promises(scenario),
         exposure=exposure(scenario),

@@ -1,0 +1,176 @@
+"""What a training has left in the weights: shares, the null beside them, and a map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from exhume.audit.memorised import LEVELS
+from exhume.audit.records import TrialResult
+from exhume.audit.report import pictures
+from exhume.audit.report.grouping import Defended, Scenario
+from exhume.audit.report.pictures import Picture
+from exhume.audit.report.words import median, number
+
+__all__ = ["Memory", "Remembered", "memory"]
+
+# Examples shown in the map of one seed.
+_MOST = 24
+# An attack residual this far below that of the truth means over-fitting.
+_OVERFIT = 0.3
+# With fewer parameters per unknown than this, labels are fitted but data are not held.
+_FEW = 10.0
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """One private example beside the candidate of an attack.
+
+    Attributes:
+        truth: the example.
+        guess: its candidate.
+        correlation: with the best candidate, in print.
+        told: it is above what any image never trained on reaches.
+    """
+
+    truth: Picture
+    guess: Picture
+    correlation: str
+    told: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one attack read from the weights under one defense.
+
+    Attributes:
+        defense: label.
+        attack: name.
+        shares: of private examples above each level, in print.
+        null: the same of examples never trained on.
+        residual: of the attack's answer, in print.
+        oracle: the same at the true examples.
+        per_unknown: parameters per unknown, in print.
+        words: what this means.
+        map: the private examples of the first seed, the best recovered first.
+    """
+
+    defense: str
+    attack: str
+    shares: tuple[str, ...]
+    null: tuple[str, ...]
+    residual: str
+    oracle: str
+    per_unknown: str
+    words: tuple[str, ...]
+    map: tuple[Remembered, ...]
+
+
+def memory(scenario: Scenario) -> list[Memory]:
+    """Say for each attack what it recovered of a training, beside the null."""
+    rows = []
+    for defense in scenario.defenses:
+        for attack in scenario.attacks:
+            done = scenario.done(defense, attack)
+            if any("null_level" in r.facts for r in done):
+                rows.append(_memory(defense, attack, done))
+    return rows
+
+
+def _memory(defense: Defended, attack: str, done: list[TrialResult]) -> Memory:
+    def share(name: str) -> tuple[str, ...]:
+        found = [median(r.facts.get(f"{name}_{t}") for r in done) for t in LEVELS]
+        return tuple("–" if v is None else f"{100 * v:.3g} %" for v in found)
+
+    residual = median(r.objective for r in done)
+    oracle = median(r.objective_at_truth for r in done)
+    ratio = _per_unknown(done)
+    return Memory(
+        defense=defense.label,
+        attack=attack,
+        shares=share("recovered"),
+        null=share("held_out"),
+        residual=number(residual),
+        oracle=number(oracle),
+        per_unknown=number(ratio, 2),
+        words=_words(done, residual, oracle, ratio),
+        map=_map(done[0]),
+    )
+
+
+def _per_unknown(done: list[TrialResult]) -> float | None:
+    ratios = [r.facts["parameters"] / r.facts["unknowns"] for r in done]
+    return median(ratios)
+
+
+def _words(
+    done: list[TrialResult],
+    residual: float | None,
+    oracle: float | None,
+    ratio: float | None,
+) -> tuple[str, ...]:
+    """Read the numbers for somebody who sees them for the first time."""
+    own = median(r.facts.get("recovered_0.8") for r in done) or 0.0
+    null = median(r.facts.get("held_out_0.8") for r in done) or 0.0
+    said = [_hits(own, null)]
+    if residual is not None and oracle is not None:
+        if residual < _OVERFIT * oracle:
+            said.append(
+                "The answer explains the weights better than the training data do: it "
+                "is over-fitted, and its residual is no evidence of recovery."
+            )
+        elif residual > 2 * oracle:
+            said.append(
+                "The training data explain the weights better than the answer does: "
+                "the search ended too early, and more may be recoverable."
+            )
+    if ratio is not None and ratio < _FEW:
+        said.append(
+            f"There are {number(ratio, 2)} parameters per unknown: labels can be "
+            f"fitted with so few, but data are hardly ever recoverable."
+        )
+    return tuple(said)
+
+
+def _hits(own: float, null: float) -> str:
+    if own == 0:
+        return "No training image was recovered (correlation above 0.8)."
+    if null >= own / 3:
+        return (
+            f"{100 * own:.3g} % of the training images correlate above 0.8 with a "
+            f"candidate, but so do {100 * null:.2g} % of images never trained on: this "
+            f"is no evidence of memorisation."
+        )
+    return (
+        f"{100 * own:.3g} % of the training images were recovered (correlation above "
+        f"0.8); of images never trained on {100 * null:.2g} % get there."
+    )
+
+
+def _map(result: TrialResult) -> tuple[Remembered, ...]:
+    """Show private examples beside their candidates, the best recovered first."""
+    found = result.arrays.get("best_correlation")
+    if found is None:
+        return ()
+    truth, guess = result.arrays["truth"], result.arrays["guess"]
+    order = np.argsort(-found, kind="stable")[:_MOST]
+    level = result.facts["null_level"]
+    return tuple(
+        Remembered(
+            _picture(truth[i], truth[i], f"training example {i + 1}"),
+            _picture(guess[i], truth[i], f"candidate of example {i + 1}"),
+            number(float(found[i]), 2),
+            bool(found[i] > level),
+        )
+        for i in order
+    )
+
+
+def _picture(example: np.ndarray, truth: np.ndarray, alt: str) -> Picture:
+    if not np.isfinite(example).all():
+        return Picture(alt, ("none",), reason="the attack gave too few candidates")
+    if not pictures.is_image(truth):
+        return Picture(alt, lines=pictures.vector(example, truth))
+    address = pictures.png(example, *pictures.limits(truth))
+    return Picture(alt, png=address, width=example.shape[-1])
