@@ -26,7 +26,7 @@ class PriorMean(Attack):
         {Fact.PRIOR, Fact.LABELS, Fact.PUBLIC_DATA}
     )
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset(
-        {"gradient", "update", "weights"}
+        {"gradient", "update", "fine-tuning", "weights"}
     )
     baseline: ClassVar[bool] = True
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from exhume.cli.observed import check, known, local_steps, observe, problem_of
+from exhume.cli.observed import Files, check, known, local_steps, observe, problem_of
 from exhume.cli.own import load_model
 from exhume.cli.said import Said, options
 
@@ -86,11 +86,19 @@ After = Annotated[
     Path | None,
     typer.Option(metavar="FILE.safetensors", help="Checkpoint after the training."),
 ]
+Trained = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.safetensors",
+        help="One trained checkpoint, attacked by itself, instead of --update.",
+    ),
+]
 Schedule = Annotated[
     list[str] | None,
     _says(
         "Of several local steps: epochs=5, batch_size=10, rate=0.05, optimiser=adam, "
-        "…; repeatable. A rate or order that is not said stays unknown.",
+        "…; repeatable. A rate or order that is not said stays unknown. "
+        "name=fine-tuning says that the training went on to a low loss.",
         metavar="KEY=VALUE",
     ),
 ]
@@ -120,6 +128,7 @@ def attack(
     weights: Weights = None,
     before: Before = None,
     after: After = None,
+    trained: Trained = None,
     public: Public = None,
     prior: Prior = None,
     threat: Threat = None,
@@ -158,13 +167,13 @@ def attack(
         batch_size=batch_size,
         scale=scale,
         no_defense=no_defense,
-        schedule=local_steps(schedule, before, after),
+        schedule=local_steps(schedule, before, after, trained),
     )
     folder = new_folder(out, name)
     net = load_model(model, weights)
-    shared, own = observe(net, update, data, said, (before, after))
+    shared, own = observe(net, Files(update, before, after, trained), data, said)
     problem = problem_of(shared, net, known(shared, net, own, public, prior), threat)
-    given = update is not None or before is not None
+    given = any((update, before, trained))
     findings = check(problem, own if given else None, shared.reference_sha256)
     with Console(stderr=True).status(f"{name} is running (Ctrl-C stops it)"):
         answer = chosen(problem, key=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,49 +18,74 @@ if TYPE_CHECKING:
     from exhume.problem.batch import Batch
     from exhume.problem.knowledge import Problem
 
-__all__ = ["check", "known", "local_steps", "observe", "problem_of"]
+__all__ = ["Files", "check", "known", "local_steps", "observe", "problem_of"]
 
 
 def local_steps(
-    said: list[str] | None, before: Path | None, after: Path | None
+    said: list[str] | None,
+    before: Path | None,
+    after: Path | None,
+    trained: Path | None,
 ) -> tuple[str, ...] | None:
-    """Return what is said of local steps; two checkpoints imply some."""
+    """Return what is said of a training; checkpoints imply that there was one."""
+    if trained is not None:
+        return ("name=weights", *(said or ()))
     if said is None:
         return None if before is None and after is None else ()
     return tuple(said)
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where what was shared is: at most one of update, before and after, trained.
+
+    Attributes:
+        update: an observation file, or plain gradients.
+        before: checkpoint before a training.
+        after: checkpoint after it.
+        trained: one trained checkpoint.
+
+    Raises:
+        InvalidInput: several of them are given, or half a pair.
+    """
+
+    update: Path | None = None
+    before: Path | None = None
+    after: Path | None = None
+    trained: Path | None = None
+
+    def __post_init__(self) -> None:
+        pair = (self.before, self.after)
+        if (None in pair) and pair != (None, None):
+            msg = "an update is a change between checkpoints; give --before and --after"
+            raise InvalidInput(msg)
+        if sum(x is not None for x in (self.update, self.before, self.trained)) > 1:
+            msg = (
+                "--update, --before with --after, and --trained each say what was "
+                "shared; give one of them"
+            )
+            raise InvalidInput(msg)
+
+
 def observe(
-    net: nn.Module,
-    update: Path | None,
-    data: str | None,
-    said: Said,
-    checkpoints: tuple[Path | None, Path | None],
+    net: nn.Module, files: Files, data: str | None, said: Said
 ) -> tuple[SharedObservation, Batch | None]:
     """Load or simulate what was shared; return it with the private batch, if given.
 
     Args:
         net: the client's network.
-        update: an observation file, or plain gradients.
+        files: what was shared.
         data: the private batch, by path or name.
         said: what the user says.
-        checkpoints: before and after the training, instead of ``update``.
 
     Raises:
-        InvalidInput: there is nothing to attack, or twice something.
+        InvalidInput: there is nothing to attack.
     """
-    from exhume.observations.file import load
-
-    shared = None if update is None else load(update)
-    if checkpoints != (None, None):
-        if shared is not None:
-            msg = "--update and --before/--after both say what was shared; give one"
-            raise InvalidInput(msg)
-        shared = _difference(net, *checkpoints, said)
+    shared = _loaded(net, files, said)
     if shared is None and data is None:
         msg = (
             "there is nothing to attack; give --update, or --before and --after, or "
-            "--data to simulate one"
+            "--trained, or --data to simulate one"
         )
         raise InvalidInput(msg)
     shared = shared and complete(shared, said)
@@ -72,18 +98,36 @@ def observe(
     return shared, own
 
 
+def _loaded(net: nn.Module, files: Files, said: Said) -> SharedObservation | None:
+    from exhume.observations.file import load, load_tensors
+    from exhume.observations.shared import SharedObservation
+    from exhume.problem.consistency import check_weights
+
+    if files.update is not None:
+        return load(files.update)
+    if files.trained is not None:
+        tensors = load_tensors(files.trained)
+        buffers = {n: t for n, t in tensors.items() if n in dict(net.named_buffers())}
+        weights = {n: t for n, t in tensors.items() if n not in buffers}
+        check_weights(weights, net)
+        return SharedObservation(
+            values=weights,
+            observation=said.observation(),
+            reference=weights,
+            buffers=buffers,
+        )
+    if files.before is None or files.after is None:
+        return None
+    return _difference(net, files.before, files.after, said)
+
+
 def _difference(
-    net: nn.Module, before: Path | None, after: Path | None, said: Said
+    net: nn.Module, before: Path, after: Path, said: Said
 ) -> SharedObservation:
     """Load two checkpoints and say what else changed between them."""
     from exhume.observations.checkpoints import difference
     from exhume.observations.file import load_tensors
 
-    if before is None or after is None:
-        msg = (
-            "an update is the change between two checkpoints; give --before and --after"
-        )
-        raise InvalidInput(msg)
     found = difference(
         load_tensors(before), load_tensors(after), net, said.observation()
     )

@@ -32,8 +32,8 @@ class Said:
         batch_size: B.
         scale: the file holds this multiple of the mean gradient.
         no_defense: the gradient was released as it was computed.
-        schedule: what the client did over several steps, ``key=value`` options of the
-            observation ``update``; None for one gradient.
+        schedule: what the client did over several steps, ``key=value`` options of an
+            observation, ``update`` unless a name is among them; None for one gradient.
     """
 
     shape: str | None = None
@@ -52,9 +52,10 @@ class Said:
         """Return the local training that is said; nothing said of it stays open."""
         from exhume.config import build
 
-        given = options(self.schedule or ())
+        given = {"name": "update", **options(self.schedule or ())}
         unsaid = {"rate": None, "order": "unknown"}
-        return build("observation", {"name": "update", **unsaid, **given})
+        open_ = unsaid if given["name"] == "update" else {}
+        return build("observation", {**open_, **given})
 
     def facts(self) -> dict[str, Any]:
         """Return the fields of a ``SharedObservation`` that are said."""
