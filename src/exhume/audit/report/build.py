@@ -43,6 +43,7 @@ _METRIC_NAMES = {
     "mse": "MSE",
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "ncc": "NCC",
     "label-accuracy": "Label right",
 }
 
@@ -159,7 +160,7 @@ def _setting(scenario: Scenario) -> tuple[tuple[str, str], ...]:
         ("Private data", _described("data", spec.data)),
         ("Licence of the data", _licence(spec.data["name"])),
         ("Network", network),
-        ("What is shared", f"{shared} of the {spec.loss} loss, {mode} mode"),
+        ("What is shared", f"{shared}, {spec.loss} loss, {mode} mode"),
         ("Batch size", str(spec.batch_size)),
         ("Precision", spec.dtype),
         ("Prior", "none" if spec.prior is None else _described("prior", spec.prior)),
