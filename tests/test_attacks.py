@@ -23,14 +23,17 @@ from torch import nn
 import exhume
 from exhume import registry
 from exhume.attacks.prior_mean import PriorMean
+from exhume.config import build
 from exhume.errors import Inconsistent, MissingKnowledge
+from exhume.keys import generator
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
-from exhume.problem.reconstruction import Outcome, Reconstruction
+from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 from exhume.problem.threat import ThreatModel
 from toys import (
     COLOUR,
     GRAY,
     VECTOR,
+    homogeneous,
     make_world,
     mlp,
     reveal,
@@ -48,9 +51,11 @@ QUICK: dict[str, dict] = {
     "gradinversion": {"iterations": 30, "restarts": 2},
     "idlg": {"iterations": 6},
     "inverting-gradients": {"iterations": 100},
+    "kkt": {"iterations": 40, "restarts": 1},
     "nearest-public": {"gradients": 20},
     "pca": {},
     "prior-mean": {},
+    "sample-splitting": {"iterations": 30, "rounds": 1, "restarts": 1},
     "tensor": {"restarts": 20, "starts": 2},
 }
 #: attack → what it needs beyond ``QUICK`` to win on the easy problem
@@ -58,6 +63,8 @@ EASY: dict[str, dict] = {
     "dlg": {"iterations": 20},
     "gradinversion": {"iterations": 300, "restarts": 1, "gradient": 1.0},
     "idlg": {"iterations": 20},
+    "kkt": {"iterations": 300, "rate": 0.05},
+    "sample-splitting": {"iterations": 300, "rate": 0.05},
 }
 
 NAMES = registry.names("attack")
@@ -72,21 +79,40 @@ def quick(name: str):
     return exhume.attack(name, **QUICK.get(name, {}))
 
 
-@lru_cache
-def world(kind: str, labels: tuple[int, ...] = (3,)):
-    return make_world(SPECS[kind], labels=labels, model=smooth_mlp(SPECS[kind]), key=1)
+def shared_with(name: str) -> str:
+    """Return the observation that an attack is tried on."""
+    inverts = registry.find("attack", name).inverts
+    return "gradient" if "gradient" in inverts else min(inverts)
 
 
 @lru_cache
-def problem(kind: str, threat: str = "labels-known", labels: tuple[int, ...] = (3,)):
-    return reveal(world(kind, labels), threat)
+def world(kind: str, labels: tuple[int, ...] = (3,), shared: str = "gradient"):
+    spec = SPECS[kind]
+    trained = shared == "weights"
+    return make_world(
+        spec,
+        labels=labels,
+        model=homogeneous(spec) if trained else smooth_mlp(spec),
+        observation=build("observation", shared),
+        key=1,
+    )
+
+
+@lru_cache
+def problem(
+    kind: str,
+    threat: str = "labels-known",
+    labels: tuple[int, ...] = (3,),
+    shared: str = "gradient",
+):
+    return reveal(world(kind, labels, shared), threat)
 
 
 @lru_cache
 def answer(
     name: str, kind: str, threat: str = "labels-known", labels: tuple[int, ...] = (3,)
 ) -> Reconstruction:
-    return quick(name)(problem(kind, threat, labels), key=5)
+    return quick(name)(problem(kind, threat, labels, shared_with(name)), key=5)
 
 
 def tensors(p: Problem) -> dict[str, torch.Tensor]:
@@ -144,7 +170,7 @@ def test_an_eavesdropper_without_labels_gets_an_answer(name):
 
 @every_attack
 def test_equal_keys_give_equal_bits(name):
-    again = quick(name)(problem("gray"), key=5)
+    again = quick(name)(problem("gray", shared=shared_with(name)), key=5)
     first = answer(name, "gray")
     assert torch.equal(again.inputs, first.inputs)
     assert torch.equal(again.targets, first.targets)
@@ -155,7 +181,7 @@ def test_equal_keys_give_equal_bits(name):
 def test_nothing_outside_is_touched(name, tmp_path, monkeypatch):
     """No global random state, no folder, no gradient left, no tensor changed (S18)."""
     monkeypatch.chdir(tmp_path)
-    p = reveal(world("gray"))
+    p = reveal(world("gray", shared=shared_with(name)))
     before = {n: t.clone() for n, t in tensors(p).items()}
     assert p.task is not UNKNOWN
     mode = p.task.model.training
@@ -189,7 +215,7 @@ def test_a_missing_fact_is_named(name):
     attack = quick(name)
     for fact in sorted(attack.needs, key=lambda f: f.name):
         blind = ThreatModel("labels-known").without(fact)
-        w = world("gray")
+        w = world("gray", shared=shared_with(name))
         with pytest.raises(MissingKnowledge) as caught:
             attack(blind.reveal(w, w.observe()))
         assert fact.value in str(caught.value)
@@ -199,7 +225,8 @@ def test_a_missing_fact_is_named(name):
 def test_undeclared_facts_change_nothing(name):
     """The attack gets what it declares; hiding the rest gives the same bits (S16)."""
     attack = quick(name)
-    declared = problem("gray").restricted(attack.needs | attack.uses)
+    p = problem("gray", shared=shared_with(name))
+    declared = p.restricted(attack.needs | attack.uses)
     assert torch.equal(attack(declared, key=5).inputs, answer(name, "gray").inputs)
 
 
@@ -208,7 +235,8 @@ def test_undeclared_facts_change_nothing(name):
 def test_the_reported_objective_is_that_of_the_answer(name, kind):
     """Not that of the iterate before the last step or projection (S6, S30)."""
     guess = answer(name, kind)
-    value = quick(name).objective(problem(kind), guess.inputs, guess.targets)
+    p = problem(kind, shared=shared_with(name))
+    value = quick(name).objective(p, guess.inputs, guess.targets)
     if guess.objective is None:
         assert value is None
     else:
@@ -218,7 +246,8 @@ def test_the_reported_objective_is_that_of_the_answer(name, kind):
 @every_attack
 def test_the_truth_is_at_least_as_good_as_a_stranger(name):
     """The objective is smallest at the truth of a noiseless problem (S3, S19)."""
-    w, p = world("gray"), problem("gray")
+    shared = shared_with(name)
+    w, p = world("gray", shared=shared), problem("gray", shared=shared)
     attack = quick(name)
     truth = attack.objective(p, w.batch.inputs, w.batch.targets)
     if truth is None:
@@ -236,7 +265,7 @@ def test_defaults_work_offline_within_a_budget(name, monkeypatch):
     monkeypatch.setattr(socket, "socket", refuse)
     cls = registry.find("attack", name)
     budget = {"seconds": 0.3} if "seconds" in {f.name for f in fields(cls)} else {}
-    guess = exhume.attack(name, **budget)(problem("gray"))
+    guess = exhume.attack(name, **budget)(problem("gray", shared=shared_with(name)))
     assert bool(torch.isfinite(guess.inputs).all())
     assert guess.cost.cpu_seconds < 10
 
@@ -244,18 +273,18 @@ def test_defaults_work_offline_within_a_budget(name, monkeypatch):
 @every_attack
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
 def test_an_observation_that_is_not_finite_is_refused(name, bad):
-    p = problem("gray")
-    spoiled = p.observed["3.bias"].clone()
+    p = problem("gray", shared=shared_with(name))
+    spoiled = p.observed["1.bias"].clone()
     spoiled[1] = bad
-    with pytest.raises(Inconsistent, match=r"not finite\n.*'3\.bias': 1 of 5"):
-        quick(name)(replace(p, observed={**p.observed, "3.bias": spoiled}))
+    with pytest.raises(Inconsistent, match=r"not finite\n.*'1\.bias': 1 of 24"):
+        quick(name)(replace(p, observed={**p.observed, "1.bias": spoiled}))
 
 
 @every_attack
 @pytest.mark.parametrize("labels", [(3,), (3, 0)], ids=["one", "two"])
 def test_a_vanishing_gradient_gives_a_finite_answer(name, labels):
     """A converged model leaks nothing, and that is no reason to crash (S20)."""
-    p = problem("gray", "labels-known", labels)
+    p = problem("gray", "labels-known", labels, shared_with(name))
     silent = replace(p, observed={n: 0 * t for n, t in p.observed.items()})
     guess = quick(name)(silent, key=5)
     assert bool(torch.isfinite(guess.inputs).all())
@@ -265,7 +294,7 @@ def test_a_vanishing_gradient_gives_a_finite_answer(name, labels):
 @every_attack
 def test_a_misfit_of_tensors_is_named(name):
     """A missing, extra or reshaped tensor raises, never cuts a list short (S12)."""
-    p = problem("gray")
+    p = problem("gray", shared=shared_with(name))
     missing = {n: t for n, t in p.observed.items() if n != "1.bias"}
     extra = {**p.observed, "5.bias": torch.zeros(5)}
     reshaped = {**p.observed, "3.weight": p.observed["3.weight"].T}
@@ -278,7 +307,7 @@ def test_a_misfit_of_tensors_is_named(name):
 
 @every_attack
 def test_the_order_of_names_does_not_matter(name):
-    p = problem("gray")
+    p = problem("gray", shared=shared_with(name))
     turned = replace(p, observed=dict(reversed(p.observed.items())))
     found = quick(name)(turned, key=5).inputs
     if name in BASELINES | {"analytic-linear"}:
@@ -289,7 +318,8 @@ def test_the_order_of_names_does_not_matter(name):
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - BASELINES - ELSEWHERE))
 def test_an_attack_beats_the_prior_mean_on_an_easy_problem(name):
-    w, p = world("gray"), problem("gray")
+    shared = shared_with(name)
+    w, p = world("gray", shared=shared), problem("gray", shared=shared)
     chance = float((PriorMean()(p).inputs - w.batch.inputs).square().mean())
     attack = exhume.attack(name, **{**QUICK.get(name, {}), **EASY.get(name, {})})
     error = float((attack(p, key=0).inputs - w.batch.inputs).square().mean())
@@ -299,13 +329,16 @@ def test_an_attack_beats_the_prior_mean_on_an_easy_problem(name):
 @every_attack
 def test_every_public_method_can_be_called(name):
     """A method that no one ever calls is a method that does not work (S29)."""
-    attack, p = quick(name), problem("gray")
+    attack, p = quick(name), problem("gray", shared=shared_with(name))
     start = smooth(GRAY, 1, 7)
     calls = {
         "run": lambda: attack.run(p, 0),
         "objective": lambda: attack.objective(p, start, torch.tensor([3])),
         "run_from": lambda: attack.run_from(p, 0, start),
         "design": lambda: attack.design(p),
+        "setting": lambda: attack.setting(p),
+        "begin": lambda: attack.begin(p, attack.setting(p), generator(0)),
+        "steps": lambda: attack.steps(Stopwatch(), 0),
     }
     methods = {
         n

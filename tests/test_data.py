@@ -669,3 +669,43 @@ def test_a_copy_is_found_whatever_its_precision_and_however_near_others_are():
     assert public.found_in(private).nonzero().flatten().tolist() == [60]
     near = Batch(mine.double() + 1e-9, torch.zeros(3), spec)
     assert not bool(private.found_in(near).any())
+
+
+# Groups of classes and smaller images.
+
+
+def test_classes_are_grouped_and_pixels_averaged():
+    digits = dataset("digits").load()
+    odd = dataset("relabelled", classes=[[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]], pool=2)
+    found = odd.load()
+    assert torch.equal(found.targets, digits.targets % 2)
+    assert found.spec == EventSpec.image(1, 4, 4)
+    corner = digits.inputs[:, :, :2, :2].mean(dim=(1, 2, 3))
+    torch.testing.assert_close(found.inputs[:, 0, 0, 0], corner)
+    some = dataset("relabelled", classes=[[3], [7]])
+    kept = some.load()
+    assert len(kept) == int(((digits.targets == 3) | (digits.targets == 7)).sum())
+    assert kept.targets.unique().tolist() == [0, 1]
+    assert some.private_pool(kept) == list(range(len(kept)))
+
+
+def test_private_examples_of_a_derived_source_are_those_of_the_source():
+    faces = dataset("faces")
+    whole = faces.load()
+    derived = dataset("relabelled", source={"name": "faces"}, pool=2)
+    assert derived.private_pool(derived.load()) == faces.private_pool(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"classes": [[0, 1], [1]]}, "class 1 is in two groups"),
+        ({"classes": [[0], [11]]}, r"no example has a class of the group \[11\]"),
+        ({"pool": 0}, "pool is 0"),
+        ({"pool": 9}, "pool is 9, but the examples"),
+    ],
+    ids=str,
+)
+def test_bad_groups_are_refused(options, words):
+    with pytest.raises(InvalidInput, match=words):
+        dataset("relabelled", **options).load()

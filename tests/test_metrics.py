@@ -19,6 +19,7 @@ from exhume.keys import generator
 from exhume.metrics.label_accuracy import label_agreement
 from exhume.metrics.matching import align_labels, match, squared_distances
 from exhume.metrics.mse import mean_squared_errors
+from exhume.metrics.ncc import pearson_correlations
 from exhume.metrics.psnr import CAP_DB, peak_signal_to_noise_ratios
 from exhume.metrics.ssim import structural_similarities
 from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
@@ -200,13 +201,28 @@ def test_right_labels_score_one_though_every_picture_is_wrong():
     assert found.label_accuracy == (1.0,) * 4
 
 
+def test_correlations_are_those_of_numpy_and_see_no_brightness():
+    truth = draw(IMAGE, dtype=torch.float64)
+    guess = noisy(truth)
+    expected = [
+        np.corrcoef(a.flatten(), b.flatten())[0, 1]
+        for a, b in zip(guess.numpy(), truth.numpy(), strict=True)
+    ]
+    assert pearson_correlations(guess, truth).tolist() == pytest.approx(expected)
+    moved = pearson_correlations(3 * guess + 7, truth)
+    assert moved.tolist() == pytest.approx(expected)
+    assert pearson_correlations(-truth, truth).tolist() == pytest.approx([-1] * 4)
+    flat = torch.full_like(truth, 0.3)
+    assert pearson_correlations(flat, truth).tolist() == [0.0] * 4
+
+
 # A metric that does not fit says so (a score never lands in a foreign field).
 
 
 def test_metrics_that_do_not_fit_are_not_applicable():
     unbounded = score(guessed(draw(VECTOR), torch.arange(4)), batch_of(VECTOR))
     assert set(unbounded.not_applicable) == {"psnr", "ssim"}
-    assert set(unbounded.values) == {"mse", "label-accuracy"}
+    assert set(unbounded.values) == {"mse", "ncc", "label-accuracy"}
     bounded = score(guessed(draw(BOUNDED), torch.arange(4)), batch_of(BOUNDED))
     assert set(bounded.not_applicable) == {"ssim"}
     flat = EventSpec.image(3, 2, 40)

@@ -37,6 +37,12 @@ SETTINGS = {
     "batch norm, train": (GRAY, batch_norm_net, "train"),
 }
 every_model = pytest.mark.parametrize("name", NAMES)
+#: a training to the end has no derivative; its residual has tests of its own
+OPAQUE = {n for n in NAMES if registry.find("observation", n).opaque is not None}
+#: models whose residual is not F(S) − O: it vanishes only where training has settled
+IMPLICIT = {"weights"}
+every_explicit_model = pytest.mark.parametrize("name", sorted(set(NAMES) - IMPLICIT))
+every_open_model = pytest.mark.parametrize("name", sorted(set(NAMES) - OPAQUE))
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
 
 
@@ -65,7 +71,7 @@ def test_both_routes_agree(name, setting):
         torch.testing.assert_close(plain[tensor].detach(), functional[tensor].detach())
 
 
-@every_model
+@every_open_model
 @every_setting
 def test_vjp_is_the_adjoint_of_jvp(name, setting):
     task, candidate = case(setting)
@@ -79,7 +85,7 @@ def test_vjp_is_the_adjoint_of_jvp(name, setting):
         assert left == pytest.approx(right, rel=1e-9, abs=1e-12)
 
 
-@every_model
+@every_open_model
 @every_setting
 def test_jvp_equals_central_differences(name, setting):
     task, candidate = case(setting)
@@ -95,7 +101,7 @@ def test_jvp_equals_central_differences(name, setting):
     assert float(norm(subtract(got, expected)) / norm(expected)) < 1e-7
 
 
-@every_model
+@every_explicit_model
 @every_setting
 def test_the_residual_vanishes_at_the_truth_and_nowhere_near(name, setting):
     """A sign or scale error in F would show here (S3)."""
@@ -117,7 +123,8 @@ def test_the_order_of_the_batch_does_not_matter(name, setting):
     model = build("observation", name)
     turned = Candidate(candidate.inputs.flip(0), candidate.targets.flip(0))
     gap = subtract(model.forward(task, candidate), model.forward(task, turned))
-    assert float(norm(gap)) < 1e-14
+    # a long training carries rounding on
+    assert float(norm(gap)) < (1e-6 if name in OPAQUE else 1e-14)
 
 
 @every_model
@@ -127,7 +134,8 @@ def test_nothing_is_kept_or_changed(name):
     state = {n: t.clone() for n, t in task.model.state_dict().items()}
     inputs = candidate.inputs.clone()
     values = model.forward(task, candidate)
-    model.vjp(task, candidate, {n: v.detach() for n, v in values.items()})
+    if name not in OPAQUE:
+        model.vjp(task, candidate, {n: v.detach() for n, v in values.items()})
     assert torch.equal(candidate.inputs, inputs)
     assert not candidate.inputs.requires_grad
     assert all(torch.equal(t, state[n]) for n, t in task.model.state_dict().items())
@@ -164,7 +172,7 @@ def test_models_are_plain_data_and_every_method_is_called_here(name):
         "single_step",
         "task_seen",
         "vjp",
-    } | ({"batches", "path"} if name == "update" else set())
+    } | {"update": {"batches", "path"}, "weights": {"train"}}.get(name, set())
 
 
 # --- the gradient --------------------------------------------------------------------

@@ -17,13 +17,24 @@ import torch
 from torch import nn
 
 import exhume
+from exhume.config import build
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
 from exhume.problem.knowledge import UNKNOWN, Fact
 from exhume.problem.threat import PRESETS, ThreatModel
-from test_attacks import NAMES, QUICK, quick
-from toys import GRAY, DeadPixels, make_world, mlp, reveal, seeded, smooth, smooth_mlp
+from test_attacks import NAMES, QUICK, quick, shared_with
+from toys import (
+    GRAY,
+    DeadPixels,
+    homogeneous,
+    make_world,
+    mlp,
+    reveal,
+    seeded,
+    smooth,
+    smooth_mlp,
+)
 
 every_attack = pytest.mark.parametrize("name", NAMES)
 STACKS = {
@@ -46,26 +57,36 @@ import pickle, sys, warnings
 import torch
 import exhume
 torch.set_num_threads(1)
-problem, quick = pickle.loads(sys.stdin.buffer.read())
+quick = pickle.loads(sys.stdin.buffer.read())
 answers = {}
-for name, options in quick.items():
+for name, (problem, options) in quick.items():
     guess = exhume.attack(name, **options)(problem, key=4)
     answers[name] = (guess.inputs.numpy(), guess.targets.numpy(), guess.objective)
 sys.stdout.buffer.write(pickle.dumps(answers))
 """
 
 
-def test_a_pickled_problem_gives_the_same_bits_in_a_fresh_process():
-    """Nothing hides in the process: not the truth, not a global random state."""
+def _with_prior(shared):
     world = make_world(
-        labels=(3, 1), model=smooth_mlp(GRAY), defenses=(GaussianNoise(std=1e-3),)
+        labels=(3, 1),
+        model=homogeneous(GRAY) if shared == "weights" else smooth_mlp(GRAY),
+        observation=build("observation", shared),
+        defenses=(GaussianNoise(std=1e-3),),
     )
     assert world.public is not None
     prior = exhume.prior("gaussian").fit(world.public, world.task)
-    problem = reveal(replace(world, prior=prior))
+    return reveal(replace(world, prior=prior))
+
+
+def test_a_pickled_problem_gives_the_same_bits_in_a_fresh_process():
+    """Nothing hides in the process: not the truth, not a global random state."""
+    problems = {
+        shared: _with_prior(shared) for shared in {shared_with(n) for n in NAMES}
+    }
+    given = {n: (problems[shared_with(n)], QUICK.get(n, {})) for n in NAMES}
     done = subprocess.run(
         [sys.executable, "-c", _ELSEWHERE],
-        input=pickle.dumps((problem, {name: QUICK.get(name, {}) for name in NAMES})),
+        input=pickle.dumps(given),
         capture_output=True,
         check=False,
     )
@@ -75,7 +96,7 @@ def test_a_pickled_problem_gives_the_same_bits_in_a_fresh_process():
     torch.set_num_threads(1)
     try:
         for name in NAMES:
-            here = quick(name)(problem, key=4)
+            here = quick(name)(problems[shared_with(name)], key=4)
             inputs, targets, objective = elsewhere[name]
             assert inputs.tobytes() == here.inputs.numpy().tobytes(), name
             assert targets.tolist() == here.targets.tolist(), name
@@ -87,16 +108,21 @@ def test_a_pickled_problem_gives_the_same_bits_in_a_fresh_process():
 # --- (b) another secret with the same observation ------------------------------------
 
 
-def twin_worlds(first_layer, threat_labels=(3, 1)):
+def twin_worlds(first_layer, shared="gradient", threat_labels=(3, 1)):
     """Make two worlds whose secrets differ in pixels that the network never reads."""
     mask = torch.ones(1, 8, 8)
     mask[:, :, :4] = 0
-    body = [nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 5)]
+    # Trained weights tell their data in homogeneous networks.
+    free = shared != "weights"
+    body = [nn.Flatten(), nn.Linear(64, 24), nn.Tanh() if free else nn.ReLU()]
     if first_layer == "convolution":
-        body = [nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(), nn.Flatten()]
-        body.append(nn.Linear(256, 5))
+        body = [nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid() if free else nn.ReLU()]
+        body.append(nn.Flatten())
+    width = 256 if first_layer == "convolution" else 24
+    body.append(nn.Linear(width, 5, bias=free))
     model = seeded(nn.Sequential(DeadPixels(mask), *body), 0)
-    world = make_world(labels=threat_labels, model=model, key=2)
+    own = build("observation", shared)
+    world = make_world(labels=threat_labels, model=model, observation=own, key=2)
     other = torch.where(mask.bool(), world.batch.inputs, smooth(GRAY, 2, 77))
     return world, replace(world, batch=replace(world.batch, inputs=other))
 
@@ -106,7 +132,7 @@ def twin_worlds(first_layer, threat_labels=(3, 1)):
 def test_swapping_the_secret_behind_an_equal_observation_changes_no_bit(
     name, first_layer
 ):
-    world, twin = twin_worlds(first_layer)
+    world, twin = twin_worlds(first_layer, shared_with(name))
     assert not torch.equal(world.batch.inputs, twin.batch.inputs)
     mine, theirs = reveal(world), reveal(twin)
     assert all(torch.equal(mine.observed[n], theirs.observed[n]) for n in mine.observed)
@@ -241,7 +267,12 @@ def test_a_mechanism_leaves_the_truth_alone(stack, mode):
 @every_attack
 def test_garbage_in_place_of_the_truth_changes_no_bit(name):
     """Once the observation is made, the private batch may burn (S15)."""
-    world = make_world(labels=(3, 1), model=smooth_mlp(GRAY))
+    shared = shared_with(name)
+    world = make_world(
+        labels=(3, 1),
+        model=homogeneous(GRAY) if shared == "weights" else smooth_mlp(GRAY),
+        observation=build("observation", shared),
+    )
     first = quick(name)(reveal(world), key=2)
     problem = reveal(world)
     world.batch.inputs.fill_(0.123)

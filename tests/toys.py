@@ -11,6 +11,7 @@ from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import Problem
 from exhume.problem.mechanism import Mechanism
+from exhume.problem.observation import ObservationModel
 from exhume.problem.prior import Density
 from exhume.problem.task import Normalisation, Task
 from exhume.problem.threat import ThreatModel
@@ -73,6 +74,23 @@ def smooth_mlp(spec: EventSpec, classes: int = 5, width: int = 24, key: int = 0)
     )
 
 
+def homogeneous(spec: EventSpec, classes: int = 5, width: int = 24, key: int = 0):
+    """A ReLU network with one bias and a small first layer, for trained weights."""
+    net = seeded(
+        nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(spec.dimension, width),
+            nn.ReLU(),
+            nn.Linear(width, classes, bias=False),
+        ),
+        key,
+    )
+    with torch.no_grad():
+        for parameter in net[1].parameters():  # type: ignore[index]
+            parameter.mul_(0.01)
+    return net
+
+
 def convolutional(spec: EventSpec, classes: int = 5, *, norm=False, key=0):
     """A convolution first, so that there is no closed form for the input."""
     channels, height, width = spec.shape
@@ -95,6 +113,7 @@ def make_world(
     prior: Density | None = None,
     classes: int = 5,
     dtype: torch.dtype = torch.float32,
+    observation: ObservationModel | None = None,
     key: int = 0,
 ) -> World:
     inputs = smooth(spec, len(labels) + public, key).to(dtype)
@@ -103,7 +122,7 @@ def make_world(
     return World(
         Task(network.to(dtype), mode=mode, normalise=normalise),  # type: ignore[arg-type]
         Batch(inputs[: len(labels)], torch.tensor(labels), spec),
-        Mechanism(Gradient(), defenses),
+        Mechanism(observation or Gradient(), defenses),
         Batch(inputs[len(labels) :], gallery, spec) if public else None,
         prior,
     )

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["other_bounds", "tables"]
 
-_HEADINGS = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "label-accuracy": "labels"}
+_HEADINGS = {
+    "mse": "MSE",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "ncc": "NCC",
+    "label-accuracy": "labels",
+}
 
 
 def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Table]:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: metrics in the order of the columns; others follow by name
-METRIC_ORDER = ("mse", "psnr", "ssim", "label-accuracy")
+METRIC_ORDER = ("mse", "psnr", "ssim", "ncc", "label-accuracy")
 
 
 @dataclass(frozen=True)

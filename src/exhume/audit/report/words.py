@@ -37,7 +37,7 @@ def score(metric: str, value: float | None, unit: str = "") -> str:
         text = number(value)
     elif metric == "psnr":
         text = f"{value:.1f}".replace("-", "−")
-    elif metric in {"ssim", "label-accuracy"}:
+    elif metric in {"ssim", "ncc", "label-accuracy"}:
         text = f"{value:.2f}".replace("-", "−")
     else:
         text = number(value)

@@ -1,0 +1,1 @@
+"""Trained weights: examples whose margin gradients explain them."""

@@ -1,0 +1,161 @@
+"""The misfit of trained weights by candidates, as a function of their coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.weights.entrance import Entrance, Metric, Span, joined
+from exhume.formula import formula
+from exhume.observations.stationarity import (
+    combination,
+    gradient_rows,
+    relative_residual,
+)
+from exhume.problem.event import EventSpec
+from exhume.problem.task import Task
+from exhume.problem.tree import Tree, norm, subtract
+
+__all__ = ["Fit", "box_penalty", "least_multiplier_penalty"]
+
+# What the other layers count beside the first one, if the first one is whitened.
+_OTHERS = 0.1
+# Weight of the penalty on multipliers that are too small, as published.
+_MULTIPLIERS = 5.0
+
+
+@formula(
+    r"\sum_i \lVert (x_i - h)_+ \rVert^2 + \lVert (l - x_i)_+ \rVert^2",
+    reference="Haim et al. (NeurIPS 2022), eq. 7",
+)
+def box_penalty(inputs: Tensor, low: float | None, high: float | None) -> Tensor:
+    """Return the squared distance of inputs to the range [l, h], a scalar.
+
+    Args:
+        inputs: x, shape [M, *event].
+        low: l, or None without a range.
+        high: h.
+    """
+    if low is None or high is None:
+        return inputs.new_zeros(())
+    above, below = (inputs - high).clamp_min(0), (low - inputs).clamp_min(0)
+    return above.square().sum() + below.square().sum()
+
+
+@formula(
+    r"5 \sum_i (\lambda_{\min} - \lambda_i)_+^2",
+    reference="Haim et al. (NeurIPS 2022), appendix B",
+)
+def least_multiplier_penalty(multipliers: Tensor, least: float) -> Tensor:
+    """Return the penalty that keeps candidates active, a scalar.
+
+    Args:
+        multipliers: M λ_i, of the order of M times the multipliers of a sum.
+        least: λ_min.
+    """
+    return _MULTIPLIERS * (least - multipliers).clamp_min(0).square().sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What candidates leave of Θ, with the parts of the attack that were chosen.
+
+    Attributes:
+        task: model with the trained weights, ReLUs smoothed or not.
+        weights: Θ by name.
+        spec: of one example.
+        entrance: the first layer, where it is dense.
+        span: to which candidates are confined; None for all inputs.
+        metric: of the first layer's misfit; None for the plain square norm.
+        signed: multipliers belong to margins and are ≥ 0, else to outputs.
+        box: weight of the range.
+        least: λ_min.
+    """
+
+    task: Task
+    weights: Tree
+    spec: EventSpec
+    entrance: Entrance | None
+    span: Span | None
+    metric: Metric | None
+    signed: bool
+    box: float
+    least: float
+
+    @property
+    def energy(self) -> float:
+        """‖Θ‖²."""
+        return float(norm(self.weights)) ** 2
+
+    @property
+    def coordinates(self) -> int:
+        """Number of unknowns of one candidate."""
+        return self.spec.dimension if self.span is None else len(self.span.basis)
+
+    def decode(self, points: Tensor) -> Tensor:
+        """Return inputs [M, *event] of coordinates [M, k]."""
+        received = points if self.span is None else points @ self.span.basis
+        if self.entrance is not None:
+            received = self.entrance.undo(received)
+        elif self.spec.low is not None and self.spec.high is not None:
+            received = received + (self.spec.low + self.spec.high) / 2
+        return received.reshape(-1, *self.spec.shape)
+
+    def residual(
+        self, inputs: Tensor, targets: Tensor | None, multipliers: Tensor
+    ) -> Tree:
+        """Return Θ − Σ λ_i ∇m_i by name, differentiable."""
+        found = combination(self.task, inputs, targets, multipliers, self.weights)
+        return subtract(self.weights, found)
+
+    def misfit(self, residual: Tree) -> Tensor:
+        """Return the relative misfit of a residual, a scalar that is 1 at Σ = 0."""
+        if self.metric is None or self.entrance is None:
+            total = torch.stack([t.square().sum() for t in residual.values()]).sum()
+            return total / self.energy
+        first = self.metric(joined(residual, self.entrance)).square().sum()
+        value = first / self.metric.energy
+        own = {self.entrance.weight, self.entrance.bias}
+        others = [n for n in residual if n not in own]
+        energy = sum(float(self.weights[n].square().sum()) for n in others)
+        if energy > 0:
+            rest = torch.stack([residual[n].square().sum() for n in others]).sum()
+            value = value + _OTHERS * rest / energy
+        return value
+
+    def loss(
+        self, points: Tensor, targets: Tensor | None, multipliers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the function that is minimised, and the misfit in it.
+
+        Args:
+            points: coordinates of M candidates.
+            targets: their labels, None for multipliers of any sign.
+            multipliers: M λ, as the published parametrisation has it.
+        """
+        inputs, count = self.decode(points), len(points)
+        misfit = self.misfit(self.residual(inputs, targets, multipliers / count))
+        total = self.energy * misfit
+        if self.box:
+            total = total + self.box * box_penalty(
+                inputs, self.spec.low, self.spec.high
+            )
+        if self.signed:
+            total = total + least_multiplier_penalty(multipliers, self.least)
+        return total, misfit
+
+    def explained(
+        self, inputs: Tensor, targets: Tensor | None
+    ) -> tuple[float, Tensor, Tensor]:
+        """Return the plain relative residual at the best λ, λ, and λ_i²‖∇m_i‖².
+
+        Args:
+            inputs: x, shape [M, *event].
+            targets: labels, or None.
+        """
+        rows = gradient_rows(self.task, inputs, targets, self.weights)
+        left, found = relative_residual(rows, self.weights, any_sign=not self.signed)
+        scores = found.square() * rows.square().sum(dim=1)
+        return left, found, scores.reshape(len(inputs), -1).sum(dim=1)

@@ -1,0 +1,185 @@
+"""From a problem to a fit: what the network is, which candidates are sought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from exhume.attacks.weights.entrance import find_entrance, make_metric, make_span
+from exhume.attacks.weights.fit import Fit
+from exhume.attacks.weights.smoothed_relu import smoothed
+from exhume.errors import Unsuited
+from exhume.observations.homogeneity import homogeneity
+from exhume.observations.weights import Weights
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.task import Task
+
+__all__ = ["MisfitName", "Setting", "candidate_labels", "classes_of", "make_setting"]
+
+MisfitName = Literal["whitened", "plain"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A fit, and what is to be said about it.
+
+    Attributes:
+        fit: what is minimised.
+        outputs: K of the network.
+        centre: common to all examples, shape [*event]: what the network subtracts from
+            them, else the mean public example, else None.
+        notes: sentences for the report.
+    """
+
+    fit: Fit
+    outputs: int
+    centre: Tensor | None
+    notes: tuple[str, ...]
+
+    def returned_targets(
+        self, problem: Problem, inputs: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """Return targets of an answer, in the form of the known ones.
+
+        Args:
+            problem: labels count if they are known.
+            inputs: x, shape [B, *event].
+            labels: classes of the margins, or None.
+        """
+        task: Task = problem.require(Fact.WEIGHTS)
+        if labels is None:
+            with torch.no_grad():
+                found = self.fit.task.predict(inputs, self.fit.weights)
+            return found.squeeze(1).to(task.dtype)
+        known = problem.targets
+        if known is UNKNOWN or not known.is_floating_point():
+            return labels
+        if self.outputs == 1:
+            return (2 * labels - 1).to(known).reshape(-1, *known.shape[1:])
+        return torch.nn.functional.one_hot(labels, self.outputs).to(known)
+
+
+def make_setting(
+    problem: Problem,
+    *,
+    sharpness: float,
+    misfit: MisfitName,
+    span: bool,
+    box: float,
+    least: float,
+) -> Setting:
+    """Return the fit of a problem, in double precision.
+
+    Args:
+        problem: with weights, local schedule and batch size.
+        sharpness: α of the smoothed backward of ReLU; 0 keeps the network's own.
+        misfit: ``whitened`` or ``plain``.
+        span: confine candidates to the span that the first layer shows.
+        box: weight of the range.
+        least: λ_min.
+
+    Raises:
+        Unsuited: the network is not homogeneous and was trained without weight decay.
+    """
+    task: Task = problem.require(Fact.WEIGHTS).to(torch.float64)
+    model = problem.require(Fact.LOCAL_SCHEDULE)
+    decay = model.weight_decay if isinstance(model, Weights) else 0.0
+    signed = task.loss != "mse"
+    notes = [_applicable(problem, task, decay, signed=signed)]
+    weights = {n: t.to(torch.float64) for n, t in problem.observed.items()}
+    smooth = smoothed(task, sharpness) if sharpness else None
+    if sharpness and smooth is None:
+        notes.append("No ReLU module was found: gradients are the network's own.")
+    task = smooth or task
+    entrance = find_entrance(task, problem.spec)
+    known = None
+    if entrance is not None and (span or misfit == "whitened"):
+        known = make_span(weights[entrance.weight], problem.require(Fact.BATCH_SIZE))
+    if known is None and (span or misfit == "whitened"):
+        notes.append(
+            "No dense layer reads the examples, or none that has learned: they are "
+            "sought among all inputs, by the plain residual."
+        )
+    metric = None
+    if known is not None and entrance is not None and misfit == "whitened":
+        metric = make_metric(weights, entrance, known)
+    fit = Fit(
+        task=task,
+        weights=weights,
+        spec=problem.spec,
+        entrance=entrance,
+        span=known if span else None,
+        metric=metric,
+        signed=signed,
+        box=box,
+        least=least,
+    )
+    with torch.no_grad():
+        outputs = task.output_size(fit.decode(torch.zeros(2, fit.coordinates).double()))
+    return Setting(fit, outputs, _centre(problem, fit), tuple(notes))
+
+
+def _applicable(problem: Problem, task: Task, decay: float, *, signed: bool) -> str:
+    """Say why the weights are a combination of gradients, or raise."""
+    if decay:
+        return (
+            f"The network was trained with weight decay {decay:g}: its weights are a "
+            f"combination of gradients at the examples wherever training has settled."
+        )
+    if not signed:
+        msg = (
+            "trained weights tell their data through margins or weight decay, and this "
+            "network was trained on the squared error without either; if there was a "
+            "weight decay, give the observation its weight_decay"
+        )
+        raise Unsuited(msg)
+    found = homogeneity(task, problem.spec)
+    if found.order is None:
+        msg = (
+            f"{found.sentence}; give the observation its weight_decay if there was "
+            f"one, or attack the change of the weights instead"
+        )
+        raise Unsuited(msg)
+    return found.sentence
+
+
+def _centre(problem: Problem, fit: Fit) -> Tensor | None:
+    if fit.entrance is not None and bool(fit.entrance.shift.any()):
+        zero = torch.zeros_like(fit.entrance.shift)
+        return fit.entrance.undo(zero).reshape(problem.spec.shape)
+    if problem.public is not UNKNOWN:
+        return problem.public.inputs.to(torch.float64).mean(dim=0)
+    return None
+
+
+def candidate_labels(
+    problem: Problem, outputs: int, count: int, *, signed: bool
+) -> tuple[Tensor | None, str]:
+    """Return labels of M candidates, in turn, and a sentence about their origin.
+
+    Args:
+        problem: its labels are used if they are known.
+        outputs: K of the network; one output has the classes 0 and 1.
+        count: M.
+        signed: without margins, no labels are needed.
+    """
+    if not signed:
+        return None, "Labels are not needed: the network's outputs stand for them."
+    turn = torch.arange(count)
+    if problem.targets is UNKNOWN:
+        classes = 2 if outputs == 1 else outputs
+        return turn % classes, "The labels are not known; all classes are sought alike."
+    known = classes_of(problem.targets)
+    return known[turn % len(known)], "The labels are given, as numbers per class."
+
+
+def classes_of(targets: Tensor) -> Tensor:
+    """Return class indices; ±1 become 1 and 0."""
+    if not targets.is_floating_point():
+        return targets
+    if targets.dim() == 2 and targets.shape[1] > 1:
+        return targets.argmax(dim=1)
+    return (targets.reshape(-1) > 0).long()
