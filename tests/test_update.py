@@ -133,6 +133,19 @@ def test_an_epoch_visits_every_example_once():
     assert shuffled[0].tolist() != shuffled[1].tolist()
 
 
+def test_the_path_holds_the_weights_of_every_step():
+    task, candidate = client()
+    update = Update(epochs=2, batch_size=3)
+    path = update.path(task, candidate, graph=False)
+    assert len(path) == 1 + len(update.batches(len(LABELS)))
+    released = update.forward(task, candidate)
+    assert float(norm(subtract(subtract(path[-1], path[0]), released))) < 1e-14
+    once = Update(batch_size=0).forward(
+        task, Candidate(*(t[update.batches(7)[0]] for t in (candidate.inputs, LABELS)))
+    )
+    assert float(norm(subtract(subtract(path[1], path[0]), once))) < 1e-14
+
+
 def test_without_a_rate_the_gradients_stay_at_the_start():
     task, candidate = client()
     update = Update(epochs=2, batch_size=0, rate=None)
