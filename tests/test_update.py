@@ -228,6 +228,26 @@ def test_nobody_is_told_the_order_unless_the_threat_says_so():
     assert told.require(Fact.LOCAL_SCHEDULE) == in_order.mechanism.observation
 
 
+def test_what_is_known_of_a_schedule_goes_in_and_out_by_its_key():
+    update = Update(epochs=2, batch_size=3, order_key=5)
+    blind = update.informed(None, None)
+    assert (blind.known_rate, blind.known_order) == (None, None)
+    assert blind.informed(update.known_rate, update.known_order) == update
+    in_order = Update(order="given")
+    assert blind.informed(0.1, in_order.known_order).order == "given"
+    task, candidate = client()
+    assert update.task_seen(task, {}) is task
+    step = Update(rate=0.05, momentum=0.9, nesterov=True)
+    factor, model = step.single_step()
+    gap = subtract(
+        step.forward(task, candidate), scale(factor, model.forward(task, candidate))
+    )
+    assert float(norm(gap)) < 1e-14
+    several = [{"epochs": 2}, {"batch_size": 3}, {"optimiser": "adam"}, {"clip": 1.0}]
+    assert all(Update(**options).single_step() is None for options in several)
+    assert Update(rate=None).single_step() is None
+
+
 def test_one_plain_step_is_a_gradient_to_attacks_on_gradients():
     import exhume
 
