@@ -447,11 +447,19 @@ def test_the_full_settings_are_figure_two_and_real_images():
         ({"values": [0, 100]}, "not all in its range"),
         ({"arms": ["svg"]}, "no arm is called 'svg'"),
         ({"widht": 3}, "did you mean 'width'"),
+        ({"width": 0}, "width is 0; it must be at least 1"),
+        ({"noise": -1}, "noise is -1"),
+        ({"bias": math.inf}, "bias is inf; it must be finite"),
+        ({"ratio": 1.0}, "ratio is 1.0; it must be below 1"),
+        ({"published": [[3]]}, "published has [3.0]"),
+        ({"published": [[100, -1]]}, "published has [100.0, -1.0]"),
+        ({"sweep": "K"}, "none has no K; sweep it under local-aggregation"),
     ],
 )
 def test_wrong_experiments_are_named(tmp_path, change, message):
     given = {"row": "none", "sweep": "m", "values": [100, 200], **change}
-    text = ", ".join(f"{k} = {json.dumps(v)}" for k, v in given.items())
+    dumped = {k: json.dumps(v).replace("Infinity", "inf") for k, v in given.items()}
+    text = ", ".join(f"{k} = {v}" for k, v in dumped.items())
     path = tmp_path / "wrong.toml"
     path.write_text(f"experiments = [{{ {text} }}]", encoding="utf-8")
     with pytest.raises(InvalidInput, match="experiment 1") as caught:
@@ -465,13 +473,15 @@ def test_wrong_settings_are_named():
         ({"seeds": 0}, "seeds is 0"),
         ({"arms": []}, "arms is empty"),
         ({"noise": -1.0}, "noise is -1"),
+        ({"noise": math.nan}, "noise is nan"),
     ):
         with pytest.raises(InvalidInput, match=message):
             replace(TINY, **change)
     half = Experiment(row="none", sweep="d", values=[4.5, 5])
     with pytest.raises(InvalidInput, match="whole number"):
         points(TINY, half)
-    assert place(replace(half, sweep="C", values=[4, 5]), 4) == 0.25
+    clip = replace(half, row="clipping", sweep="C", values=[4, 5])
+    assert place(clip, 4) == 0.25
 
 
 # Runs

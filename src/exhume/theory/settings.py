@@ -12,6 +12,7 @@ from exhume.audit.records import Options
 from exhume.errors import InvalidInput
 from exhume.theory.measure import ARMS
 from exhume.theory.point import Inputs, Kind, Layer
+from exhume.theory.ranges import check_numbers, check_published, check_sweep
 
 __all__ = [
     "QUANTITIES",
@@ -93,6 +94,9 @@ class Experiment:
         from exhume.bounds.rates import rate
 
         rate(self.row)
+        check_numbers(self)
+        check_sweep(self.row, self.sweep)
+        check_published(self.published)
         if len(set(self.values)) < 2:
             msg = f"{self.row} over {self.sweep}: give two values or more"
             raise InvalidInput(msg)
@@ -150,16 +154,7 @@ class TheorySettings:
     out: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("width", 1),
-            ("dimension", 1),
-            ("batch_size", 1),
-            ("workers", 0),
-            ("noise", 0),
-        ):
-            if getattr(self, name) < least:
-                msg = f"{name} is {getattr(self, name)}; it must be at least {least}"
-                raise InvalidInput(msg)
+        check_numbers(self)
         if not self.experiments:
             msg = "experiments is empty, so there is nothing to measure"
             raise InvalidInput(msg)
