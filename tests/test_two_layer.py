@@ -24,10 +24,16 @@ from exhume.attacks.two_layer.activation import (
 )
 from exhume.attacks.two_layer.checks import inspect_weights, mean_significance
 from exhume.attacks.two_layer.completion import completed
-from exhume.attacks.two_layer.decomposition import jennrich, symmetric_cubes
+from exhume.attacks.two_layer.decomposition import (
+    jennrich,
+    normal_equations,
+    symmetric_cubes,
+)
 from exhume.attacks.two_layer.features import recover_features
 from exhume.attacks.two_layer.fit import Neurons, misfit, predicted, residuals
 from exhume.attacks.two_layer.implied import implied_targets
+from exhume.attacks.two_layer.joint_signs import joint_signs
+from exhume.attacks.two_layer.lengths import bias_factors, consistent_norms
 from exhume.attacks.two_layer.locate import locate
 from exhume.attacks.two_layer.moments import (
     first_moment,
@@ -41,17 +47,14 @@ from exhume.attacks.two_layer.moments import (
 from exhume.attacks.two_layer.polish import gauss_newton_step
 from exhume.attacks.two_layer.recovery import TwoLayerView, recover_inputs
 from exhume.attacks.two_layer.search import span_confidence
-from exhume.attacks.two_layer.signs import (
-    bias_factors,
-    consistent_norms,
-    softmax_sign,
-)
+from exhume.attacks.two_layer.signs import softmax_sign
 from exhume.attacks.two_layer.subspace import noise_threshold, row_subspace
 from exhume.attacks.two_layer.totals import residual_total, signs_of_total
 from exhume.errors import Inconsistent, InvalidInput
 from exhume.keys import generator
 from exhume.models._init import fresh
 from exhume.observations.gradient import Gradient
+from exhume.observations.update import Update
 
 #: c_0 … c_4 of common activations, by adaptive quadrature elsewhere
 MOMENTS = {
@@ -204,6 +207,9 @@ def test_an_activation_is_recognised_by_what_it_does():
     assert sigma.name == "tanh"
     assert torch.allclose(factors, kept, atol=1e-5)
     assert recognised(before, before.cos()) is None
+    # Near 0 it is a line up to a millionth, and still nearest to itself.
+    tiny = 3e-3 * before
+    assert recognised(tiny, torch.tanh(tiny))[0].name == "tanh"
 
 
 # Decomposition
@@ -222,6 +228,37 @@ def test_cubes_of_independent_directions_are_found(n, seed):
     assert found.misfit < 1e-6
     likeness = np.abs(found.directions.numpy().T @ q)
     assert np.allclose(likeness.max(axis=0), 1, atol=1e-5)
+
+
+def test_the_normal_equations_of_cubes_are_those_of_their_jacobian():
+    source = torch.Generator().manual_seed(0)
+    tensor = torch.randn(4, 4, 4, generator=source, dtype=torch.float64)
+    orders = list(itertools.permutations(range(3)))
+    tensor = sum(tensor.permute(o) for o in orders) / 6
+    columns = torch.randn(4, 4, generator=source, dtype=torch.float64)
+
+    def rest(flat):
+        v = flat.reshape(4, 4).T
+        return (torch.einsum("ik,jk,lk->ijl", v, v, v) - tensor).reshape(-1)
+
+    flat = columns.T.reshape(-1)
+    slopes = torch.autograd.functional.jacobian(rest, flat)
+    normal, slope, error = normal_equations(tensor.numpy(), columns.numpy())
+    assert np.allclose(normal, slopes.T @ slopes)
+    assert np.allclose(slope, slopes.T @ rest(flat))
+    assert error == pytest.approx(float(rest(flat).norm()))
+
+
+def test_cubes_beside_noise_are_found_in_sixteen_dimensions():
+    source = np.random.default_rng(0)
+    q, _ = np.linalg.qr(source.standard_normal((16, 16)))
+    tensor = np.einsum("ik,jk,lk->ijl", q, q, q)
+    noise = source.standard_normal((16, 16, 16))
+    noise = sum(noise.transpose(o) for o in itertools.permutations(range(3)))
+    tensor += 0.1 * noise * np.linalg.norm(tensor) / np.linalg.norm(noise)
+    found = symmetric_cubes(torch.from_numpy(tensor), key=0)
+    likeness = np.abs(found.directions.numpy().T @ q).max(axis=0)
+    assert float(likeness.min()) > 0.98
 
 
 def test_one_pair_of_slices_is_enough_without_noise():
@@ -263,6 +300,23 @@ def test_the_estimator_of_the_theorem_is_accurate(name, released, most):
     assert float(np.median(errors)) < most
 
 
+@pytest.mark.parametrize("name", ["quadratic-cubic", "tanh", "sigmoid"])
+@pytest.mark.parametrize("d", [50, 300])
+def test_errors_in_the_span_of_the_rows_are_nearly_free_of_the_dimension(name, d):
+    errors = []
+    for seed in range(5):
+        view, inputs, _ = problem(name, d=d, seed=seed, bias=30)
+        found = recover_inputs(view, 2, norm=1.0, subspace="svd", key=seed)
+        errors.append(rms(found, inputs)[0] ** 2)
+    assert float(np.median(errors)) <= 3e-3
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_batches_of_up_to_six_are_recovered(batch):
+    view, inputs, _ = problem("tanh", m=20_000, d=60, batch=batch, random=True)
+    assert rms(recover_inputs(view, batch, norm=1.0), inputs)[0] < 0.05
+
+
 def test_the_error_falls_as_one_over_the_root_of_the_width():
     widths, errors = (1000, 4000, 16_000), []
     for width in widths:
@@ -281,6 +335,115 @@ def test_the_output_gradient_alone_gives_the_inputs_of_wide_networks():
     found = recover_inputs(view, 2, norm=1.0)
     assert found.source == "output"
     assert rms(found, inputs)[0] < 0.25
+
+
+def from_output(name, sizes, m=20_000, d=8, **options):
+    """Return the output gradient of inputs with given residuals."""
+    view, inputs, _ = problem(
+        name, m=m, d=d, batch=len(sizes), random=True, released="output", **options
+    )
+    exact = torch.tensor(sizes, dtype=torch.float64)
+    shown = (view.sigma.value(view.weight @ inputs.T) @ exact)[None]
+    return replace(view, output_gradient=shown), inputs, exact
+
+
+def test_signs_from_the_output_gradient_are_told_for_all_inputs_together():
+    # The larger residual pulls the fit of the smaller one, alone, to the other sign.
+    view, inputs, exact = from_output("quadratic-cubic", [1.0, -5.0])
+    found = recover_inputs(view, 2, norm=1.0)
+    overlap = found.directions @ inputs.T
+    order = overlap.abs().argmax(dim=0)
+    assert bool(found.sign_known.all())
+    assert bool((overlap.amax(dim=0) > 0.9).all())
+    assert torch.equal(found.residuals[order, 0].sign(), exact.sign())
+
+
+@pytest.mark.parametrize("size", [1, 4, 12])
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+def test_joint_signs_are_the_true_ones_or_left_open(name, size):
+    source = torch.Generator().manual_seed(size)
+    arguments = torch.randn(4000, size, generator=source, dtype=torch.float64)
+    exact = torch.randn(size, 2, generator=source, dtype=torch.float64)
+    turned = torch.where(torch.rand(size, generator=source) < 0.5, -1.0, 1.0).double()
+    sigma = ACTIVATIONS[name]
+    shown = sigma.value(arguments * turned) @ exact
+    signs, told = joint_signs(sigma.value(arguments), sigma.value(-arguments), shown)
+    # Of twelve sigmoids only a constant tells signs, in thousands of combinations.
+    open_ones = name == "tanh" or (name == "sigmoid" and size == 12)
+    assert bool(told.any()) != open_ones
+    assert torch.equal(signs[told], turned[told])
+
+
+def test_opposite_residuals_of_a_sigmoid_leave_signs_open():
+    source = torch.Generator().manual_seed(0)
+    arguments = torch.randn(4000, 2, generator=source, dtype=torch.float64)
+    shown = torch.sigmoid(arguments) @ torch.tensor([[1.0], [-1.0]]).double()
+    pair = torch.sigmoid(arguments), torch.sigmoid(-arguments)
+    assert not bool(joint_signs(*pair, shown)[1].any())
+
+
+@pytest.mark.parametrize("released", ["hidden", "both", "zeros"])
+def test_an_output_unit_without_weights_is_passed_over(released):
+    view, inputs, residual = problem("tanh", m=4000, d=20, random=True)
+    heads = torch.cat([torch.zeros_like(view.output), view.output])
+    shown = None
+    if released == "both":
+        size = torch.stack([2 * residual, residual], dim=1)
+        shown = (view.sigma.value(view.weight @ inputs.T) @ size).T
+    elif released == "zeros":
+        shown = torch.zeros_like(heads)
+    other = replace(view, output=heads, output_gradient=shown)
+    found = recover_inputs(other, 2, norm=1.0)
+    assert rms(found, inputs)[0] < 0.1
+    if shown is None:
+        assert "labels are not identified" in " ".join(found.notes)
+    elif released == "both":
+        # Residuals that the hidden gradient does not show come from the other one.
+        ratio = found.residuals[:, 0] / found.residuals[:, 1]
+        assert torch.allclose(ratio, torch.full((2,), 2.0).double(), rtol=0.05)
+
+
+def test_no_weights_in_the_output_layer_are_said():
+    view, _, _ = problem("tanh", m=100, d=5)
+    with pytest.raises(InvalidInput, match="output weights are zero"):
+        recover_inputs(replace(view, output=torch.zeros_like(view.output)), 2)
+
+
+def test_one_neuron_has_no_halves_to_agree():
+    view, _, _ = problem("tanh", m=1, d=1, batch=1, released="output")
+    found = recover_inputs(view, 1)
+    assert float(found.confidence) == 0
+
+
+def test_precisions_may_differ():
+    view, inputs, _ = problem("quadratic-cubic", m=8000, d=10)
+    mixed = replace(view, weight=view.weight.float())
+    found = recover_inputs(mixed, 2, norm=1.0, subspace="moments")
+    assert rms(found, inputs)[0] < 0.1
+
+
+def test_an_activation_that_does_not_bend_is_said():
+    view, inputs, residual = problem("tanh", m=2000, d=20, random=True)
+    weight = 1e-3 * view.weight
+    slopes = view.sigma.slope(weight @ inputs.T)
+    flat = replace(view, weight=weight, hidden_gradient=slopes * residual @ inputs)
+    found = recover_inputs(flat, 2, polish=20)
+    assert rms(found, inputs)[0] > 0.1
+    assert "nearly a polynomial" in " ".join(found.notes)
+    assert found.confidence.tolist() == [0, 0]
+    bent = recover_inputs(view, 2, polish=20)
+    assert bool(bent.reached.all())
+    assert float(bent.confidence.min()) > 0.99
+
+
+def test_confidence_is_that_of_the_polished_estimate():
+    view, inputs, _ = problem("softplus", m=600, d=20, batch=2, random=True, seed=3)
+    rough = recover_inputs(view, 2)
+    found = recover_inputs(view, 2, polish=50)
+    assert float(rough.confidence.min()) < 0.9
+    assert rms(found, inputs)[0] < 1e-5
+    assert float(found.confidence.min()) > 0.999
+    assert not any("halves" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("name", ["tanh", "quadratic-cubic", "softplus"])
@@ -314,6 +477,15 @@ def test_the_threshold_separates_a_signal_from_noise():
     # The edge of pure noise is √m + √d.
     assert noise_threshold(values, 2000) > float(values[0])
     assert noise_threshold(values, 2000) < 2 * (math.sqrt(2000) + math.sqrt(100))
+
+
+def test_the_batch_size_is_counted_with_fewer_neurons_than_dimensions():
+    view, _, _ = problem("tanh", m=60, d=200, random=True)
+    source = torch.Generator().manual_seed(1)
+    noise = torch.randn(60, 200, generator=source).double()
+    scale = 0.1 * float(view.hidden_gradient.square().mean().sqrt())
+    noisy = replace(view, hidden_gradient=view.hidden_gradient + scale * noise)
+    assert row_subspace(noisy, None, key=0).basis.shape == (200, 2)
 
 
 def test_the_rows_of_the_gradient_span_the_inputs_exactly():
@@ -397,6 +569,24 @@ def test_weights_that_are_not_gaussian_are_detected_and_whitened():
     found = recover_inputs(skewed, 2)
     assert "whitened" in " ".join(found.notes)
     assert rms(found, inputs)[0] < 0.3
+
+
+@pytest.mark.parametrize("norm", [None, 3.0])
+def test_a_norm_that_is_given_is_one_before_whitening(norm):
+    view, inputs, residual = problem("relu", m=4000, d=8, random=True, bias=30)
+    weight = view.weight * torch.linspace(0.5, 2, 8, dtype=torch.float64)
+    slopes = view.sigma.slope(weight @ inputs.T)
+    skewed = replace(view, weight=weight, hidden_gradient=slopes * residual @ inputs)
+    found = recover_inputs(skewed, 2, norm=norm, polish=30)
+    size = torch.full((2,), norm or 1.0, dtype=torch.float64)
+    torch.testing.assert_close(found.inputs.norm(dim=1), size)
+    error, order = rms(found, inputs)
+    assert error < 1e-3
+    # Only the product of residual and norm shows.
+    product = found.residuals[:, 0].abs() * size
+    expected = 4000 * residual.abs()[order]
+    torch.testing.assert_close(product, expected, rtol=0.01, atol=0)
+    assert any("norms are set to 1" in n for n in found.notes) == (norm is None)
 
 
 def with_mean(name, length, **options):
@@ -793,6 +983,76 @@ def test_a_clipped_release_gives_no_lengths():
     clip = exhume.defense("clipping", max_norm=1e-3)
     one = world(batch, net, defenses=(clip,))
     assert not recover_features(reveal(one)).norm_known
+
+
+def small_world(targets, loss, outputs=1, defenses=(), activation_name="gelu"):
+    """Return a network of 2000 neurons, a batch on the sphere, and what is observed."""
+    inputs, spec = sphere(len(targets))
+    net = exhume.model("two-layer", width=2000, activation=activation_name).build(
+        spec, outputs, 0
+    )
+    batch = exhume.Batch(inputs, targets, spec)
+    return world(batch, net, loss=loss, defenses=defenses), inputs
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss", "outputs"),
+    [
+        (torch.tensor([1, 0]), "logistic", 1),
+        (torch.tensor([1.0, -1.0]), "logistic", 1),
+        (torch.tensor([[0.0, 1.0, 0.0], [0.9, 0.1, 0.0]]), "cross-entropy", 3),
+    ],
+)
+def test_known_labels_of_every_kind_are_put_in_order(targets, loss, outputs):
+    one, inputs = small_world(targets, loss, outputs)
+    guess = exhume.attack("tensor")(reveal(one, "labels-known"), key=0)
+    gap = torch.cdist(guess.inputs, inputs)
+    assert float(gap.amin(dim=0).max()) < 1e-3
+    found = guess.targets[gap.argmin(dim=0)]
+    expected = targets if loss == "logistic" else targets.argmax(dim=1)
+    assert found.tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_clipped_release_gives_no_real_targets():
+    targets = torch.tensor([[1.0], [-1.0]])
+    clip = exhume.defense("clipping", max_norm=1e-3)
+    one, inputs = small_world(targets, "mse", defenses=(clip,), activation_name="tanh")
+    found = recover_features(reveal(one, "labels-known"))
+    assert "real targets cannot be told" in " ".join(found.notes)
+    assert not bool(found.sign_known.any())
+    gap = torch.cdist(found.values, inputs.double())
+    turned = torch.cdist(-found.values, inputs.double())
+    assert float(torch.minimum(gap, turned).amin(dim=0).max()) < 1e-3
+
+
+@pytest.mark.parametrize("scale", [0.0, 1 / 40_000])
+def test_labels_need_no_independent_output_units(scale):
+    labels = torch.tensor([1, 2, 0])
+    inputs, spec = sphere(3)
+    net = exhume.model(
+        "two-layer", width=40_000, activation="quadratic-cubic", hidden_std=1.0
+    ).build(spec, 4, 0)
+    with torch.no_grad():
+        heads = net.get_submodule("output").weight.zero_()
+        heads[0] = scale
+    one = world(exhume.Batch(inputs, labels, spec), net)
+    # With all of them zero the output gradient is the only one.
+    found = recover_features(reveal(one), norm=1.0)
+    assert not isinstance(found, str), found
+    gap = torch.cdist(found.values, inputs.double())
+    assert float(gap.amin(dim=0).max()) < (0.5 if scale == 0 else 1e-3)
+    assert torch.equal(found.targets[gap.argmin(dim=0)], labels)
+
+
+def test_what_is_no_finite_gradient_is_said():
+    one, _ = small_world(torch.tensor([[1.0], [-1.0]]), "mse")
+    seen = reveal(one)
+    spoilt = {name: t.clone() for name, t in seen.observed.items()}
+    spoilt["hidden.weight"][3, 4] = math.nan
+    with pytest.raises(Inconsistent, match="not finite"):
+        recover_features(replace(seen, observed=spoilt))
+    moved = replace(one, mechanism=exhume.Mechanism(Update(epochs=3)))
+    assert "not the gradient of one step" in recover_features(reveal(moved))
 
 
 def test_noise_lowers_the_confidence():

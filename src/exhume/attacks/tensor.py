@@ -15,6 +15,7 @@ from exhume.attacks.two_layer.recovery import Source, SubspaceKind
 from exhume.errors import InvalidInput
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.losses import signs
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 from exhume.problem.task import Task
 
@@ -136,7 +137,13 @@ def _labels(problem: Problem, found: Features) -> Tensor:
         return guess.to(like)
     if known is UNKNOWN or len(known) != len(guess):
         return guess
-    cost = found.residuals[:, known.to(found.residuals.device)]
+    if known.is_floating_point() and found.residuals.shape[1] > 1:
+        return guess  # probabilities of classes
+    cost, classes = found.residuals, known
+    if cost.shape[1] == 1:
+        # One output for two classes: ∂L/∂f is above 0 where the label is the first.
+        cost, classes = torch.cat([-cost, cost], dim=1), (signs(known) > 0).flatten()
+    cost = cost[:, classes.to(cost.device).long()]
     return known[torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])]
 
 

@@ -16,11 +16,15 @@ from exhume.formula import formula
 
 __all__ = [
     "ACTIVATIONS",
+    "NORMS",
     "Activation",
     "activation",
     "hermite_moment",
     "recognised",
 ]
+
+#: norms of inputs, over 1 / s, between which activations are told from polynomials
+NORMS = (10**-1.3, 10**1.3)
 
 # Hermite moments below this share of the largest are zero up to quadrature.
 _ZERO = 1e-6
@@ -174,11 +178,16 @@ def recognised(before: Tensor, after: Tensor) -> tuple[Activation, Tensor] | Non
     """
     if before.shape != after.shape or before.dim() != 2:
         return None
+    # Near 0 many are alike: the nearest one counts.
+    nearest, least = None, math.inf
     for one in ACTIVATIONS.values():
         values = one.value(before)
         energy = values.square().sum(dim=0)
         factors = (values * after).sum(dim=0) / energy.clamp_min(1e-30)
         factors = torch.where(energy > 0, factors, torch.ones_like(factors))
-        if torch.allclose(factors * values, after, rtol=1e-4, atol=1e-6):
-            return one, factors.where(factors > 1e-6, torch.zeros_like(factors))
-    return None
+        error = float((factors * values - after).norm())
+        close = torch.allclose(factors * values, after, rtol=1e-4, atol=1e-6)
+        if close and error < least:
+            kept = factors.where(factors > 1e-6, torch.zeros_like(factors))
+            nearest, least = (one, kept), error
+    return nearest

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +11,14 @@ from torch import Tensor
 from exhume.formula import formula
 from exhume.keys import generator
 
-__all__ = ["Cubes", "jennrich", "symmetric_cubes"]
+__all__ = ["Cubes", "jennrich", "normal_equations", "symmetric_cubes"]
 
 _REFINED = 4  # starts that are refined by least squares
+_STEPS = 300
+_SETTLED = 1e-9  # relative gain of a step from which on nothing moves
+_ROUNDING = 1e-14  # misfit below which nothing is left to fit
+_STUCK = 1e8  # damping at which no step is shorter
+_TINY = 1e-30
 
 
 class Cubes(NamedTuple):
@@ -81,22 +85,60 @@ def symmetric_cubes(tensor: Tensor, key: int, restarts: int = 100) -> Cubes:
     return Cubes(torch.from_numpy(best[0]), torch.from_numpy(best[1]), float(best[2]))
 
 
-def _cubes(columns: np.ndarray) -> np.ndarray:
-    """Return vec(q_k⊗³) as columns, shape [n³, n]."""
-    return np.einsum("ik,jk,lk->ijlk", columns, columns, columns).reshape(
-        -1, columns.shape[1]
-    )
+def _sum_of_cubes(columns: np.ndarray) -> np.ndarray:
+    """Return Σ_k v_k⊗³, shape [n, n, n]."""
+    n = len(columns)
+    return (_pairs(columns) @ columns.T).reshape(n, n, n)
+
+
+def _pairs(columns: np.ndarray) -> np.ndarray:
+    """Return vec(v_k v_kᵀ) as columns, shape [n², k]."""
+    return (columns[:, None, :] * columns[None]).reshape(-1, columns.shape[1])
+
+
+def _along(tensor: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return T(v_k, v_k, ·) as columns, shape [n, k]."""
+    return tensor.reshape(-1, len(tensor)).T @ _pairs(columns)
 
 
 def _weighted(
     tensor: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Fit the weights, and say how much of the tensor is missed."""
-    cubes, wanted = _cubes(columns), tensor.reshape(-1)
-    weights = np.linalg.lstsq(cubes, wanted, rcond=None)[0]
-    size = np.linalg.norm(wanted)
-    missed = np.linalg.norm(cubes @ weights - wanted)
+    overlap = (columns.T @ columns) ** 3
+    wanted = (columns * _along(tensor, columns)).sum(axis=0)
+    weights = np.linalg.lstsq(overlap, wanted, rcond=None)[0]
+    size = np.linalg.norm(tensor)
+    missed = np.linalg.norm(_sum_of_cubes(columns * np.cbrt(weights)) - tensor)
     return columns, weights, float(missed / size) if size > 0 else 0.0
+
+
+@formula(
+    r"J^\top J = \big( 3 (v_k \cdot v_l)^2 I + 6 (v_k \cdot v_l)\, v_l v_k^\top "
+    r"\big)_{kl},\quad J^\top R = 3 R(v_k, v_k, \cdot)",
+    reference="Gauss-Newton for the sum of cubes; Tomasi and Bro 2006",
+)
+def normal_equations(
+    tensor: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Linearise R = Σ_k v_k⊗³ − T in the columns v_k.
+
+    Args:
+        tensor: T, shape [n, n, n].
+        columns: V, shape [n, n].
+
+    Returns:
+        JᵀJ, shape [n², n²], and JᵀR, shape [n²], for the entries of V one column after
+        the other, and ‖R‖.
+    """
+    n = len(tensor)
+    rest = _sum_of_cubes(columns) - tensor
+    inner = columns.T @ columns
+    normal = 6 * np.einsum("kl,al,bk->kalb", inner, columns, columns)
+    at = np.arange(n)
+    normal[:, at, :, at] += 3 * inner**2
+    slope = 3 * _along(rest, columns).T.reshape(-1)
+    return normal.reshape(n * n, n * n), slope, float(np.linalg.norm(rest))
 
 
 def _refined(
@@ -106,41 +148,29 @@ def _refined(
 
     λ^{1/3} q is one vector, so that n² unknowns meet n(n + 1)(n + 2)/6 equations.
     """
-    from scipy.optimize import least_squares
-
     n = len(tensor)
     size = max(float(np.linalg.norm(tensor)), np.finfo(float).tiny)
-    index = np.array(list(itertools.combinations_with_replacement(range(n), 3))).T
-    wanted = tensor[tuple(index)] / size
-    root = np.array([np.sqrt(_repeats(*triple)) for triple in index.T])
-
-    def missed(flat: np.ndarray) -> np.ndarray:
-        v = flat.reshape(n, n)
-        return root * ((v[index[0]] * v[index[1]] * v[index[2]]).sum(axis=1) - wanted)
-
-    def slopes(flat: np.ndarray) -> np.ndarray:
-        v = flat.reshape(n, n)
-        result = np.zeros((index.shape[1], n, n))
-        at = np.arange(index.shape[1])
-        for place in range(3):
-            rest = [index[other] for other in range(3) if other != place]
-            np.add.at(result, (at, index[place]), v[rest[0]] * v[rest[1]])
-        return root[:, None] * result.reshape(len(at), -1)
-
-    _, weights, _ = _weighted(tensor / size, start)
-    begin = start * np.cbrt(weights)
-    if not np.isfinite(begin).all() or index.shape[1] < n * n:
-        return _weighted(tensor, start)
-    jacobian: Any = slopes  # scipy's stubs know names of finite differences only
-    found = least_squares(
-        missed, begin.ravel(), jac=jacobian, method="lm", max_nfev=300
-    ).x
-    columns = found.reshape(n, n)
+    scaled = tensor / size
+    columns = start * np.cbrt(_weighted(scaled, start)[1])
+    normal, slope, error = normal_equations(scaled, columns)
+    damping = 1e-3
+    for _ in range(_STEPS):
+        diagonal = np.diagonal(normal)
+        floor = np.finfo(float).eps * max(float(diagonal.max()), _TINY)
+        damped = normal + np.diag(damping * diagonal + floor)
+        step = np.linalg.solve(damped, -slope).reshape(n, n).T
+        found = normal_equations(scaled, columns + step)
+        if found[2] < error:
+            gained = 1 - found[2] / error
+            columns = columns + step
+            normal, slope, error = found
+            damping /= 10
+            if gained < _SETTLED or error < _ROUNDING:
+                break
+        else:
+            damping *= 10
+            if damping > _STUCK:
+                break
     length = np.linalg.norm(columns, axis=0)
     columns = np.where(length > 0, columns / np.where(length > 0, length, 1), start)
     return _weighted(tensor, columns)
-
-
-def _repeats(i: int, j: int, k: int) -> int:
-    """Return how often an entry of the upper part stands in the whole tensor."""
-    return len(set(itertools.permutations((i, j, k))))

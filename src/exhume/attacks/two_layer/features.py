@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exhume.attacks.two_layer.implied import implied_targets
+from exhume.attacks.two_layer.lengths import bias_factors, consistent_norms
 from exhume.attacks.two_layer.locate import Located, locate
 from exhume.attacks.two_layer.recovery import (
     Method,
@@ -17,14 +18,11 @@ from exhume.attacks.two_layer.recovery import (
     recover_inputs,
     with_sign,
 )
-from exhume.attacks.two_layer.signs import (
-    bias_factors,
-    consistent_norms,
-    resolve_signs,
-)
+from exhume.attacks.two_layer.signs import resolve_signs, scale_unknown
 from exhume.errors import InvalidInput
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.task import Task
+from exhume.problem.tree import check_finite
 
 __all__ = ["Features", "recover_features"]
 
@@ -84,8 +82,16 @@ def recover_features(
 
     Returns:
         the features, or a sentence on why this network is out of reach.
+
+    Raises:
+        Inconsistent: the observation holds NaN or infinity.
     """
     task: Task = problem.require(Fact.WEIGHTS)
+    check_finite(problem.observed, what="the observation")
+    gradient = problem.as_gradient()
+    if gradient is None:
+        return "What was observed is not the gradient of one step."
+    problem = gradient
     size = None if problem.batch_size is UNKNOWN else int(problem.batch_size)
     try:
         found = locate(problem, task, size)
@@ -146,14 +152,8 @@ def _finished(
             norm_known = True
             notes = _without(notes, "norms are")
             notes.append("Lengths make the network's own residuals fit.")
-    classify = task.loss == "cross-entropy"
-    if task.loss == "logistic":
-        # ∂L/∂f = −y σ(−y f)/B has the sign of −y
-        targets = (residuals[:, 0] < 0).long()
-    elif classify:
-        targets = residuals.argmin(dim=1)
-    else:
-        targets = implied_targets(located, values, residuals)
+    targets, note = _targets(problem, task, located, values, residuals)
+    notes += note
     return Features(
         values=values,
         targets=targets,
@@ -161,10 +161,30 @@ def _finished(
         confidence=found.confidence,
         misfit=found.misfit,
         sign_known=sign_known,
-        norm_known=norm_known,
+        norm_known=norm_known
+        and (located.bias_column is not None or bool(found.reached.all())),
         reads_input=located.reads_input,
         notes=tuple(notes),
     )
+
+
+def _targets(
+    problem: Problem, task: Task, located: Located, values: Tensor, residuals: Tensor
+) -> tuple[Tensor, list[str]]:
+    """Return the targets that residuals imply, and what is to be said of them."""
+    if task.loss == "logistic":
+        # ∂L/∂f = −y σ(−y f)/B has the sign of −y
+        return (residuals[:, 0] < 0).long(), []
+    if task.loss == "cross-entropy":
+        return residuals.argmin(dim=1), []
+    targets = implied_targets(located, values, residuals)
+    if not scale_unknown(problem):
+        return targets, []
+    note = (
+        "The defense may have scaled the gradient, and residuals with it: real targets "
+        "cannot be told."
+    )
+    return targets, [note]
 
 
 def _without(notes: list[str], *settled: str) -> list[str]:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from exhume.attacks.two_layer.activation import Activation
+from exhume.attacks.two_layer.activation import NORMS, Activation
+from exhume.attacks.two_layer.joint_signs import joint_signs
+from exhume.attacks.two_layer.view import blind
 from exhume.formula import formula
 
 __all__ = ["Fitted", "Neurons", "fit_inputs", "misfit", "predicted", "residuals"]
 
 _SEARCHED = 4096  # neurons on which a norm is searched
-_GRID = torch.logspace(-1.3, 1.3, 27, dtype=torch.float64)
+_LOW, _HIGH = (math.log10(norm) for norm in NORMS)
+_GRID = torch.logspace(_LOW, _HIGH, 27, dtype=torch.float64)
 _AMBIGUOUS = 1e-3  # relative difference of fits below which two signs are equal
 
 
@@ -130,7 +133,8 @@ def predicted(neurons: Neurons, inputs: Tensor, residual: Tensor) -> Tensor:
 def residuals(neurons: Neurons, inputs: Tensor) -> Tensor:
     """Fit the residuals of given inputs by least squares, shape [B, K].
 
-    From the output gradient if the hidden one is not released.
+    From the output gradient if the hidden one is not released, or if it shows fewer
+    combinations of the output units than there are.
 
     Args:
         neurons: what is observed.
@@ -138,7 +142,7 @@ def residuals(neurons: Neurons, inputs: Tensor) -> Tensor:
     """
     batch, classes = len(inputs), neurons.heads.shape[1]
     arguments = neurons.arguments(inputs)
-    if neurons.rows is None:
+    if neurons.rows is None or (neurons.outputs is not None and blind(neurons.heads)):
         assert neurons.outputs is not None
         values = neurons.sigma.value(arguments)
         return torch.linalg.lstsq(values, neurons.outputs, driver="gelsd").solution
@@ -193,15 +197,16 @@ def fit_inputs(neurons: Neurons, directions: Tensor, norm: float | None) -> Fitt
         )
         known.append(differ and not symmetric)
         chosen.append((-1 if side else 1) * best[side][0] * direction)
-    inputs = torch.stack(chosen)
+    inputs, told = torch.stack(chosen), torch.tensor(known)
+    if few.rows is None and few.outputs is not None:
+        here, mirrored = few.arguments(inputs), few.arguments(-inputs)
+        signs, told = joint_signs(
+            few.sigma.value(here), few.sigma.value(mirrored), few.outputs
+        )
+        inputs = signs.unsqueeze(1) * inputs
     residual = residuals(neurons, inputs)
-    return Fitted(
-        inputs,
-        residual,
-        misfit(neurons, inputs, residual),
-        torch.tensor(known),
-        found_norm,
-    )
+    error = misfit(neurons, inputs, residual)
+    return Fitted(inputs, residual, error, told, found_norm)
 
 
 def _shares(neurons: Neurons, directions: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -11,20 +11,16 @@ from typing import Literal
 from torch import Tensor
 
 from exhume.attacks.two_layer.checks import Weights, inspect_weights
-from exhume.attacks.two_layer.contraction import channel_weights
 from exhume.attacks.two_layer.fit import Neurons, fit_inputs
-from exhume.attacks.two_layer.limits import limits
+from exhume.attacks.two_layer.limits import limits, within_reach
 from exhume.attacks.two_layer.search import (
     Candidate,
     agreement,
     directions,
     polished_best,
 )
-from exhume.attacks.two_layer.subspace import (
-    Subspace,
-    moment_subspace,
-    row_subspace,
-)
+from exhume.attacks.two_layer.spaces import SubspaceKind, channels, subspaces
+from exhume.attacks.two_layer.subspace import Subspace
 from exhume.attacks.two_layer.view import TwoLayerView
 from exhume.errors import InvalidInput
 
@@ -38,11 +34,7 @@ __all__ = [
 ]
 
 Source = Literal["auto", "hidden", "output"]
-SubspaceKind = Literal["auto", "svd", "moments"]
 Method = Literal["tensor", "pca"]
-
-_CLEAR_GAP = 2.0  # singular gap above which moments cannot give a better subspace
-_CHANNELS = 4  # output units that are tried, the largest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +45,12 @@ class Recovered:
         inputs: x̂, shape [B, d], with the estimated norms and signs.
         directions: unit vectors along them, shape [B, d].
         residuals: r̂_ic = ∂L/∂f_c, shape [B, K].
-        confidence: |cos| between the estimates from two halves of the neurons, [B].
+        confidence: |cos| between the estimates from two halves of the neurons, [B];
+            polished as well if this one is.
         sign_known: whether x and −x differ in what is observed, shape [B].
         norm_known: whether norms were read off the gradient; 1 is assumed otherwise.
+        reached: whether an input lies where the activation bends, so that it can be
+            told from others; its confidence is 0 otherwise, shape [B].
         misfit: share of the observed gradient that the estimate does not explain.
         subspace: what the answer was found in.
         source: ``hidden`` or ``output``, the gradient that was averaged.
@@ -68,6 +63,7 @@ class Recovered:
     confidence: Tensor
     sign_known: Tensor
     norm_known: bool
+    reached: Tensor
     misfit: float
     subspace: Subspace
     source: str
@@ -108,32 +104,48 @@ def recover_inputs(
     view = _check(view, batch_size, averaged)
     weights = inspect_weights(view)
     view = weights.whitened(view)
-    norm = norm if weights.root is None else None  # it is one of natural coordinates
-    find = partial(directions, method=method, restarts=restarts, key=key)
-    found: list[Candidate] = []
-    for space in _subspaces(view, batch_size, averaged, subspace, weights, key):
-        neurons, lost = _neurons(view, space, weights)
-        for axes in find(neurons, averaged, _channels(view)):
-            fitted = fit_inputs(neurons, axes, norm)
-            error = math.hypot(fitted.misfit * lost[0], lost[1])
-            found.append(Candidate(error, fitted, space, neurons, axes))
+    given, norm = norm, norm if weights.root is None else None  # it is a natural one
+    find = partial(directions, source=averaged, channels=channels(view, averaged))
+    find = partial(find, method=method, restarts=restarts, key=key)
+    spaces = subspaces(view, batch_size, averaged, subspace, weights, key)
+    found = list(_candidates(view, spaces, weights, find, norm))
     best = min(found, key=lambda one: one.error)
-    again = partial(find, source=averaged, channels=_channels(view))
-    confidence = agreement(best, again)
     fitted = polished_best(best, found, norm, polish, starts, key)
+    confidence = agreement(best, fitted, find, norm, polish, key)
+    reached = within_reach(best.neurons, fitted, norm)
+    told = limits(view, best.space, fitted, confidence, given, reached)
     inputs = weights.natural(fitted.inputs @ best.space.basis.T)
+    length = inputs.norm(dim=1, keepdim=True)
+    factor = length / (given or 1.0) if best.neurons.homogeneous else 1.0
     return Recovered(
-        inputs=inputs,
-        directions=inputs / inputs.norm(dim=1, keepdim=True),
-        residuals=fitted.residuals,
-        confidence=confidence,
+        inputs=inputs / factor,
+        directions=inputs / length,
+        residuals=fitted.residuals * factor,
+        confidence=confidence * reached,
         sign_known=fitted.sign_known,
-        norm_known=fitted.norm_known or norm is not None,
+        norm_known=fitted.norm_known or given is not None,
+        reached=reached,
         misfit=fitted.misfit,
         subspace=best.space,
         source=averaged,
-        notes=(*weights.notes, *limits(view, best.space, fitted, confidence, norm)),
+        notes=(*weights.notes, *told),
     )
+
+
+def _candidates(
+    view: TwoLayerView,
+    spaces: Iterable[Subspace],
+    weights: Weights,
+    find: Callable[[Neurons], Iterator[Tensor]],
+    norm: float | None,
+) -> Iterator[Candidate]:
+    """Yield an answer for every subspace and every way to find directions in it."""
+    for space in spaces:
+        neurons, lost = _neurons(view, space, weights)
+        for axes in find(neurons):
+            fitted = fit_inputs(neurons, axes, norm)
+            error = math.hypot(fitted.misfit * lost[0], lost[1])
+            yield Candidate(error, fitted, space, neurons, axes)
 
 
 def _check(view: TwoLayerView, batch_size: int | None, source: str) -> TwoLayerView:
@@ -144,6 +156,12 @@ def _check(view: TwoLayerView, batch_size: int | None, source: str) -> TwoLayerV
             f"the batch size is {batch_size}, the inputs have {view.dimension} "
             f"dimensions and the network {view.width} neurons; at most {most} examples "
             f"can be independent"
+        )
+        raise InvalidInput(msg)
+    if source == "hidden" and not bool(view.output.any()):
+        msg = (
+            "the output weights are zero, so that the hidden gradient shows nothing; "
+            "use source='output'"
         )
         raise InvalidInput(msg)
     shown = view.output_gradient
@@ -168,57 +186,6 @@ def _source(view: TwoLayerView, source: Source) -> str:
         msg = f"the gradient of the {wanted} weights is not released; take the other"
         raise InvalidInput(msg)
     return wanted
-
-
-def _subspaces(
-    view: TwoLayerView,
-    batch_size: int | None,
-    source: str,
-    wanted: SubspaceKind,
-    weights: Weights,
-    key: int,
-) -> Iterator[Subspace]:
-    if wanted not in ("auto", "svd", "moments"):
-        msg = f"subspace is {wanted!r}; choose 'auto', 'svd' or 'moments'"
-        raise InvalidInput(msg)
-    first = None
-    if view.hidden_gradient is not None and wanted != "moments":
-        first = row_subspace(view, batch_size, key)
-        if not float(first.values[0]) > 0:
-            msg = (
-                "the gradient of the hidden weights is zero (equal rows of the output "
-                "layer make it vanish, for softmax residuals sum to 0); use "
-                "source='output'"
-            )
-            raise InvalidInput(msg)
-        yield first
-        batch_size = first.basis.shape[1]
-    elif wanted == "svd":
-        msg = "subspace='svd' needs the gradient of the hidden weights; use 'moments'"
-        raise InvalidInput(msg)
-    if batch_size is None:
-        msg = "without the hidden gradient the batch size must be given"
-        raise InvalidInput(msg)
-    if first is None or (wanted == "auto" and first.gap < _CLEAR_GAP):
-        for channel in _channels(view):
-            gradient = view.output_gradient
-            shown = None if gradient is None else gradient[channel]
-            yield moment_subspace(
-                weights.centred(view),
-                channel_weights(view.output[channel], shown, source),
-                batch_size,
-                source=source,
-                scale=weights.scale,
-            )
-
-
-def _channels(view: TwoLayerView) -> list[int]:
-    """Return the output units with the largest gradient, a few."""
-    classes = view.output.shape[0]
-    if view.output_gradient is None:
-        return list(range(min(classes, _CHANNELS)))
-    size = view.output_gradient.double().square().sum(dim=1)
-    return size.argsort(descending=True)[:_CHANNELS].tolist()
 
 
 def _neurons(

@@ -28,6 +28,7 @@ _POLISHED = 3  # best answers that are polished
 _FEW = 2048  # neurons on which random starts are polished first
 _NOISELESS = 1e3  # singular gap of a gradient to which nothing was added
 _EXPLAINED = 1e-4
+_BESIDE = 0.5  # how far from an estimate of norm 1 a start beside it is
 _EXPLAINED_KINKED = 0.05  # where a kink keeps least squares from the last digits
 
 
@@ -100,22 +101,65 @@ def _better(one: Fitted, other: Fitted) -> Fitted:
     return other if other.misfit < one.misfit else one
 
 
-def agreement(best: Candidate, find: Callable[[Neurons], Iterator[Tensor]]) -> Tensor:
-    """Estimate directions from two halves of the neurons, and compare them."""
-    from scipy.optimize import linear_sum_assignment
+def agreement(
+    best: Candidate,
+    fitted: Fitted,
+    find: Callable[[Neurons], Iterator[Tensor]],
+    norm: float | None,
+    steps: int,
+    key: int,
+) -> Tensor:
+    """Make the estimate again from either half of the neurons, and compare directions.
 
-    found = []
+    An estimate that explains a gradient without noise need not be found again: both
+    halves then start beside it as well, and tell whether they are led back.
+
+    Args:
+        best: the neurons, in their subspace.
+        fitted: the estimate, whose order is that of the result.
+        find: candidates for directions from some neurons.
+        norm: ‖x_i‖ if it is the same and known.
+        steps: Gauss–Newton steps that led to the estimate.
+        key: randomness of the starts.
+
+    Returns:
+        |cos| between the halves for every input, lowered by the gap of the span, [B].
+    """
+    wanted = _columns(fitted.inputs)
+    if len(best.neurons.points) < 2:
+        return torch.zeros(wanted.shape[1], dtype=torch.float64)
+    found, source = [], generator(key, "agreement")
+    explained = fitted.misfit < _EXPLAINED and best.space.gap >= _NOISELESS
     for which in (0, 1):
-        closest = None
-        for axes in find(best.neurons.half(which)):
-            likeness = (best.directions.T @ axes).abs()
-            order = linear_sum_assignment(-likeness.numpy())[1]
-            if closest is None or float(likeness.sum()) > closest[0]:
-                closest = (float(likeness.sum()), axes[:, order])
-        assert closest is not None
-        found.append(closest[1])
+        half = best.neurons.half(which)
+        axes = max(
+            (_in_order(axes, wanted) for axes in find(half)),
+            key=lambda axes: float((axes * wanted).sum(dim=0).abs().sum()),
+        )
+        if steps > 0 and half.rows is not None:
+            starts = [axes]
+            if explained:
+                draw = torch.randn(wanted.shape, generator=source, dtype=torch.float64)
+                starts.append(_columns((wanted + _BESIDE * _columns(draw.T)).T))
+            ends = [polished(half, fit_inputs(half, q, norm), steps) for q in starts]
+            again = min(ends, key=lambda end: end.misfit)
+            axes = _in_order(_columns(again.inputs), wanted)
+        found.append(axes)
     likeness = (found[0] * found[1]).sum(dim=0).abs().clamp(max=1.0)
     return likeness * span_confidence(best.space.gap)
+
+
+def _columns(inputs: Tensor) -> Tensor:
+    """Return unit columns along inputs [B, k]."""
+    return inputs.T / inputs.norm(dim=1).clamp_min(torch.finfo(inputs.dtype).tiny)
+
+
+def _in_order(axes: Tensor, wanted: Tensor) -> Tensor:
+    """Return unit columns in the order that is nearest to that of others."""
+    from scipy.optimize import linear_sum_assignment
+
+    order = linear_sum_assignment(-(wanted.T @ axes).abs().numpy())[1]
+    return axes[:, order]
 
 
 @formula(

@@ -60,11 +60,13 @@ def noise_threshold(values: Tensor, rows: int) -> float:
 
     Args:
         values: all d singular values.
-        rows: m ≥ d.
+        rows: m; where it is below d, the last d − m values are zero.
     """
-    ratio = min(len(values), rows) / max(len(values), rows)
+    fewer = min(len(values), rows)
+    ratio = fewer / max(len(values), rows)
     omega = 0.56 * ratio**3 - 0.95 * ratio**2 + 1.82 * ratio + 1.43
-    return max(omega * float(values.median()), _ROUNDING * float(values.max()))
+    middle = float(values.sort(descending=True).values[:fewer].median())
+    return max(omega * middle, _ROUNDING * float(values.max()))
 
 
 @formula(
@@ -208,6 +210,7 @@ class _Sums:
         for block in view.chunks():
             own = view.weight[block]
             lefts = own if left == "output" else other[block]
-            total += ((lefts * weights[block, None].to(lefts)).T @ own).double().cpu()
+            weighted = lefts * weights[block, None].to(lefts)
+            total += (weighted.T @ own.to(lefts)).double().cpu()
         power = 2 if left == "output" else 1
         return total / (view.width * self.scale**power)

@@ -12,7 +12,7 @@ from torch import Tensor
 from exhume.attacks.two_layer.activation import Activation, activation
 from exhume.errors import Inconsistent, InvalidInput
 
-__all__ = ["Rows", "TwoLayerView"]
+__all__ = ["Rows", "TwoLayerView", "blind"]
 
 _CHUNK_BYTES = 2**25
 
@@ -117,3 +117,13 @@ class TwoLayerView:
             part = rows[block]
             result += (part.T @ left[block].to(part)).double().cpu()
         return result
+
+
+def blind(heads: Tensor) -> bool:
+    """Say whether some residuals do not show in the hidden gradient: A has rank < K.
+
+    Args:
+        heads: A, shape [m, K].
+    """
+    heads = heads.double()
+    return int(torch.linalg.matrix_rank(heads.T @ heads)) < heads.shape[1]
