@@ -35,7 +35,7 @@ class Scale(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TangentMlp(ModelSource):
-    """z_l = W_l h_{l−1} / √n_{l−1} + b_l with all weights and hidden biases N(0, 1).
+    """z_l = W_l h_{l−1} / √n_{l−1} + b_l with W ~ N(0, 1), b ~ N(0, s²); no last bias.
 
     As the widths grow, the features ∇_Θ f move less and less during training, and a
     training is the kernel regression with the tangent kernel at the start.
@@ -45,7 +45,7 @@ class TangentMlp(ModelSource):
         activation: after every hidden layer.
         sharpness: β of ``softplus``, log(1 + exp(βz)) / β; 4 stays smooth and is near
             to ReLU. Other activations ignore it.
-        bias: whether the hidden layers have biases.
+        bias_std: s of the hidden biases; 0 starts them at zero, and they are trained.
         mean: of a fixed normalisation of the inputs; empty for none.
         std: likewise.
     """
@@ -53,7 +53,7 @@ class TangentMlp(ModelSource):
     hidden: tuple[int, ...] = (1000,)
     activation: ActivationName = "softplus"
     sharpness: float = 4.0
-    bias: bool = True
+    bias_std: float = 0.1
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
@@ -72,6 +72,9 @@ class TangentMlp(ModelSource):
         if not 0 < self.sharpness < math.inf:
             msg = f"sharpness is {self.sharpness}; expected a positive number"
             raise InvalidInput(msg)
+        if not 0 <= self.bias_std < math.inf:
+            msg = f"bias_std is {self.bias_std}; expected at least 0"
+            raise InvalidInput(msg)
         check_normalisation(self.mean, self.std)
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
@@ -80,8 +83,9 @@ class TangentMlp(ModelSource):
         source = generator(key, "tangent-mlp")
         net = fresh(lambda: self._layers(spec, classes), source)
         with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.normal_(generator=source)
+            for name, parameter in net.named_parameters():
+                std = self.bias_std if name.endswith("bias") else 1.0
+                parameter.normal_(generator=source).mul_(std)
         return net
 
     def _layers(self, spec: EventSpec, classes: int) -> nn.Module:
@@ -90,7 +94,7 @@ class TangentMlp(ModelSource):
         size = spec.dimension
         for i, width in enumerate(self.hidden, start=1):
             layers[f"scale{i}"] = Scale(size)
-            layers[f"fc{i}"] = nn.Linear(size, width, bias=self.bias)
+            layers[f"fc{i}"] = nn.Linear(size, width)
             layers[f"act{i}"] = self._activation()
             size = width
         last = len(self.hidden) + 1

@@ -17,6 +17,7 @@ __all__ = [
     "Discrepancy",
     "DiscrepancyName",
     "absolute_deviation",
+    "angle_and_length",
     "cosine_distance",
     "gaussian_likelihood",
     "laplace_likelihood",
@@ -26,7 +27,12 @@ __all__ = [
     "squared_euclidean",
 ]
 
-DiscrepancyName = Literal["euclidean", "layerwise-euclidean", "absolute", "cosine"]
+DiscrepancyName = Literal[
+    "euclidean", "layerwise-euclidean", "absolute", "cosine", "cosine-and-length"
+]
+
+# Share of the relative squared error beside the cosine distance.
+_LENGTH = 0.1
 
 # In a release that is noisy in part, an exact coordinate counts as noisy with this
 # share of the smallest declared deviation: its true precision is infinite, and already
@@ -96,6 +102,29 @@ def cosine_distance(update: Tree, observed: Tree) -> Tensor:
 
 
 @formula(
+    r"1 - \frac{\langle F(x), O \rangle}{\lVert F(x) \rVert_2 \lVert O \rVert_2}"
+    r" + w \frac{\lVert F(x) - O \rVert_2^2}{\lVert O \rVert_2^2}",
+    reference="cosine distance of Geiping et al., NeurIPS 2020, with a relative error",
+)
+def angle_and_length(update: Tree, observed: Tree, weight: float = _LENGTH) -> Tensor:
+    """Return the cosine distance plus the relative squared error, ≥ 0.
+
+    The angle alone does not say how far a client went; where its steps are simulated,
+    their length is known. Beside an observation of zero only the angle counts.
+
+    Args:
+        update: F(x) by name.
+        observed: O, same layout.
+        weight: w ≥ 0.
+    """
+    power = flatten(observed).square().sum()
+    angle = cosine_distance(update, observed)
+    if power < torch.finfo(power.dtype).tiny:
+        return angle
+    return angle + weight * squared_euclidean(update, observed) / power
+
+
+@formula(
     r"\tfrac12 \lVert \Sigma^{-1/2} (O - h(F(x))) \rVert_2^2",
     reference="Balunović et al., ICLR 2022, Gaussian defenses",
 )
@@ -148,7 +177,12 @@ _PLAIN: dict[str, Callable[[Tree, Tree], Tensor]] = {
     "layerwise-euclidean": layerwise_euclidean,
     "absolute": absolute_deviation,
     "cosine": cosine_distance,
+    "cosine-and-length": angle_and_length,
 }
+
+# Distances between directions: noise whitens their arguments and leaves them as they
+# are, where it turns the others into its likelihood.
+_DIRECTIONS = {"cosine", "cosine-and-length"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +213,8 @@ class Discrepancy:
         if self.whiten is None:
             return _PLAIN[self.name](mean, self.observed)
         mean, observed = self.whiten(mean), self.whiten(self.observed)
-        if self.name == "cosine":
-            return cosine_distance(mean, observed)
+        if self.name in _DIRECTIONS:
+            return _PLAIN[self.name](mean, observed)
         if self.law.family == "laplace":
             return laplace_likelihood(mean, observed)
         return gaussian_likelihood(mean, observed)
@@ -191,7 +225,7 @@ class Discrepancy:
         unit = 16 * torch.finfo(next(iter(self.observed.values())).dtype).eps
         if self.whiten is not None:
             return 0.0
-        if self.name == "cosine":
+        if self.name in _DIRECTIONS:
             return unit**2
         scale = float(flatten(self.observed).abs().sum())
         if self.name == "euclidean":

@@ -1,8 +1,8 @@
-"""Recover the labels of a batch from the gradient of the classification layer."""
+"""Recover labels from the gradient, or the update, of the classification layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -16,11 +16,12 @@ from exhume.attacks.engine.linear_layer import (
     output_layer,
     scale_is_unknown,
 )
+from exhume.attacks.engine.stand_ins import stand_in_chunk, stand_ins
+from exhume.attacks.engine.update_labels import MeanGradient, mean_gradient
 from exhume.errors import InvalidInput
 from exhume.formula import formula
-from exhume.keys import fold, generator
 from exhume.observations.gradient import Gradient
-from exhume.problem.batch import Batch
+from exhume.observations.update import Update
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.law import Law
 from exhume.problem.task import Task
@@ -30,8 +31,6 @@ __all__ = ["LabelStrategy", "label_note", "recover_labels"]
 
 LabelStrategy = Literal["known", "idlg", "bias-corrected"]
 
-# Stand-ins for the private examples: enough that their mean softmax is settled.
-_PROXIES = 128
 # Noise of B·∂L/∂b above this many examples: rounding to whole counts needs help.
 _TOLERABLE_NOISE = 0.2
 
@@ -93,13 +92,23 @@ def label_note(problem: Problem, strategy: LabelStrategy) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Evidence:
-    """The released gradient of the classification layer f = W a + b."""
+    """The gradient of the classification layer f = W a + b, as far as it is known.
 
-    task: Task
+    Attributes:
+        tasks: the task at weights at which gradients were taken.
+        layer: the classification layer.
+        law: p(gradient | S), or None.
+        weight: ∂L/∂W.
+        bias: ∂L/∂b, or None.
+        scaled: both were multiplied by an unknown positive number.
+    """
+
+    tasks: tuple[Task, ...]
     layer: LinearLayer
     law: Law | None
     weight: Tensor
     bias: Tensor | None
+    scaled: bool
 
 
 def _gather(problem: Problem) -> _Evidence:
@@ -110,12 +119,6 @@ def _gather(problem: Problem) -> _Evidence:
             f"{task.loss!r}, so give the targets (threat model 'labels-known')"
         )
         raise InvalidInput(msg)
-    if not isinstance(problem.require(Fact.LOCAL_SCHEDULE), Gradient):
-        msg = (
-            "labels are inferred from the sign and scale of a gradient, and the "
-            "observation is not one; give the labels (threat model 'labels-known')"
-        )
-        raise InvalidInput(msg)
     layer = output_layer(task, problem.spec)
     if layer is None or layer.weight not in problem.observed:
         msg = (
@@ -123,9 +126,27 @@ def _gather(problem: Problem) -> _Evidence:
             "so labels cannot be inferred; give them (threat model 'labels-known')"
         )
         raise InvalidInput(msg)
+    seen = _gradients(problem, task)
+    bias = None if layer.bias is None else seen.values[layer.bias]
+    weight = seen.values[layer.weight]
+    return _Evidence(seen.tasks, layer, seen.law, weight, bias, seen.scaled)
+
+
+def _gradients(problem: Problem, task: Task) -> MeanGradient:
+    """Return the observed gradient, or the mean one behind an update."""
     law = None if problem.law is UNKNOWN else problem.law
-    bias = None if layer.bias is None else problem.observed[layer.bias]
-    return _Evidence(task, layer, law, problem.observed[layer.weight], bias)
+    scaled = scale_is_unknown(law, problem.observed)
+    model = problem.require(Fact.LOCAL_SCHEDULE)
+    if isinstance(model, Gradient):
+        return MeanGradient(problem.observed, law, (task,), scaled)
+    if isinstance(model, Update):
+        found = mean_gradient(problem, model)
+        return replace(found, scaled=scaled or found.scaled)
+    msg = (
+        "labels are inferred from a gradient or an update of local steps, and the "
+        "observation is neither; give the labels (threat model 'labels-known')"
+    )
+    raise InvalidInput(msg)
 
 
 # --- one example ---------------------------------------------------------------------
@@ -172,8 +193,7 @@ def _residual(
     Returns:
         the estimate [K], trust in each entry [K], and whether its scale is unknown.
     """
-    law, layer = evidence.law, evidence.layer
-    scaled = scale_is_unknown(law, problem.observed)
+    law, layer, scaled = evidence.law, evidence.layer, evidence.scaled
     keep = evidence.weight.new_zeros(len(evidence.weight))
     if evidence.bias is not None and layer.bias is not None:
         weights = entry_weights(law, {layer.bias: evidence.bias})
@@ -195,11 +215,8 @@ def _projected(
 ) -> tuple[Tensor, Tensor]:
     """Project ∂L/∂(W, b) ≈ (p − e_y) [ā, 1]ᵀ on the mean features ā of stand-ins."""
     law, layer = evidence.law, evidence.layer
-    proxies, _ = _proxies(problem, evidence.task)
-    received, _ = features(
-        evidence.task, layer, proxies, _chunk(evidence.task, batch_size)
-    )
-    typical = received.flatten(1).mean(dim=0)
+    received, _, _ = _stand_ins(problem, evidence, batch_size)
+    typical = received.mean(dim=(0, 1))
     blocks = {layer.weight: evidence.weight}
     if evidence.bias is not None and layer.bias is not None:
         blocks[layer.bias] = evidence.bias
@@ -220,11 +237,8 @@ def _conditional_softmax(
     problem: Problem, evidence: _Evidence, batch_size: int
 ) -> Tensor:
     """Estimate E[p | y = ℓ], shape [K, K]; one row for all if unlabelled."""
-    inputs, labels = _proxies(problem, evidence.task)
-    _, outputs = features(
-        evidence.task, evidence.layer, inputs, _chunk(evidence.task, batch_size)
-    )
-    p = outputs.softmax(-1)
+    _, outputs, labels = _stand_ins(problem, evidence, batch_size)
+    p = outputs.softmax(-1).mean(dim=0)
     classes = p.shape[1]
     overall = p.mean(dim=0)
     if labels is None or int(labels.max()) >= classes:
@@ -234,28 +248,12 @@ def _conditional_softmax(
     return (member.T @ p + overall) / (member.sum(dim=0)[:, None] + 1)
 
 
-def _proxies(problem: Problem, task: Task) -> tuple[Tensor, Tensor | None]:
-    """Return stand-ins for private examples [N, *event], with labels if there are."""
-    spec = problem.spec
-    if problem.public is not UNKNOWN:
-        public: Batch = problem.public
-        inputs = public.inputs[:_PROXIES].to(task.device, task.dtype)
-        if public.targets.dim() == 1 and not public.targets.is_floating_point():
-            return inputs, public.targets[:_PROXIES].to(task.device)
-        return inputs, None
-    if problem.prior is not UNKNOWN and "sample" in problem.prior.supports:
-        drawn = problem.prior.sample(_PROXIES, fold(0, "labels", "proxies"))
-        return spec.clamp(drawn.to(task.device, task.dtype)), None
-    local = generator(0, "labels", "proxies")
-    shape = (_PROXIES, *spec.shape)
-    if spec.low is None or spec.peak is None:
-        drawn = torch.randn(shape, generator=local, dtype=torch.float64)
-    else:
-        uniform = torch.rand(shape, generator=local, dtype=torch.float64)
-        drawn = spec.low + spec.peak * uniform
-    return drawn.to(task.device, task.dtype), None
-
-
-def _chunk(task: Task, batch_size: int) -> int:
-    """Group stand-ins like the client's batch where examples are coupled."""
-    return batch_size if task.mode == "train" else _PROXIES
+def _stand_ins(
+    problem: Problem, evidence: _Evidence, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what the layer receives of stand-ins [W, N, a], outputs and labels."""
+    inputs, labels = stand_ins(problem, evidence.tasks[0])
+    chunk = stand_in_chunk(evidence.tasks[0], batch_size)
+    found = [features(task, evidence.layer, inputs, chunk) for task in evidence.tasks]
+    received = torch.stack([a.flatten(1) for a, _ in found])
+    return received, torch.stack([f for _, f in found]), labels

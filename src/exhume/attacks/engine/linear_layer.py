@@ -16,12 +16,15 @@ from exhume.problem.tree import Tree, scale
 
 __all__ = [
     "LastTwo",
+    "LinearCall",
     "LinearLayer",
     "entry_weights",
     "features",
     "input_layer",
     "last_two_layers",
+    "linear_calls",
     "output_layer",
+    "probes",
     "scale_is_unknown",
 ]
 
@@ -55,7 +58,9 @@ class LastTwo:
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
+class LinearCall:
+    """One call of a linear layer: what it received and what it returned."""
+
     layer: LinearLayer
     received: Tensor
     returned: Tensor
@@ -70,9 +75,9 @@ def input_layer(task: Task, spec: EventSpec) -> LinearLayer | None:
     Returns:
         the layer, or None if there is none.
     """
-    inputs = _probes(task, spec)
+    inputs = probes(task, spec)
     seen = inputs if task.normalise is None else task.normalise(inputs)
-    calls, _ = _trace(task, inputs)
+    calls, _ = linear_calls(task, inputs)
     for call in calls:
         received = call.received
         if (
@@ -94,7 +99,7 @@ def output_layer(task: Task, spec: EventSpec) -> LinearLayer | None:
     Returns:
         the layer, or None if the outputs come from something else.
     """
-    calls, outputs = _trace(task, _probes(task, spec))
+    calls, outputs = linear_calls(task, probes(task, spec))
     for call in reversed(calls):
         if call.returned.shape == outputs.shape and _same(task, call.returned, outputs):
             return call.layer
@@ -111,7 +116,7 @@ def last_two_layers(task: Task, inputs: Tensor) -> LastTwo | None:
     Returns:
         both, or None if the model does not end so.
     """
-    calls, outputs = _trace(task, inputs, frozen=True)
+    calls, outputs = linear_calls(task, inputs, frozen=True)
     if len(calls) < 2 or calls[-1].returned.shape != outputs.shape:
         return None
     first, last = calls[-2:]
@@ -136,7 +141,7 @@ def features(
     """
     received, outputs = [], []
     for part in inputs.split(chunk):
-        calls, output = _trace(task, part)
+        calls, output = linear_calls(task, part)
         received += [c.received for c in calls if c.layer == layer]
         outputs.append(output)
     return torch.cat(received), torch.cat(outputs)
@@ -178,9 +183,9 @@ def scale_is_unknown(law: Law | None, observed: Tree) -> bool:
     )
 
 
-def _trace(
+def linear_calls(
     task: Task, inputs: Tensor, *, frozen: bool = False
-) -> tuple[list[_Call], Tensor]:
+) -> tuple[list[LinearCall], Tensor]:
     """Run the model and record its linear layers in order of execution.
 
     Args:
@@ -191,7 +196,7 @@ def _trace(
     trainable = task.parameters()
     recorded = dict(task.model.named_parameters()) if frozen else trainable
     name_of = {id(p): n for n, p in recorded.items()}
-    calls: list[_Call] = []
+    calls: list[LinearCall] = []
     handles: list[RemovableHandle] = []
     for name, module in task.model.named_modules():
         if not isinstance(module, nn.Linear) or id(module.weight) not in name_of:
@@ -211,15 +216,15 @@ def _trace(
 
 
 def _recorder(
-    layer: LinearLayer, calls: list[_Call]
+    layer: LinearLayer, calls: list[LinearCall]
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append(_Call(layer, args[0], output))
+        calls.append(LinearCall(layer, args[0], output))
 
     return hook
 
 
-def _probes(task: Task, spec: EventSpec) -> Tensor:
+def probes(task: Task, spec: EventSpec) -> Tensor:
     """Return two different examples without a repeated value, for comparisons."""
     ramp = torch.linspace(0, 1, spec.dimension, dtype=task.dtype, device=task.device)
     if spec.low is not None and spec.peak is not None:

@@ -70,7 +70,10 @@ class Restart:
         self._index, self._watch, self._limits = index, watch, limits
         self._objective, self._map, self._targets = objective, parametrisation, targets
         self._z = parametrisation.encode(start).detach().clone().requires_grad_()
-        self._variables = [self._z, *targets.variables]
+        with torch.no_grad():
+            first = objective.begin(self.inputs(), targets.decode())
+        self._unknowns = [u.detach().clone().requires_grad_() for u in first]
+        self._variables = [self._z, *targets.variables, *self._unknowns]
         self._step = solver.begin(self._variables, limits.iterations, generator)
         self._settled = solver.settled_after(limits.iterations)
         self._stride = max(1, math.ceil((limits.iterations + 1) / _TRACE_POINTS))
@@ -117,7 +120,7 @@ class Restart:
 
     def answer(self) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the best point."""
-        free = self._best[1] if len(self._best) > 1 else None
+        free = self._best[1] if self._targets.variables else None
         return self._map.decode(self._best[0]), self._targets.answer(free)
 
     def _evaluate(self) -> Tensor:
@@ -132,7 +135,8 @@ class Restart:
 
     def _look(self) -> Tensor:
         """Evaluate the objective where the variables are now, and remember it."""
-        value = self._objective(self._map.decode(self._z), self._targets.decode())
+        inputs, targets = self._map.decode(self._z), self._targets.decode()
+        value = self._objective(inputs, targets, self._unknowns)
         self._watch.count()
         number = float(value.detach())
         if number < self.best_value:

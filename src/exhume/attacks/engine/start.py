@@ -10,15 +10,20 @@ from torch import Tensor
 from exhume.attacks.engine.centre import centre
 from exhume.attacks.engine.parametrisation import standard_units
 from exhume.errors import InvalidInput
+from exhume.observations.update import Update
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.observation import ObservationModel
 from exhume.problem.reconstruction import Outcome, Reconstruction
 from exhume.registry import find
 
 __all__ = ["StartKind", "initial", "initial_with_note"]
 
 StartKind = Literal[
-    "prior-mean", "normal", "raw-normal", "uniform", "public", "analytic"
+    "prior-mean", "normal", "raw-normal", "uniform", "public", "analytic", "surrogate"
 ]
+
+# Iterations of the attack that a start is worth.
+_ROUGH = 300
 
 
 def initial(
@@ -34,6 +39,8 @@ def initial(
     * ``public``: random public examples.
     * ``analytic``: the closed form of the attack ``analytic-linear``; the prior mean
       where that does not apply.
+    * ``surrogate``: a short run of the attack ``surrogate-model`` on an update; as
+      ``normal`` where a gradient was observed.
 
     Args:
         problem: what the attacker sees.
@@ -62,6 +69,8 @@ def initial_with_note(
         return middle.expand(shape).clone(), ""
     if kind == "public":
         return _public(problem, batch_size, generator).to(middle), ""
+    if kind == "surrogate" and isinstance(_model(problem), Update):
+        return _surrogate(problem, generator).to(middle), ""
     if kind == "analytic":
         return _analytic(problem, batch_size, generator, middle)
     if kind == "uniform":
@@ -80,6 +89,19 @@ def _public(problem: Problem, count: int, generator: torch.Generator) -> Tensor:
     inputs = problem.require(Fact.PUBLIC_DATA).inputs
     order = torch.randperm(len(inputs), generator=generator)
     return inputs[order.repeat(-(-count // len(inputs)))[:count]].clone()
+
+
+def _model(problem: Problem) -> ObservationModel | None:
+    known = problem.knows(Fact.LOCAL_SCHEDULE)
+    return problem.require(Fact.LOCAL_SCHEDULE) if known else None
+
+
+def _surrogate(problem: Problem, generator: torch.Generator) -> Tensor:
+    key = int(torch.randint(2**31, (), generator=generator))
+    answer: Reconstruction = find("attack", "surrogate-model")(iterations=_ROUGH)(
+        problem, key
+    )
+    return answer.inputs
 
 
 def _analytic(

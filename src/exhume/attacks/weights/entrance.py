@@ -27,7 +27,10 @@ __all__ = [
 
 # Directions count where they stand out this much above the edge of the noise.
 _ABOVE_EDGE = 1.1
-# Singular values below this share of the largest are rounding.
+# Directions this much quieter than the loudest one are below the errors of a training
+# that has not quite settled; weight decay removes the noise that would hide them.
+_QUIET = 3e-3
+# Slopes and lengths below this share of the largest are rounding.
 _ROUNDING = 1e-6
 
 
@@ -58,7 +61,8 @@ class Span:
 
     Attributes:
         basis: orthonormal rows, shape [k, d].
-        noise: standard deviation of the initial weights, as the bulk shows it.
+        noise: standard deviation of what counts as noise: of the initial weights, as
+            the bulk of singular values shows it, or of what is too quiet.
     """
 
     basis: Tensor
@@ -168,9 +172,10 @@ def make_span(weight: Tensor, examples: int) -> Span | None:
     if not float(singular[0]) > 0:
         return None
     rows, columns = weight.shape
-    noise = noise_level(singular, rows, columns)
-    edge = _ABOVE_EDGE * noise * (math.sqrt(rows) + math.sqrt(columns))
-    edge = max(edge, _ROUNDING * float(singular[0]))
+    sides = math.sqrt(rows) + math.sqrt(columns)
+    quiet = _QUIET * float(singular[0]) / sides
+    noise = max(noise_level(singular, rows, columns), quiet)
+    edge = _ABOVE_EDGE * noise * sides
     rank = min(int((singular > edge).sum()), examples)
     return Span(right[:rank], noise) if rank else None
 
