@@ -82,11 +82,19 @@ def label_note(problem: Problem, strategy: LabelStrategy) -> str:
     """Say in one sentence where the labels come from, for the notes of an attack."""
     if strategy == "known":
         return "The labels are given."
-    layer = _gather(problem).layer
+    evidence = _gather(problem)
+    layer, steps = evidence.layer, len(evidence.tasks) > 1
     what = "bias" if layer.bias is not None else "weight (the layer has no bias)"
-    return (
-        f"The labels were inferred by {strategy!r} from the gradient of the "
+    source = "change over all steps" if steps else "gradient"
+    sentence = (
+        f"The labels were inferred by {strategy!r} from the {source} of the "
         f"classification layer's {what}."
+    )
+    if not (steps and evidence.scaled):
+        return sentence
+    return (
+        f"{sentence} Without the step size (or behind clipped steps) nearly even "
+        f"labels may be counted wrong."
     )
 
 
