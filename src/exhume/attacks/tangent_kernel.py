@@ -12,7 +12,6 @@ from torch import Tensor
 from exhume.attacks.engine.centre import centre, placeholder_targets
 from exhume.attacks.engine.driver import check_options
 from exhume.attacks.engine.projection_descent import (
-    LEAST_RIDGE,
     POLISH_RIDGE,
     ProjectionDescent,
     explain,
@@ -34,6 +33,8 @@ __all__ = ["TangentKernel"]
 
 # Residual below which no further start is needed.
 _EXPLAINED = 1e-9
+# Residual above which it is the model that does not fit, so that more will not help.
+_MISMATCH = 1e-3
 _NOTHING = "The observation is zero: nothing was learned, so nothing can be read."
 
 
@@ -62,6 +63,7 @@ class TangentKernel(Attack):
         polish: steps of L-BFGS before the candidates are reduced, and as many after.
         newton: Gauss–Newton steps at the end at most.
         inner_iterations: conjugate-gradient products per such step.
+        rounds: times at most that fresh candidates join a solution that almost fits.
         restarts: random starts at most; the smallest residual wins.
         seconds: CPU seconds over all restarts; None for no limit.
         points: where features are taken between Θ_0 and Θ_T, as shares of the way;
@@ -79,6 +81,7 @@ class TangentKernel(Attack):
     polish: int = 300
     newton: int = 100
     inner_iterations: int = 100
+    rounds: int = 2
     restarts: int = 1
     seconds: float | None = None
     points: tuple[float, ...] = ()
@@ -135,6 +138,7 @@ class TangentKernel(Attack):
             not_negative={
                 "polish": self.polish,
                 "newton": self.newton,
+                "rounds": self.rounds,
                 "box": self.box,
             },
         )
@@ -189,18 +193,39 @@ class TangentKernel(Attack):
     def _once(
         self, problem: Problem, descent: ProjectionDescent, random: torch.Generator
     ) -> Tensor:
+        """Search from one start; where nothing but a few examples is missing, add some.
+
+        Gauss–Newton ends in an exact explanation or shows that one is missing: then
+        fresh candidates join, and what they find replaces what explains least.
+        """
         count: int = problem.require(Fact.BATCH_SIZE)
         middle = _middle(problem).to(torch.float64)
-        shape = (self.candidates * count, *problem.spec.shape)
+        features = descent.view.features()
+        first = self._draw(problem, middle, self.candidates * count, random)
+        x = descent.search(first, self.iterations)
+        best, residual = x, math.inf
+        for attempt in range(1 + self.rounds):
+            if attempt:
+                more = self._draw(problem, middle, max(count // 2, 1), random)
+                x = torch.cat([best, more])
+            if len(x) > count:
+                x = descent.reduced(x, len(x), middle)
+                x = descent.polish(x, self.polish, POLISH_RIDGE)
+                x = descent.reduced(x, count, middle)
+            x = descent.refine(x, self.newton, self.inner_iterations)
+            value = explain(features, x).residual
+            if value < residual:
+                best, residual = x, value
+            if residual <= _EXPLAINED or residual > _MISMATCH or descent.late:
+                break
+        return best
+
+    def _draw(
+        self, problem: Problem, middle: Tensor, count: int, random: torch.Generator
+    ) -> Tensor:
+        shape = (count, *problem.spec.shape)
         draw = torch.randn(shape, generator=random, dtype=torch.float64)
-        width = self.spread * (problem.spec.peak or 1.0)
-        x = descent.search(middle + width * draw.to(middle), self.iterations)
-        if self.candidates > 1:
-            x = descent.reduced(x, len(x), middle)
-            x = descent.polish(x, self.polish, POLISH_RIDGE)
-            x = descent.reduced(x, count, middle)
-        x = descent.refine(x, self.newton, self.inner_iterations)
-        return x
+        return middle + self.spread * (problem.spec.peak or 1.0) * draw.to(middle)
 
     def _answer(
         self,

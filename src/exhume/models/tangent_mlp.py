@@ -45,7 +45,7 @@ class TangentMlp(ModelSource):
         activation: after every hidden layer.
         sharpness: β of ``softplus``, log(1 + exp(βz)) / β; 4 stays smooth and is near
             to ReLU. Other activations ignore it.
-        bias_std: s of the hidden biases; 0 starts them at zero, and they are trained.
+        bias_std: s of the hidden biases at first; they are trained in any case.
         mean: of a fixed normalisation of the inputs; empty for none.
         std: likewise.
     """
@@ -53,7 +53,7 @@ class TangentMlp(ModelSource):
     hidden: tuple[int, ...] = (1000,)
     activation: ActivationName = "softplus"
     sharpness: float = 4.0
-    bias_std: float = 0.1
+    bias_std: float = 0.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 

@@ -21,8 +21,6 @@ __all__ = ["FineTuning", "kernel_regression", "regression_targets", "tangent_fea
 
 # Steps of the power iteration for the largest eigenvalue, which need not be exact.
 _POWER_STEPS = 30
-# Share of the largest stable step, which the curvature at the start sets.
-_STABLE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class FineTuning(ObservationModel):
     Attributes:
         target_loss: train until L ≤ target.
         iterations: at most so many steps.
-        rate: step size η; None takes nine tenths of what is stable at Θ_0.
+        rate: step size η; None takes the largest that follows the gradient flow at Θ_0.
         momentum: of the steps, in [0, 1).
         linearised: share the closed form of the linearised network.
         ridge: ε of the closed form, as a share of the mean diagonal of K.
@@ -92,11 +90,17 @@ class FineTuning(ObservationModel):
             Candidate(inputs, targets),
             target_loss=self.target_loss,
             iterations=self.iterations,
-            rate=stable_rate(task, inputs) if self.rate is None else self.rate,
+            rate=self._rate(task, inputs),
             momentum=self.momentum,
             strict=True,
         )
         return subtract(trained.weights, start)
+
+    def _rate(self, task: Task, inputs: Tensor) -> float:
+        if self.rate is not None:
+            return self.rate
+        # Momentum adds up to 1/(1 − μ) steps; more than the flow leaves the tangents.
+        return (1 - self.momentum) * flow_rate(task, inputs)
 
     def forward_func(self, task: Task, candidate: Candidate) -> Tree:
         """Return Θ_T − Θ_0; only the closed form has transforms."""
@@ -184,12 +188,12 @@ def _trained_on(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
         return regression_targets(targets, task.predict(inputs, task.parameters()))
 
 
-def stable_rate(task: Task, inputs: Tensor) -> float:
-    """Return nine tenths of the largest step at which descent from Θ_0 is stable.
+def flow_rate(task: Task, inputs: Tensor) -> float:
+    """Return the largest step of gradient descent that does not overshoot at Θ_0.
 
-    The curvature of the mean loss is at most that of the loss in the outputs, 2/C for
-    the squared error, times λ_max(JJᵀ)/B, found by power iteration on
-    Jacobian-vector products. It bounds the other losses too.
+    It is one over the curvature of the mean loss, at most that of the loss in the
+    outputs, 2/C for the squared error, times λ_max(JJᵀ)/B, which power iteration on
+    Jacobian-vector products finds. It bounds the curvature of the other losses too.
 
     Args:
         task: with Θ_0.
@@ -210,4 +214,4 @@ def stable_rate(task: Task, inputs: Tensor) -> float:
         if not largest > 0:
             return 1.0
         direction = image / largest
-    return _STABLE * value.numel() / largest
+    return 0.5 * value.numel() / largest

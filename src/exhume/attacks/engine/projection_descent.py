@@ -46,6 +46,8 @@ SEARCH_RIDGE = 1e-6
 POLISH_RIDGE = 1e-8
 # The logarithm of the loss is taken above this; rounding is below.
 _FLOOR = 1e-13
+# Above this residual least squares would fit the errors of the model.
+_NO_FIT = 0.03
 # Stages in which the softplus sharpens, each with a model of its own.
 _STAGES = 30
 _DULL, _SHARP = 10.0, 200.0
@@ -185,7 +187,7 @@ class ProjectionDescent:
         return self._sound(x, start)
 
     def refine(self, start: Tensor, iterations: int, inner_iterations: int) -> Tensor:
-        """Run Gauss–Newton on inputs and weights together, kinks as they are.
+        """Run Gauss–Newton, kinks as they are, where the model fits at all.
 
         Args:
             start: x₀, shape [M, *event].
@@ -193,7 +195,10 @@ class ProjectionDescent:
             inner_iterations: conjugate-gradient products per step.
         """
         features = self.view.features()
-        weights = explain(features, start, POLISH_RIDGE).weights.flatten()
+        told = explain(features, start, POLISH_RIDGE)
+        if told.residual > _NO_FIT or iterations == 0 or self.late:
+            return start
+        weights = told.weights.flatten()
         found, course = gauss_newton(
             features,
             start,
