@@ -56,6 +56,10 @@ QUICK: dict[str, dict] = {
     "pca": {},
     "prior-mean": {},
     "sample-splitting": {"iterations": 30, "rounds": 1, "restarts": 1},
+    "subspace": {
+        "options": {"iterations": 60, "polish": 25, "newton": 10, "rounds": 0}
+    },
+    "tangent-kernel": {"iterations": 60, "polish": 25, "newton": 10, "rounds": 0},
     "tensor": {"restarts": 20, "starts": 2},
 }
 #: attack → what it needs beyond ``QUICK`` to win on the easy problem
