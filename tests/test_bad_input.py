@@ -306,7 +306,9 @@ def test_what_the_file_and_the_user_do_not_say_is_asked_for(here):
     assert "give --mode" in refused(here, *base, "--shape", "6")
     text = refused(here, *base, "--shape", "6", "--mode", "eval")
     assert "give --batch-size" in text
-    assert "give --update, or --before and --after, or --trained" in refused(here, *base[:4])
+    assert "give --update, or --before and --after, or --trained" in refused(
+        here, *base[:4]
+    )
 
 
 def test_debug_shows_where(here):
