@@ -23,7 +23,6 @@ from torch import nn
 import exhume
 from exhume import registry
 from exhume.attacks.prior_mean import PriorMean
-from exhume.config import build
 from exhume.errors import Inconsistent, MissingKnowledge
 from exhume.keys import generator
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
@@ -33,13 +32,13 @@ from toys import (
     COLOUR,
     GRAY,
     VECTOR,
-    homogeneous,
     make_world,
     mlp,
+    network_for,
+    observation_for,
     reveal,
     seeded,
     smooth,
-    smooth_mlp,
 )
 
 #: attack → options that make it quick on a toy problem
@@ -47,6 +46,10 @@ QUICK: dict[str, dict] = {
     "analytic-linear": {},
     "covariance-aware": {"iterations": 5, "restarts": 1},
     "dlg": {"iterations": 6},
+    "embedding": {
+        "head_options": {"iterations": 60, "polish": 25, "newton": 10, "rounds": 0},
+        "image_options": {"iterations": 10, "inner_iterations": 50},
+    },
     "gauss-newton": {"iterations": 10, "inner_iterations": 50},
     "gradinversion": {"iterations": 30, "restarts": 2},
     "idlg": {"iterations": 6},
@@ -76,6 +79,8 @@ SPECS = {"gray": GRAY, "colour": COLOUR, "vector": VECTOR}
 BASELINES = {"nearest-public", "prior-mean"}
 #: not applicable to the worlds of this suite; tested in files of their own
 ELSEWHERE = {"covariance-aware"}
+#: attacks on a network with a frozen backbone
+OF_A_HEAD = {"embedding"}
 every_attack = pytest.mark.parametrize("name", NAMES)
 
 
@@ -84,7 +89,9 @@ def quick(name: str):
 
 
 def shared_with(name: str) -> str:
-    """Return the observation that an attack is tried on."""
+    """Return the observation that an attack is tried on, see ``network_for``."""
+    if name in OF_A_HEAD:
+        return "head"
     inverts = registry.find("attack", name).inverts
     return "gradient" if "gradient" in inverts else min(inverts)
 
@@ -92,12 +99,11 @@ def shared_with(name: str) -> str:
 @lru_cache
 def world(kind: str, labels: tuple[int, ...] = (3,), shared: str = "gradient"):
     spec = SPECS[kind]
-    trained = shared == "weights"
     return make_world(
         spec,
         labels=labels,
-        model=homogeneous(spec) if trained else smooth_mlp(spec),
-        observation=build("observation", shared),
+        model=network_for(shared, spec),
+        observation=observation_for(shared),
         key=1,
     )
 

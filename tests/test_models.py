@@ -31,6 +31,10 @@ SMALL = {
     "leaky-convnet": {"width": 4},
     "mlp": {"hidden": [16, 8]},
     "resnet18": {"width": 4},
+    "transfer": {
+        "backbone": {"name": "mlp", "hidden": [12], "activation": "tanh"},
+        "head": {"name": "mlp", "hidden": [8]},
+    },
     "two-layer": {"width": 16},
 }
 

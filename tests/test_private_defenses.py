@@ -20,9 +20,9 @@ from exhume.problem.observation import Candidate
 from exhume.problem.privacy import Guarantee
 from exhume.problem.reconstruction import Outcome
 from exhume.problem.tree import flatten
-from test_attacks import QUICK
+from test_attacks import OF_A_HEAD, QUICK
 from test_defenses import BATCH, REGISTERED, ROWS, TASK, cases, make, same
-from toys import GRAY, make_world, reveal
+from toys import GRAY, make_world, mlp, reveal, transfer
 
 every_private = cases(lambda row: row.private)
 
@@ -161,7 +161,9 @@ def _behind(defense):
 @pytest.mark.parametrize("name", PROTOCOL)
 @pytest.mark.parametrize("attack", ON_GRADIENTS)
 def test_no_attack_breaks_down(name, attack):
-    world = make_world(GRAY, labels=(3, 1), defenses=(make(name, ROWS[name][0].acts),))
+    defenses = (make(name, ROWS[name][0].acts),)
+    model = transfer(GRAY) if attack in OF_A_HEAD else mlp(GRAY)
+    world = make_world(GRAY, labels=(3, 1), model=model, defenses=defenses)
     for threat in ("labels-known", "parameter-aware", "defense-unknown"):
         problem = reveal(world, threat)
         try:

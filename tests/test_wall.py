@@ -17,19 +17,20 @@ import torch
 from torch import nn
 
 import exhume
-from exhume.config import build
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
+from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Fact
 from exhume.problem.threat import PRESETS, ThreatModel
 from test_attacks import NAMES, QUICK, quick, shared_with
 from toys import (
     GRAY,
     DeadPixels,
-    homogeneous,
     make_world,
     mlp,
+    network_for,
+    observation_for,
     reveal,
     seeded,
     smooth,
@@ -69,8 +70,8 @@ sys.stdout.buffer.write(pickle.dumps(answers))
 def _with_prior(shared):
     world = make_world(
         labels=(3, 1),
-        model=homogeneous(GRAY) if shared == "weights" else smooth_mlp(GRAY),
-        observation=build("observation", shared),
+        model=network_for(shared, GRAY),
+        observation=observation_for(shared),
         defenses=(GaussianNoise(std=1e-3),),
     )
     assert world.public is not None
@@ -121,7 +122,10 @@ def twin_worlds(first_layer, shared="gradient", threat_labels=(3, 1)):
     width = 256 if first_layer == "convolution" else 24
     body.append(nn.Linear(width, 5, bias=free))
     model = seeded(nn.Sequential(DeadPixels(mask), *body), 0)
-    own = build("observation", shared)
+    if shared == "head":
+        model.requires_grad_(requires_grad=False)
+        model = nn.Sequential(model, smooth_mlp(EventSpec.vector(5)))
+    own = observation_for(shared)
     world = make_world(labels=threat_labels, model=model, observation=own, key=2)
     other = torch.where(mask.bool(), world.batch.inputs, smooth(GRAY, 2, 77))
     return world, replace(world, batch=replace(world.batch, inputs=other))
@@ -270,8 +274,8 @@ def test_garbage_in_place_of_the_truth_changes_no_bit(name):
     shared = shared_with(name)
     world = make_world(
         labels=(3, 1),
-        model=homogeneous(GRAY) if shared == "weights" else smooth_mlp(GRAY),
-        observation=build("observation", shared),
+        model=network_for(shared, GRAY),
+        observation=observation_for(shared),
     )
     first = quick(name)(reveal(world), key=2)
     problem = reveal(world)
