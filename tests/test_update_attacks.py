@@ -305,7 +305,7 @@ def test_adam_clients_are_pointed_out():
 @pytest.mark.parametrize("name", CLIENTS)
 def test_simulated_steps_beat_one_gradient(name):
     w = world(name)
-    attack = exhume.attack("unrolled", iterations=60)
+    attack = exhume.attack("unrolled", iterations=100)
     found = attack(told(w, "order-known"))
     assert psnr(found, w) > surrogate(name, "initial", "order-known") + 8
     exact = exhume.attack("unrolled", total_variation=0.0)

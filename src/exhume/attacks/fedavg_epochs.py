@@ -103,7 +103,7 @@ class FedavgEpochs(MatchingAttack):
     labels: InferredLabels = "bias-corrected"
     parametrisation: ParametrisationName = "projection"
     total_variation: float = 0.001
-    step_size: float = 0.4
+    step_size: float = 0.2
     patience: int = 100
     stall: float = 1e-4
 

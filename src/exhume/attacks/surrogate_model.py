@@ -75,7 +75,7 @@ class SurrogateModel(MatchingAttack):
     labels: InferredLabels = "bias-corrected"
     parametrisation: ParametrisationName = "projection"
     total_variation: float = 0.003
-    stiffness: float = 0.1
+    stiffness: float = 0.01
     step_size: float = 0.4
     patience: int = 100
     stall: float = 1e-4

@@ -39,8 +39,8 @@ def initial(
     * ``public``: random public examples.
     * ``analytic``: the closed form of the attack ``analytic-linear``; the prior mean
       where that does not apply.
-    * ``surrogate``: a short run of the attack ``surrogate-model`` on an update; as
-      ``normal`` where a gradient was observed.
+    * ``surrogate``: a short run of the attack ``surrogate-model`` with a ``bezier``
+      path on an update; as ``normal`` where a gradient was observed.
 
     Args:
         problem: what the attacker sees.
@@ -98,9 +98,8 @@ def _model(problem: Problem) -> ObservationModel | None:
 
 def _surrogate(problem: Problem, generator: torch.Generator) -> Tensor:
     key = int(torch.randint(2**31, (), generator=generator))
-    answer: Reconstruction = find("attack", "surrogate-model")(iterations=_ROUGH)(
-        problem, key
-    )
+    attack = find("attack", "surrogate-model")(path="bezier", iterations=_ROUGH)
+    answer: Reconstruction = attack(problem, key)
     return answer.inputs
 
 
