@@ -292,13 +292,21 @@ def test_the_bound_scales_as_theory_says():
 
 # --- every attack against every defense ----------------------------------------------
 
+_BARELY = {"iterations": 2, "polish": 2, "newton": 1, "rounds": 0}
 BRIEF = {
     "dlg": {"iterations": 1},
+    "fedavg-epochs": {"iterations": 2},
     "gauss-newton": {"iterations": 2, "inner_iterations": 5, "restarts": 1},
     "gradinversion": {"iterations": 2, "restarts": 1},
     "idlg": {"iterations": 1},
     "inverting-gradients": {"iterations": 3},
+    "kkt": {"iterations": 2, "restarts": 1},
     "nearest-public": {"gradients": 3},
+    "sample-splitting": {"iterations": 2, "rounds": 1, "restarts": 1},
+    "subspace": {"options": _BARELY},
+    "surrogate-model": {"iterations": 2},
+    "tangent-kernel": _BARELY,
+    "unrolled": {"iterations": 2, "exchanges": 0},
 }
 OURS = (
     "coordinate-clipping",

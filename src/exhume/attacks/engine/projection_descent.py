@@ -52,7 +52,7 @@ _NO_FIT = 0.03
 _STAGES = 30
 _DULL, _SHARP = 10.0, 200.0
 # Candidates that correlate above the first of these that leaves enough are one.
-_ALIKE = (0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+_ALIKE = (0.9, 0.95, 0.98, 0.99, 0.999, math.inf)
 _TRACE_POINTS = 100
 # Quasi-Newton steps between two looks at the clock.
 _PORTION = 25
