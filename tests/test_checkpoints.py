@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,62 @@ def test_the_command_line_explains_what_it_lacks(tmp_path):
     assert "--before and --after" in alone.output
     nothing = run("gauss-newton", *common)
     assert "nothing to attack" in nothing.output
+
+
+def pair(tmp_path, after: dict) -> tuple[str, ...]:
+    save_file(state(plain()), tmp_path / "a.safetensors")
+    save_file(after, tmp_path / "b.safetensors")
+    files = (str(tmp_path / f"{name}.safetensors") for name in "ab")
+    return (
+        *("surrogate-model", "--model", "test_checkpoints:plain", "--mode", "eval"),
+        *("--shape", "6", "--labels", "0,1,2,0", "--option", "iterations=2"),
+        *("--no-defense", "--out", str(tmp_path / "answer")),
+        *(x for flag in zip(("--before", "--after"), files, strict=True) for x in flag),
+    )
+
+
+def test_the_command_line_says_what_it_assumes_of_a_schedule(tmp_path):
+    arguments = pair(tmp_path, trained(plain()))
+    nothing = run(*arguments)
+    assert nothing.exit_code == 0, nothing.output
+    assert "does not say epochs and batch_size" in nothing.output
+    assert "assume one epoch" in nothing.output
+    shutil.rmtree(tmp_path / "answer")
+    said = run(*arguments, "--schedule", "epochs=5", "--schedule", "batch_size=4")
+    assert said.exit_code == 0, said.output
+    assert "does not say" not in said.output
+
+
+def test_the_command_line_tells_frozen_layers(tmp_path):
+    tuned = plain()
+    tuned[0].requires_grad_(False)
+    found = run(*pair(tmp_path, trained(tuned)), "--schedule", "epochs=5")
+    assert found.exit_code == 0, found.output
+    assert "'0.bias', '0.weight' did not change and count as frozen" in found.output
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sentence"),
+    [
+        ("rates=0.1", "has no option 'rates'; did you mean 'rate'?"),
+        ("rate", "--schedule is 'rate'; expected key=value, like epochs=5"),
+        ("rate=-1", "expected a learning rate above 0"),
+        ("optimiser=rmsprop", "'sgd', 'adam' or 'adamw' (got 'rmsprop')"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_explained(tmp_path, schedule, sentence):
+    found = run(*pair(tmp_path, trained(plain())), "--schedule", schedule)
+    assert found.exit_code == 2
+    assert sentence in " ".join(found.output.split())
+
+
+def test_checkpoints_that_fit_no_more_are_explained(tmp_path):
+    wide = seeded(nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)), 3)
+    found = run(*pair(tmp_path, trained(wide)))
+    assert found.exit_code == 2
+    assert "different architectures (3 tensors differ)" in found.output
+    broken = trained(plain())
+    broken["0.weight"][0, 0] = float("nan")
+    found = run(*pair(tmp_path, broken))
+    assert found.exit_code == 2
+    assert "1 of 48 values are NaN or inf" in found.output

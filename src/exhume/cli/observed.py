@@ -131,6 +131,8 @@ def _difference(
     found = difference(
         load_tensors(before), load_tensors(after), net, said.observation()
     )
+    if sentence := said.assumed():
+        warn(sentence)
     for finding in found.findings:
         (warn if finding.severity == "warning" else say)(f"between: {finding.sentence}")
     return found.shared

@@ -52,10 +52,26 @@ class Said:
         """Return the local training that is said; nothing said of it stays open."""
         from exhume.config import build
 
-        given = {"name": "update", **options(self.schedule or ())}
+        given = {"name": "update", **options(self.schedule or (), "--schedule")}
         unsaid = {"rate": None, "order": "unknown"}
         open_ = unsaid if given["name"] == "update" else {}
         return build("observation", {**open_, **given})
+
+    def assumed(self) -> str:
+        """Return a sentence on what is assumed of a local training, or ""."""
+        given = options(self.schedule or (), "--schedule")
+        missing = [n for n in ("epochs", "batch_size") if n not in given]
+        if given.get("name", "update") != "update" or not missing:
+            return ""
+        steps = {
+            "epochs": "one epoch, epochs=1",
+            "batch_size": "all examples in every step, batch_size=0",
+        }
+        return (
+            f"--schedule does not say {' and '.join(missing)}: attacks that simulate "
+            f"the training assume {' and '.join(steps[n] for n in missing)}; an update "
+            f"of another training is not explained by that"
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return the fields of a ``SharedObservation`` that are said."""
@@ -161,7 +177,7 @@ def _refuse_contradictions(shared: SharedObservation, facts: dict[str, Any]) -> 
             raise InvalidInput(msg)
 
 
-def options(given: Sequence[str]) -> dict[str, Any]:
+def options(given: Sequence[str], flag: str = "--option") -> dict[str, Any]:
     """Read ``key=value`` pairs; a value is TOML, or text where it is not.
 
     >>> options(["iterations=50", "start=prior-mean", "seconds=none"])
@@ -171,7 +187,8 @@ def options(given: Sequence[str]) -> dict[str, Any]:
     for text in given:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            msg = f"--option is {text!r}; expected key=value, like iterations=50"
+            example = "iterations=50" if flag == "--option" else "epochs=5"
+            msg = f"{flag} is {text!r}; expected key=value, like {example}"
             raise InvalidInput(msg)
         try:
             pairs[key] = tomllib.loads(f"value = {value}")["value"]

@@ -23,6 +23,12 @@ _KINDS: dict[ObservationKind, str] = {
     "fine-tuning": "the change of the weights after a training to the end",
     "weights": "trained weights",
 }
+_SHORT: dict[ObservationKind, str] = {
+    "gradient": "a gradient",
+    "update": "an update",
+    "fine-tuning": "a change by a whole training",
+    "weights": "trained weights",
+}
 
 
 class Attack(ABC):
@@ -80,9 +86,9 @@ class Attack(ABC):
         if model.kind == "update" and "gradient" in self.inverts:
             view = problem.as_gradient()
         if view is None:
-            kinds = " or ".join(sorted(self.inverts))
+            kinds = " or ".join(_SHORT[kind] for kind in sorted(self.inverts))
             msg = (
-                f"this attack inverts a {kinds}, and what was observed is "
+                f"this attack inverts {kinds}, and what was observed is "
                 f"{_KINDS[model.kind]}; see `exhume list attacks` for one that does"
             )
             raise Unsuited(msg)
