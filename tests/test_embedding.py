@@ -18,7 +18,7 @@ from exhume.attacks.engine.embedding_problems import (
     image_problem,
     probe_task,
 )
-from exhume.attacks.engine.frozen_split import frozen_split
+from exhume.attacks.engine.frozen_split import frozen_split, typical_embeddings
 from exhume.audit.memorised import best_correlations
 from exhume.config import build
 from exhume.errors import Inconsistent, InvalidInput, Unsuited
@@ -26,6 +26,7 @@ from exhume.observations.fine_tuning import FineTuning
 from exhume.observations.gradient import Gradient
 from exhume.observations.update import Update
 from exhume.observations.weights import Weights
+from exhume.priors.gaussian import GaussianDensity
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN
 from exhume.problem.law import Law
@@ -173,7 +174,7 @@ def test_the_problem_of_an_image_holds_at_the_image(threat):
     assert float(share) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("threat", ["labels-known", "data-enhanced"])
+@pytest.mark.parametrize("threat", ["labels-known", "parameter-aware"])
 @pytest.mark.parametrize("model", [transfer(GRAY), over_conv()], ids=["dense", "conv"])
 def test_the_problem_of_the_head_holds_at_the_embeddings(model, threat):
     """The observation is the head's gradient at g(x), whatever the units of z."""
@@ -204,6 +205,25 @@ def test_public_examples_give_the_range_of_embeddings():
     )
     unknown = replace(problem, public=UNKNOWN)
     assert head_view(unknown, split).problem.spec == EventSpec.vector(80)
+
+
+def test_units_come_from_what_is_known_of_the_data():
+    """From public examples, else from draws of the prior, else from any inputs."""
+    world = make_world(GRAY, model=transfer(GRAY), dtype=torch.float64)
+    dark = torch.full(GRAY.shape, 0.1, dtype=torch.float64)
+    prior = GaussianDensity.from_covariance(dark, 1e-3 * torch.eye(64))
+    split = frozen_split(world.task, GRAY)
+    known = replace(reveal(world), prior=prior)
+    no_public = replace(known, public=UNKNOWN)
+    nothing = replace(no_public, prior=UNKNOWN)
+    assert world.public is not None
+    public, drawn, any_ = (
+        typical_embeddings(split, p) for p in (known, no_public, nothing)
+    )
+    assert torch.equal(public, split.embed(world.public.inputs))
+    middle = split.embed(dark[None])[0]
+    assert float((drawn.mean(dim=0) - middle).norm()) < 0.1
+    assert float((any_.mean(dim=0) - middle).norm()) > 0.5
 
 
 def test_where_a_rectifier_ends_the_range_ends():
