@@ -98,7 +98,9 @@ class Victim:
     seconds: float
 
 
-def images(path: str, seed: int) -> tuple[exhume.Batch, Tensor, Tensor]:
+def images(
+    path: str, seed: int, per_class: int = PER_CLASS
+) -> tuple[exhume.Batch, Tensor, Tensor]:
     """Return the training images, the unseen ones and the mean of the former."""
     source = {"name": "mnist", "path": path}
     whole = exhume.dataset("relabelled", source=source, classes=PARITY, pool=2).load()
@@ -107,7 +109,7 @@ def images(path: str, seed: int) -> tuple[exhume.Batch, Tensor, Tensor]:
             len(whole), generator=torch.Generator().manual_seed(seed)
         )
         whole = whole.select(order)
-    rows = [(whole.targets == c).nonzero().flatten()[:PER_CLASS] for c in (0, 1)]
+    rows = [(whole.targets == c).nonzero().flatten()[:per_class] for c in (0, 1)]
     chosen = torch.cat(rows)
     others = torch.ones(len(whole), dtype=torch.bool)
     others[chosen] = False

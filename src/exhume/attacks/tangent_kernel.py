@@ -77,7 +77,7 @@ class TangentKernel(Attack):
     """
 
     candidates: int = 2
-    iterations: int = 1500
+    iterations: int = 3000
     polish: int = 300
     newton: int = 100
     inner_iterations: int = 100
@@ -212,6 +212,7 @@ class TangentKernel(Attack):
                 x = descent.reduced(x, len(x), middle)
                 x = descent.polish(x, self.polish, POLISH_RIDGE)
                 x = descent.reduced(x, count, middle)
+                x = descent.polish(x, self.polish, POLISH_RIDGE)
             x = descent.refine(x, self.newton, self.inner_iterations)
             value = explain(features, x).residual
             if value < residual:
