@@ -36,6 +36,7 @@ CLIENTS = {
     "momentum and decay": {"momentum": 0.5, "weight_decay": 0.1},
     "clipped": {"clip": 0.1},
     "adam": {"optimiser": "adam", "rate": 0.01},
+    "adam with a large ε": {"optimiser": "adam", "rate": 0.01, "epsilon": 0.1},
     "adam with decay": {"optimiser": "adam", "rate": 0.01, "weight_decay": 0.1},
     "adamw": {"optimiser": "adamw", "rate": 0.01, "weight_decay": 0.1},
 }
@@ -59,7 +60,9 @@ def by_torch(task: Task, candidate: Candidate, update: Update):
             nesterov=update.nesterov,
             **decay,
         ),
-        "adam": lambda p: torch.optim.Adam(p, lr=update.rate, **decay),
+        "adam": lambda p: torch.optim.Adam(
+            p, lr=update.rate, eps=update.epsilon, **decay
+        ),
         "adamw": lambda p: torch.optim.AdamW(p, lr=update.rate, **decay),
     }[update.optimiser](model.parameters())
     for index in update.batches(len(candidate.inputs)):
@@ -290,6 +293,7 @@ def test_defenses_inside_of_one_gradient_are_refused():
         ({"rate": 0.0}, "above 0"),
         ({"momentum": 1.0}, "below 1"),
         ({"optimiser": "adam", "momentum": 0.9}, "belongs to sgd"),
+        ({"optimiser": "adam", "epsilon": 0.0}, "epsilon is 0.0"),
         ({"weight_decay": -1.0}, "at least 0"),
     ],
     ids=str,

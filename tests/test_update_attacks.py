@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -21,6 +22,7 @@ from exhume.attacks.engine.epochs import (
 from exhume.attacks.engine.labels import label_note, recover_labels
 from exhume.attacks.engine.local_steps import LocalSteps, small_step_rate
 from exhume.attacks.engine.scalar_search import minimise_scalar
+from exhume.attacks.engine.softened_adam import softened_adam
 from exhume.attacks.engine.surrogate import (
     Surrogate,
     bending,
@@ -311,6 +313,25 @@ def test_simulated_steps_beat_one_gradient(name):
     exact = exhume.attack("unrolled", total_variation=0.0)
     truth = exact.objective(told(w, "order-known"), w.batch.inputs, w.batch.targets)
     assert truth < 1e-6, "the simulation is the client's own training"
+
+
+def test_a_client_with_adam_is_approached_from_a_soft_one():
+    """With a large ε a step is along the gradient; then it hardens to the client's."""
+    w = world("adam")
+    p = told(w, "order-known")
+    objective = exhume.attack("unrolled").design(p).objective
+    softer = softened_adam(p, objective)
+    sizes = [model.epsilon for model in softer]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) == 3
+    assert sizes[-1] > objective.client.epsilon
+    assert {replace(m, epsilon=objective.client.epsilon) for m in softer} == {
+        objective.client
+    }
+    tiny = replace(objective, model=replace(objective.client, epsilon=1e3))
+    assert softened_adam(p, tiny) == []
+    sgd = told(world("sgd"), "order-known")
+    assert softened_adam(sgd, exhume.attack("unrolled").design(sgd).objective) == []
 
 
 def test_an_unknown_order_is_guessed_and_improved():

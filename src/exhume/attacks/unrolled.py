@@ -41,9 +41,13 @@ class Unrolled(MatchingAttack):
     is one unknown more. At given inputs both are searched anew, so that the objective
     is a function of the candidate alone, the same for answer and truth.
 
+    The first steps of a client with Adam are all but signs of the gradient, which show
+    a descent no direction. The search begins with a client whose ε is half of a typical
+    entry of the gradient, and divides it by ten twice before it takes the true one.
+
     Attributes:
         rounds: the order is searched between them and the step size of Adam halved;
-            one is enough where the order is known.
+            one is enough where the order is known. Four for clients with Adam.
         iterations: Adam steps per restart, divided among its rounds.
         exchanges: simulations at most for one search of the order; 0 keeps the guess.
         restarts: random starts; the one with the smallest objective wins.
@@ -61,7 +65,7 @@ class Unrolled(MatchingAttack):
     References:
         Geiping et al. (NeurIPS 2020), section 6, attack several local steps by
         differentiating through them; Dimitrov et al. (TMLR 2022) guess the order. The
-        length term, the start and the search of the order are ours.
+        length term, the start, the search of the order and the soft ε are ours.
     """
 
     rounds: int = 3

@@ -23,8 +23,8 @@ __all__ = [
 
 OptimiserName = Literal["sgd", "adam", "adamw"]
 
-# Decay rates and ε of Adam, as every framework sets them.
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+# Decay rates of Adam, as every framework sets them.
+_BETA1, _BETA2 = 0.9, 0.999
 # Below this a second moment counts as zero: the root has no derivative there.
 _NOTHING = 1e-30
 
@@ -71,15 +71,18 @@ def momentum_step(
     r"\frac{m_t/(1-\beta_1^t)}{\sqrt{v_t/(1-\beta_2^t)} + \epsilon}",
     reference="Kingma and Ba, ICLR 2015, algorithm 1",
 )
-def adam_step(gradient: Mapping[str, Tensor], state: State) -> tuple[Tree, State]:
+def adam_step(
+    gradient: Mapping[str, Tensor], state: State, epsilon: float = 1e-8
+) -> tuple[Tree, State]:
     """Return the direction of a step of Adam, and the new state.
 
-    β₁ = 0.9, β₂ = 0.999, ε = 1e-8. Where every gradient so far was zero, the root of
+    β₁ = 0.9, β₂ = 0.999. Where every gradient so far was zero, the root of
     v has no derivative; it is then taken as constant.
 
     Args:
         gradient: g_t by name.
         state: holds m and v, zero at first.
+        epsilon: ε > 0; well above all entries of g, the direction is m̂/ε.
     """
     steps = state.steps + 1
     first, second, direction = {}, {}, {}
@@ -89,7 +92,7 @@ def adam_step(gradient: Mapping[str, Tensor], state: State) -> tuple[Tree, State
             m, v = m + _BETA1 * state.first[name], v + _BETA2 * state.second[name]
         first[name], second[name] = m, v
         root = (v / (1 - _BETA2**steps)).clamp_min(_NOTHING).sqrt()
-        direction[name] = m / (1 - _BETA1**steps) / (root + _EPSILON)
+        direction[name] = m / (1 - _BETA1**steps) / (root + epsilon)
     return direction, State(steps, first, second)
 
 
@@ -121,6 +124,7 @@ class Optimiser:
         nesterov: Nesterov's form of it.
         weight_decay: ω ≥ 0.
         clip: largest norm of the gradient of a step; 0 for none.
+        epsilon: ε of Adam.
     """
 
     name: OptimiserName = "sgd"
@@ -128,6 +132,7 @@ class Optimiser:
     nesterov: bool = False
     weight_decay: float = 0.0
     clip: float = 0.0
+    epsilon: float = 1e-8
 
     def direction(
         self, theta: Mapping[str, Tensor], gradient: Mapping[str, Tensor], state: State
@@ -146,7 +151,7 @@ class Optimiser:
             gradient = {name: g + decay[name] for name, g in gradient.items()}
         if self.name == "sgd":
             return momentum_step(gradient, state, self.momentum, nesterov=self.nesterov)
-        found, state = adam_step(gradient, state)
+        found, state = adam_step(gradient, state, self.epsilon)
         if self.weight_decay and self.name == "adamw":
             found = {name: d + decay[name] for name, d in found.items()}
         return found, state

@@ -50,6 +50,7 @@ class Update(ObservationModel):
         nesterov: Nesterov's form of it.
         weight_decay: ≥ 0; joins the gradient, except in ``adamw``.
         clip: largest norm of the gradient of one step; 0 for none.
+        epsilon: ε > 0 of Adam.
         order: ``shuffled`` anew in every epoch by a key, ``given`` (the order of the
             batch, in every epoch), or ``unknown``: every k-th example of the batch, so
             that sorted labels are spread evenly over k steps.
@@ -67,6 +68,7 @@ class Update(ObservationModel):
     nesterov: bool = False
     weight_decay: float = 0.0
     clip: float = 0.0
+    epsilon: float = 1e-8
     order: Literal["shuffled", "given", "unknown"] = "shuffled"
     order_key: int = 0
 
@@ -89,6 +91,9 @@ class Update(ObservationModel):
                 below = f" and below {most:g}" if most < math.inf else ""
                 msg = f"{name} is {getattr(self, name)}; expected at least 0{below}"
                 raise InvalidInput(msg)
+        if not 0 < self.epsilon < math.inf:
+            msg = f"epsilon is {self.epsilon}; expected a positive number"
+            raise InvalidInput(msg)
         if self.optimiser != "sgd" and (self.momentum or self.nesterov):
             msg = f"momentum belongs to sgd, the optimiser is {self.optimiser!r}"
             raise InvalidInput(msg)
@@ -97,7 +102,12 @@ class Update(ObservationModel):
     def rule(self) -> Optimiser:
         """The optimiser of the local steps."""
         return Optimiser(
-            self.optimiser, self.momentum, self.nesterov, self.weight_decay, self.clip
+            self.optimiser,
+            self.momentum,
+            self.nesterov,
+            self.weight_decay,
+            self.clip,
+            self.epsilon,
         )
 
     def batches(self, examples: int) -> list[Tensor]:

@@ -1,8 +1,9 @@
-"""Minimise in rounds: between them the order of the local steps is searched."""
+"""Minimise in rounds: between them order and hardness of the local steps change."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import Design, reconstruct
 from exhume.attacks.engine.local_steps import LocalSteps, schedule_notes
+from exhume.attacks.engine.objective import Objective
+from exhume.attacks.engine.softened_adam import softened_adam
 from exhume.keys import fold
+from exhume.observations.update import Update
 from exhume.problem.knowledge import Problem
 from exhume.problem.reconstruction import (
     Outcome,
@@ -34,7 +38,8 @@ def reconstruct_in_rounds(
         problem: what the attacker sees.
         design: the parts of the attack; its solver is ``Adam``, whose step size is
             halved from round to round, and its iterations are divided among them.
-        rounds: where the order of the examples is open; one otherwise.
+        rounds: where the order of the examples is open; one otherwise. Clients with
+            Adam get four, in all but the last of which ε is larger than theirs.
         key: all randomness.
         inputs: start of the first restart, shape [B, *event]; drawn if None.
     """
@@ -76,25 +81,38 @@ def _one_restart(
     problem: Problem, design: Design, rounds: int, key: int, inputs: Tensor | None
 ) -> Reconstruction:
     watch, objective = Stopwatch(), design.objective
+    searches, softer = False, []
     if isinstance(objective, LocalSteps):
-        objective = replace(objective, open_order=False)
-    found = _round(
-        problem, replace(design, objective=objective), rounds, 0, key, inputs
-    )
+        searches, objective = objective.searches, replace(objective, open_order=False)
+        softer = softened_adam(problem, objective)
+        rounds = max(rounds, len(softer) + 1)
+    found = _round(problem, _with(design, objective, softer, 0), rounds, 0, key, inputs)
     for index in range(1, rounds):
         seconds = design.limits.seconds
         assert seconds is not None
         left = seconds - watch.cpu_seconds
-        if left <= 0 or found.outcome is Outcome.TOLERANCE:
+        fitted = found.outcome is Outcome.TOLERANCE and index > len(softer)
+        if left <= 0 or fitted:
             break
         assert isinstance(objective, LocalSteps)
-        objective = objective.ordered(found.inputs, found.targets)
+        if searches:
+            objective = objective.ordered(found.inputs, found.targets)
         known = replace(problem, targets=found.targets)
-        limits = replace(design.limits, seconds=left)
-        own = replace(design, objective=objective, limits=limits)
+        own = _with(design, objective, softer, index)
+        own = replace(own, limits=replace(design.limits, seconds=left))
         again = _round(known, own, rounds, index, key, found.inputs)
         found = _joined(found, again)
     return found
+
+
+def _with(
+    design: Design, objective: Objective, softer: Sequence[Update], index: int
+) -> Design:
+    """Return the design of a round, its client softer in the first ones."""
+    if index < len(softer):
+        assert isinstance(objective, LocalSteps)
+        objective = replace(objective, model=softer[index])
+    return replace(design, objective=objective)
 
 
 def _round(
