@@ -70,6 +70,7 @@ ROWS: dict[str, Row] = {
     "exact-noise": Row(noise=0.3),
     "exact-200": Row(width=200),
     "exact-50": Row(width=50),
+    "exact-50-subspace": Row(width=50, attack={"name": "subspace"}),
     "exact-200-n50": Row(width=200, per_class=25),
     "relu-200": Row(width=200, activation="relu"),
     "relu": Row(activation="relu"),
@@ -83,6 +84,9 @@ ROWS: dict[str, Row] = {
         attack={"name": "subspace"},
     ),
     "trained-softplus": Row(observation=trained(1e-6)),
+    "trained-softplus-subspace": Row(
+        observation=trained(1e-6), attack={"name": "subspace"}
+    ),
     "trained-early": Row(activation="relu", observation=trained(1e-2)),
 }
 

@@ -33,10 +33,13 @@ TUNED = {"name": "fine-tuning", "target_loss": 1e-3}
 #: row → (model, observation, attack with options)
 ROWS = {
     "gradient": (WIDE, {"name": "gradient"}, {"name": "tangent-kernel"}),
+    "gradient, span": (WIDE, {"name": "gradient"}, {"name": "subspace"}),
     "update": (WIDE, LOCAL, {"name": "tangent-kernel"}),
+    "update, span": (WIDE, LOCAL, {"name": "subspace"}),
     "update, surrogate": (WIDE, LOCAL, {"name": "surrogate-model"}),
     "update, unrolled": (WIDE, LOCAL, {"name": "unrolled"}),
     "fine-tuning": (WIDE, TUNED, {"name": "tangent-kernel"}),
+    "fine-tuning, span": (WIDE, TUNED, {"name": "subspace"}),
     "weights": (SMALL_START, {"name": "weights"}, {"name": "kkt", "restarts": 4}),
 }
 

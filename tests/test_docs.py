@@ -268,6 +268,20 @@ def test_the_page_of_comparisons_runs_as_printed(here):
     assert "report: runs/one-step/report.html" in run("exhume report runs/one-step")
 
 
+def test_the_pages_of_changes_and_weights_run_as_printed(here, capsys):
+    for page in ("fine-tuning", "updates", "weights"):
+        namespace: dict = {}
+        codes = python(ROOT / "docs" / f"{page}.md")
+        assert codes, page
+        for code in codes:
+            exec(code, namespace)
+        answer, private = namespace["answer"], namespace["private"]
+        assert answer.inputs.shape[1:] == private.inputs.shape[1:]
+        if page == "fine-tuning":
+            assert answer.objective < 1e-9
+    assert "a span of 4 of 64 dimensions" in capsys.readouterr().out
+
+
 # --- extending -----------------------------------------------------------------------
 
 EXTENDING = ROOT / "docs" / "extending.md"
