@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -12,7 +13,26 @@ from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Problem
 from exhume.problem.task import Task
 
-__all__ = ["Inside"]
+__all__ = ["Inside", "Region", "region"]
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Where the inputs of a problem must stay: a box, perhaps behind a linear map.
+
+    Attributes:
+        low: least value, broadcastable to the images.
+        high: largest value, likewise.
+        image: inputs → what the box is about; None for the inputs themselves.
+    """
+
+    low: Tensor
+    high: Tensor
+    image: Callable[[Tensor], Tensor] | None = None
+
+    def seen(self, inputs: Tensor) -> Tensor:
+        """Return what has to stay in the box."""
+        return inputs if self.image is None else self.image(inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +74,9 @@ class Inside:
 
     def _task(self, task: Task, spec: EventSpec) -> Task:
         inner = Task(task.model, task.loss, task.mode)
-        inner.model.register_forward_pre_hook(_Before(self._lift(spec.shape)))
+        lift = self._lift(spec.shape)
+        before = _Before(lift, _box(task, spec, self.basis, lift))
+        inner.model.register_forward_pre_hook(before)
         return inner
 
     def _public(self, public: Batch, task: Task) -> Batch:
@@ -84,6 +106,33 @@ class _Before:
     """A forward pre-hook: it leaves the names of the parameters as they are."""
 
     lift: _Lift
+    region: Region | None
 
     def __call__(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (self.lift(args[0]), *args[1:])
+
+
+def _box(task: Task, spec: EventSpec, like: Tensor, lift: _Lift) -> Region | None:
+    """Return the range of the examples in the units of what the model reads."""
+    if spec.low is None or spec.high is None:
+        return None
+    ends = [like.new_full((1, *spec.shape), v) for v in (spec.low, spec.high)]
+    if task.normalise is not None:
+        ends = [task.normalise(end) for end in ends]
+    return Region(ends[0], ends[1], lift)
+
+
+def region(task: Task, spec: EventSpec) -> Region | None:
+    """Return where inputs must stay: what a span says, else the range of the spec.
+
+    Args:
+        task: perhaps that of :meth:`Inside.problem`.
+        spec: of one example.
+    """
+    for hook in task.model._forward_pre_hooks.values():
+        if isinstance(hook, _Before):
+            return hook.region
+    if spec.low is None or spec.high is None:
+        return None
+    some = next(task.model.parameters())
+    return Region(some.new_tensor(spec.low), some.new_tensor(spec.high))

@@ -244,10 +244,10 @@ class ProjectionDescent:
         gram, moment = features.products(x)
         loss = projected_loss(gram, moment, features.energy, ridge)
         value = torch.log(loss.abs() + _FLOOR)
-        low, high = self.view.spec.low, self.view.spec.high
-        if low is not None and high is not None and self.box > 0:
-            ends = x.new_tensor(low), x.new_tensor(high)
-            value = value + self.box * box_penalty(x, *ends)
+        where = self.view.region
+        if where is not None and self.box > 0:
+            low, high = where.low.to(x), where.high.to(x)
+            value = value + self.box * box_penalty(where.seen(x), low, high)
         (x.grad,) = torch.autograd.grad(value, x)
         self.watch.count()
         if self.steps % max(1, iterations // _TRACE_POINTS) == 0:
