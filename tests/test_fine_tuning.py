@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import exhume
+from exhume import NotApplicable
 from exhume.attacks.engine.candidates import (
     candidate_scores,
     correlations,
@@ -22,7 +23,7 @@ from exhume.observations.fine_tuning import FineTuning, flow_rate
 from exhume.observations.gradient import Gradient
 from exhume.observations.update import Update
 from exhume.problem.batch import Batch
-from exhume.problem.knowledge import Fact, Problem
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Outcome
@@ -236,6 +237,23 @@ def test_weight_decay_is_taken_out_of_an_update():
     with_decay = attack.objective(problem, own.inputs, own.targets)
     without = attack.objective(plain, own.inputs, own.targets)
     assert with_decay == pytest.approx(without, abs=1e-3)
+
+
+def test_the_span_tells_what_weight_decay_did_if_nobody_says_the_step_size():
+    update = Update(epochs=3, batch_size=4, rate=1e-3, weight_decay=10.0)
+    known, own = changed(update, wide(100))
+    hidden = replace(known, learning_rate=UNKNOWN)
+    attack = exhume.attack("subspace", options={**QUICK, "points": (0.0,)})
+    for problem in (known, hidden):
+        assert hits(attack(problem, key=0).inputs, own) == len(own)
+
+
+def test_no_bound_and_the_reason_whatever_the_prior():
+    world = World(wide(), digits(), Mechanism(FineTuning()))
+    for name in ("bayesian-cramer-rao", "bayesian-trace"):
+        answer = exhume.bound(name)(world, None, 0)
+        assert isinstance(answer, NotApplicable)
+        assert "trained to the end" in answer.reason
 
 
 def test_a_change_of_nothing_shows_nothing():

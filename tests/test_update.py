@@ -249,6 +249,8 @@ def test_what_is_known_of_a_schedule_goes_in_and_out_by_its_key():
     several = [{"epochs": 2}, {"batch_size": 3}, {"optimiser": "adam"}, {"clip": 1.0}]
     assert all(Update(**options).single_step() is None for options in several)
     assert Update(rate=None).single_step() is None
+    assert Update(batch_size=4, rate=0.1).single_step(4) is not None
+    assert Update(batch_size=4, rate=0.1).single_step(5) is None
 
 
 def test_one_plain_step_is_a_gradient_to_attacks_on_gradients():

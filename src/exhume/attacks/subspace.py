@@ -103,9 +103,10 @@ class Subspace(Attack):
             return _out_of_reach(problem, _NO_ENTRY, watch)
         if not bool(problem.observed[found.layer.weight].any()):
             return _out_of_reach(problem, _NOTHING, watch)
-        span, notes = self._span(problem, task, found)
+        span, pull, notes = self._span(problem, task, found)
         inside = Inside(span.basis.to(found.gain), found)
-        guess = self._inner()(inside.problem(problem, task), key)
+        cleaned = _without_decay(problem, task, pull)
+        guess = self._inner()(inside.problem(cleaned, task), key)
         inputs = problem.spec.clamp(inside.inputs(guess.inputs, task, problem.spec))
         at_answer = self.objective(problem, inputs, guess.targets)
         return replace(
@@ -124,12 +125,13 @@ class Subspace(Attack):
 
     def _span(
         self, problem: Problem, task: Task, found: Entry
-    ) -> tuple[InputSpan, tuple[str, ...]]:
+    ) -> tuple[InputSpan, float, tuple[str, ...]]:
         count: int = self.rank or problem.require(Fact.BATCH_SIZE)
         name = found.layer.weight
         start, change = task.parameters()[name].detach(), problem.observed[name]
         model: ObservationModel = problem.require(Fact.LOCAL_SCHEDULE)
         notes: list[str] = []
+        pull = 1.0
         if isinstance(model, Update) and model.optimiser != "sgd":
             notes.append(_ADAPTIVE)
         elif isinstance(model, Update) and model.weight_decay:
@@ -137,7 +139,7 @@ class Subspace(Attack):
             change = decayed_change(change, start.to(change), pull)
             notes.append(note)
         span = input_span(change, count, _noise(problem, name))
-        return span, (*notes, _told(span, problem.spec.dimension))
+        return span, pull, (*notes, _told(span, problem.spec.dimension))
 
 
 def _pull(
@@ -152,6 +154,19 @@ def _pull(
         return 1.0, "Weight decay could not be told from the data."
     found = pull_of_decay(change, start.to(change), rank)
     return found, f"Weight decay made {found:.4f} of the first weights, by their rank."
+
+
+def _without_decay(problem: Problem, task: Task, pull: float) -> Problem:
+    """Return the problem of a client whose weights decay did not touch, Θ_T − c Θ_0."""
+    model: ObservationModel = problem.require(Fact.LOCAL_SCHEDULE)
+    if pull == 1.0 or not isinstance(model, Update):
+        return problem
+    observed = {
+        name: decayed_change(problem.observed[name], p.detach(), pull)
+        for name, p in task.parameters().items()
+    }
+    plain = replace(model, weight_decay=0.0)
+    return replace(problem, observed=observed, observation_model=plain)
 
 
 def _noise(problem: Problem, name: str) -> float:

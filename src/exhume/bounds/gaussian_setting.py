@@ -24,6 +24,9 @@ def prior_draws(
         count: number of batches, each of shape [B, *event], float64.
         key: randomness of the draws.
     """
+    opaque = world.mechanism.observation.opaque
+    if opaque is not None:
+        return NotApplicable(opaque)
     density = world.prior if prior is None else prior
     if density is None:
         return NotApplicable("no prior is given, so there is no average error")

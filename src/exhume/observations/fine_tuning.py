@@ -59,8 +59,8 @@ class FineTuning(ObservationModel):
 
     kind: ClassVar[ObservationKind] = "fine-tuning"
     opaque: ClassVar[str | None] = (
-        "The weights were trained to the end: the change has no derivative in the "
-        "examples that one could take, so no bound on its information is known."
+        "The weights were trained to the end: no bound on what such a change tells is "
+        "known."
     )
 
     def __post_init__(self) -> None:

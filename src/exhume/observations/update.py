@@ -226,9 +226,18 @@ class Update(ObservationModel):
             return replace(self, rate=rate, order="given", order_key=0)
         return replace(self, rate=rate, order="shuffled", order_key=order)
 
-    def single_step(self) -> tuple[float, ObservationModel] | None:
-        """Return (−η, the gradient) for one full-batch step of SGD, else None."""
-        alone = self.epochs == 1 and self.batch_size == 0
+    def single_step(
+        self, examples: int | None = None
+    ) -> tuple[float, ObservationModel] | None:
+        """Return (−η, the gradient) for one full-batch step of SGD, else None.
+
+        Args:
+            examples: B if it is known: a batch as large is the whole.
+        """
+        whole = self.batch_size == 0
+        if examples is not None:
+            whole = whole or self.batch_size >= examples
+        alone = self.epochs == 1 and whole
         plain = self.optimiser == "sgd" and not self.weight_decay and not self.clip
         if not (alone and plain) or self.rate is None:
             return None

@@ -151,7 +151,8 @@ class Problem:
         model = self.observation_model
         if model is UNKNOWN or model.kind == "gradient":
             return self
-        found = self.require(Fact.LOCAL_SCHEDULE).single_step()
+        examples = None if self.batch_size is UNKNOWN else self.batch_size
+        found = self.require(Fact.LOCAL_SCHEDULE).single_step(examples)
         if found is None:
             return None
         factor, model = found

@@ -117,8 +117,15 @@ class ObservationModel(ABC):
         del rate, order
         return self
 
-    def single_step(self) -> tuple[float, ObservationModel] | None:
-        """Return (c, G) with F(S) = c · G(S), G the plain gradient; None if not so."""
+    def single_step(
+        self, examples: int | None = None
+    ) -> tuple[float, ObservationModel] | None:
+        """Return (c, G) with F(S) = c · G(S), G the plain gradient; None if not so.
+
+        Args:
+            examples: B if it is known.
+        """
+        del examples
         return None
 
     def task_seen(self, task: Task, observed: Mapping[str, Tensor]) -> Task:

@@ -155,7 +155,7 @@ def tangent_view(
             f"features are taken at the weights themselves, so leave points empty"
         )
         raise InvalidInput(msg)
-    shares = shares or _suitable(model)
+    shares = shares or _suitable(model, problem)
     values, notes = observed, ()
     if isinstance(model, Update) and problem.batch_size is not UNKNOWN:
         values, notes = _without_decay(model, start, observed, problem.batch_size)
@@ -177,9 +177,12 @@ def tangent_view(
     )
 
 
-def _suitable(model: ObservationModel) -> tuple[float, ...]:
+def _suitable(model: ObservationModel, problem: Problem) -> tuple[float, ...]:
     """Return where the features of one kind of observation are taken."""
-    if model.kind in ("gradient", "weights") or model.single_step() is not None:
+    examples = None if problem.batch_size is UNKNOWN else problem.batch_size
+    if model.kind in ("gradient", "weights"):
+        return (0.0,)
+    if model.single_step(examples) is not None:
         return (0.0,)
     if isinstance(model, FineTuning) and model.linearised:
         return (0.0,)
