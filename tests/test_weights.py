@@ -43,6 +43,7 @@ from exhume.observations.stationarity import (
 from exhume.observations.weights import MULTIPLIERS, Weights
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
+from exhume.problem.knowledge import Fact
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Candidate
 from exhume.problem.task import Task
@@ -502,6 +503,17 @@ def test_what_cannot_be_attacked_is_a_sentence():
     gradient = World(task, real, Mechanism(exhume.observations.Gradient()))
     with pytest.raises(Unsuited, match="weights"):
         exhume.attack("kkt")(reveal(gradient))
+
+
+def test_one_output_with_the_loss_of_many_is_refused_with_the_loss_to_give():
+    world = digits(4, iterations=5)
+    problem = reveal(world)
+    wrong = replace(
+        problem, task=replace(problem.require(Fact.WEIGHTS), loss="cross-entropy")
+    )
+    for name in ("kkt", "sample-splitting"):
+        with pytest.raises(InvalidInput, match=r"one output.*--loss logistic"):
+            exhume.attack(name, iterations=5)(wrong)
 
 
 def test_a_network_that_was_hardly_trained_is_told_not_refused():

@@ -11,7 +11,7 @@ from torch import Tensor
 from exhume.attacks.weights.entrance import find_entrance, make_metric, make_span
 from exhume.attacks.weights.fit import Fit
 from exhume.attacks.weights.smoothed_relu import smoothed
-from exhume.errors import Unsuited
+from exhume.errors import InvalidInput, Unsuited
 from exhume.observations.homogeneity import homogeneity
 from exhume.observations.weights import Weights
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
@@ -82,9 +82,11 @@ def make_setting(
         least: λ_min.
 
     Raises:
+        InvalidInput: one output with cross-entropy.
         Unsuited: the network is not homogeneous and was trained without weight decay.
     """
     task: Task = problem.require(Fact.WEIGHTS).to(torch.float64)
+    outputs = _outputs(problem, task)
     model = problem.require(Fact.LOCAL_SCHEDULE)
     decay = model.weight_decay if isinstance(model, Weights) else 0.0
     signed = task.loss != "mse"
@@ -117,9 +119,22 @@ def make_setting(
         box=box,
         least=least,
     )
-    with torch.no_grad():
-        outputs = task.output_size(fit.decode(torch.zeros(2, fit.coordinates).double()))
     return Setting(fit, outputs, _centre(problem, fit), tuple(notes))
+
+
+def _outputs(problem: Problem, task: Task) -> int:
+    """Return K, or raise where the loss cannot have trained that many outputs."""
+    probe = torch.zeros(1, *problem.spec.shape, dtype=task.dtype, device=task.device)
+    outputs = task.output_size(probe)
+    if outputs == 1 and task.loss == "cross-entropy":
+        msg = (
+            "the network has one output and its loss is said to be cross-entropy, "
+            "which needs an output per class and is constant on one; give "
+            '--loss logistic (or --loss mse) on the command line, loss = "logistic" '
+            "in a recipe or Task"
+        )
+        raise InvalidInput(msg)
+    return outputs
 
 
 def _applicable(problem: Problem, task: Task, decay: float, *, signed: bool) -> str:
