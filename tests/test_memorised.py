@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from exhume.audit.memorised import (
     null_level,
     recovered,
 )
+from exhume.audit.report import pictures
 from exhume.observations.gradient import Gradient
 from exhume.problem.batch import Batch
 from exhume.problem.mechanism import Mechanism
@@ -31,6 +34,7 @@ def world() -> World:
 
 def test_correlations_are_those_of_numpy_to_the_nearest_candidate():
     own, centre = world(), smooth(GRAY, 1, 9).double()[0]
+    assert own.public is not None
     x, z = own.batch.inputs.double(), own.public.inputs[:5].double()
     got = best_correlations(x, z, centre)
     for i, value in enumerate(got):
@@ -46,15 +50,27 @@ def test_correlations_are_those_of_numpy_to_the_nearest_candidate():
 def test_half_of_the_training_set_is_told_from_images_never_seen():
     own = world()
     guesses = torch.cat([own.batch.inputs[:3], 1 - own.batch.inputs[3:]])
-    facts, found = memorised(own, guesses)
-    assert found is not None
-    assert (found[:3] > 0.999).all()
+    facts, arrays = memorised(own, guesses)
+    assert (arrays["best_correlation"][:3] > 0.999).all()
     assert facts["recovered_0.9"] == pytest.approx(0.5, abs=0.17)
     assert facts["held_out"] == 40.0
     assert facts["held_out_0.9"] <= facts["held_out_0.8"] <= facts["held_out_0.7"]
     assert facts["null_level"] < 1
     bare = World(own.task, own.batch, own.mechanism)
-    assert memorised(bare, guesses) == ({}, None)
+    assert memorised(bare, guesses) == ({}, {})
+
+
+def test_the_best_candidate_is_the_one_that_the_correlation_belongs_to():
+    own = world()
+    assert own.public is not None
+    x, centre = own.batch.inputs, own.public.inputs.mean(dim=0)
+    # Contrast is lost: by squared error the mean image fits better than the right one.
+    strong = centre + 5 * (x.flip(0) - centre)
+    guesses = torch.cat([centre[None].repeat(6, 1, 1, 1), strong])
+    _, arrays = memorised(own, guesses)
+    assert arrays["best_index"].tolist() == [11, 10, 9, 8, 7, 6]
+    assert torch.equal(arrays["best_candidate"], strong.flip(0).double())
+    assert (arrays["best_correlation"] > 0.999).all()
 
 
 def of_training(share: float, null: float, residual: float, oracle: float, p=4000.0):
@@ -63,8 +79,7 @@ def of_training(share: float, null: float, residual: float, oracle: float, p=400
     facts |= {"held_out": 100.0, "null_level": 0.6, "parameters": p, "unknowns": 72.0}
     result = trial("kkt", 0.01, size=2, facts=facts)
     result.arrays["best_correlation"] = np.array([0.5, 0.95], dtype=np.float32)
-    from dataclasses import replace
-
+    result.arrays["best_candidate"] = 1 - result.arrays["truth"]
     return replace(result, objective=residual, objective_at_truth=oracle)
 
 
@@ -89,5 +104,37 @@ def test_the_map_shows_the_best_recovered_first(tmp_path):
     _, page = written(tmp_path, [of_training(0.5, 0.0, 0.1, 0.1)])
     told = page.index('<figcaption class="strong">0.95')
     assert told < page.index("<figcaption>0.5")
-    _, plain = written(tmp_path / "other", [trial("dlg", 0.01)])
+
+
+def test_the_map_shows_the_candidate_whose_correlation_it_prints(tmp_path):
+    result = of_training(0.5, 0.0, 0.1, 0.1)
+    page, html = written(tmp_path, [result])
+    start = html.index('<div class="map">')
+    shown = html[start : html.index("</details>", start)]
+    sources = [s for s in page.values("src") if s in shown]
+    for name, present in (("best_candidate", True), ("guess", False)):
+        for example in result.arrays[name]:
+            assert (pictures.png(example, 0.0, 1.0) in sources) == present
+
+
+def test_what_guessing_finds_gets_no_row(tmp_path):
+    found = of_training(0.5, 0.0, 0.1, 0.1)
+    chance = replace(
+        trial("prior-mean", 0.1, size=2, facts=found.facts), arrays=found.arrays
+    )
+    page, _ = written(tmp_path, [found, chance])
+    rows = [t for t in page.tables if "In words" in t[0]]
+    assert [row[1] for table in rows for row in table[1:]] == ["kkt"]
+
+
+def test_runs_without_best_candidates_get_no_map(tmp_path):
+    result = of_training(0.5, 0.0, 0.1, 0.1)
+    del result.arrays["best_candidate"]
+    _, html = written(tmp_path, [result])
+    assert "What the training left in the weights" in html
+    assert '<div class="map">' not in html
+
+
+def test_a_page_on_gradients_has_no_such_section(tmp_path):
+    _, plain = written(tmp_path, [trial("dlg", 0.01)])
     assert "What the training left" not in plain

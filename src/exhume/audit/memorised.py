@@ -10,7 +10,14 @@ from exhume.formula import formula
 from exhume.problem.batch import Batch
 from exhume.problem.world import World
 
-__all__ = ["LEVELS", "best_correlations", "memorised", "null_level", "recovered"]
+__all__ = [
+    "LEVELS",
+    "best_correlations",
+    "memorised",
+    "nearest_candidates",
+    "null_level",
+    "recovered",
+]
 
 #: correlations above which an example counts as recovered
 LEVELS = (0.9, 0.8, 0.7)
@@ -33,7 +40,27 @@ def best_correlations(examples: Tensor, guesses: Tensor, centre: Tensor) -> Tens
     Returns:
         shape [N], in [−1, 1].
     """
-    return correlations(examples - centre, guesses - centre).max(dim=1).values
+    return nearest_candidates(examples, guesses, centre)[0]
+
+
+def nearest_candidates(
+    examples: Tensor, guesses: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Find the candidate that correlates best with every example.
+
+    The best of two examples may be the same candidate, and it need not be the one that
+    a matching by squared error gives: candidates are found up to their contrast.
+
+    Args:
+        examples: x, shape [N, *event].
+        guesses: x̂, all candidates of an attack, shape [M, *event].
+        centre: the mean image of the data.
+
+    Returns:
+        the correlations, in [−1, 1], and the indices of the candidates; shape [N] each.
+    """
+    best = correlations(examples - centre, guesses - centre).max(dim=1)
+    return best.values, best.indices
 
 
 @formula(r"\frac{1}{N} \#\{i : c_i > t\}", reference="definition")
@@ -57,27 +84,34 @@ def null_level(correlation: Tensor) -> float:
     return float(correlation.max())
 
 
-def memorised(world: World, guesses: Tensor) -> tuple[dict[str, float], Tensor | None]:
+def memorised(
+    world: World, guesses: Tensor
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Compare candidates with the private examples and with the public ones.
 
     Args:
         world: the evaluator's side.
-        guesses: all candidates of an attack, shape [M, *event].
+        guesses: all candidates that an attack returned, shape [M, *event].
 
     Returns:
         facts: ``recovered_0.9`` …, ``held_out_0.9`` … (shares), ``held_out`` (how many
-        examples were never trained on) and ``null_level``; and the best correlation of
-        every private example. Without public examples there is no null, and nothing is
-        returned.
+        examples were never trained on) and ``null_level``; and of every private example
+        its ``best_correlation`` [B], the index ``best_index`` [B] of the candidate that
+        has it, and this ``best_candidate`` [B, *event]. Without public examples there
+        is no null, and both are empty.
     """
     public: Batch | None = world.public
     if public is None or not torch.isfinite(guesses).all():
-        return {}, None
+        return {}, {}
     unseen = public.inputs[:_HELD_OUT].double()
     centre, found = public.inputs.double().mean(dim=0), guesses.detach().double().cpu()
-    own = best_correlations(world.batch.inputs.double(), found, centre)
+    own, index = nearest_candidates(world.batch.inputs.double(), found, centre)
     null = best_correlations(unseen, found, centre)
     facts = {f"recovered_{level}": recovered(own, level) for level in LEVELS}
     facts |= {f"held_out_{level}": recovered(null, level) for level in LEVELS}
     facts |= {"held_out": float(len(unseen)), "null_level": null_level(null)}
-    return facts, own
+    return facts, {
+        "best_correlation": own,
+        "best_index": index,
+        "best_candidate": found[index],
+    }

@@ -130,7 +130,8 @@ class TrialResult:
         seconds: wall time of the whole trial, loading and scoring included.
         versions: of exhume, torch, numpy and Python.
         arrays: float32, of an attack ``truth`` and ``guess``, shape [B, *event], and
-            ``best_correlation`` [B] where a training was attacked; of a
+            ``best_correlation`` [B], ``best_index`` [B] and ``best_candidate``
+            [B, *event] where a training was attacked; of a
             bound ``bound_map``, its value per coordinate, shape [B, *event], and
             ``prior_map``, the same if nothing were released, shape [*event].
     """

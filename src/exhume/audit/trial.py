@@ -349,8 +349,8 @@ def _remembered(
     """Add what shows memorisation, where what was shared is what a training left."""
     if world.mechanism.observation.kind not in ("weights", "fine-tuning"):
         return result
-    facts, own = memorised(world, guess.inputs)
-    arrays = {} if own is None else {"best_correlation": _array(own)}
+    facts, found = memorised(world, guess.inputs)
+    arrays = {name: _array(tensor) for name, tensor in found.items()}
     return replace(
         result, facts={**result.facts, **facts}, arrays={**result.arrays, **arrays}
     )

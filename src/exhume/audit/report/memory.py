@@ -29,8 +29,8 @@ class Remembered:
 
     Attributes:
         truth: the example.
-        guess: its candidate.
-        correlation: with the best candidate, in print.
+        guess: the candidate that correlates best with it.
+        correlation: of the two, in print.
         told: it is above what any image never trained on reaches.
     """
 
@@ -71,7 +71,7 @@ def memory(scenario: Scenario) -> list[Memory]:
     """Say for each attack what it recovered of a training, beside the null."""
     rows = []
     for defense in scenario.defenses:
-        for attack in scenario.attacks:
+        for attack in scenario.contenders:
             done = scenario.done(defense, attack)
             if any("null_level" in r.facts for r in done):
                 rows.append(_memory(defense, attack, done))
@@ -149,17 +149,22 @@ def _hits(own: float, null: float) -> str:
 
 
 def _map(result: TrialResult) -> tuple[Remembered, ...]:
-    """Show private examples beside their candidates, the best recovered first."""
+    """Show private examples beside the best candidates, the best recovered first.
+
+    The matched guesses are not shown: they have the least total squared error, with
+    each candidate used once, and need not be what the correlation belongs to.
+    """
     found = result.arrays.get("best_correlation")
-    if found is None:
+    guess = result.arrays.get("best_candidate")
+    if found is None or guess is None:  # results of versions that did not keep it
         return ()
-    truth, guess = result.arrays["truth"], result.arrays["guess"]
+    truth = result.arrays["truth"]
     order = np.argsort(-found, kind="stable")[:_MOST]
     level = result.facts["null_level"]
     return tuple(
         Remembered(
             _picture(truth[i], truth[i], f"training example {i + 1}"),
-            _picture(guess[i], truth[i], f"candidate of example {i + 1}"),
+            _picture(guess[i], truth[i], f"best candidate of example {i + 1}"),
             number(float(found[i]), 2),
             bool(found[i] > level),
         )
@@ -168,8 +173,6 @@ def _map(result: TrialResult) -> tuple[Remembered, ...]:
 
 
 def _picture(example: np.ndarray, truth: np.ndarray, alt: str) -> Picture:
-    if not np.isfinite(example).all():
-        return Picture(alt, ("none",), reason="the attack gave too few candidates")
     if not pictures.is_image(truth):
         return Picture(alt, lines=pictures.vector(example, truth))
     address = pictures.png(example, *pictures.limits(truth))
