@@ -39,6 +39,7 @@ from exhume.observations.stationarity import (
     margins,
     nonnegative_multipliers,
     relative_residual,
+    soft_margins,
 )
 from exhume.observations.weights import MULTIPLIERS, Weights
 from exhume.problem.batch import Batch
@@ -84,6 +85,22 @@ def test_margins_by_hand():
     three = torch.tensor([[1.0, 4.0, 2.0], [5.0, 0.0, 5.5]])
     assert margins(three, torch.tensor([1, 0])).tolist() == [2.0, -0.5]
     assert margins(three, torch.eye(3)[[1, 0]]).tolist() == [2.0, -0.5]
+
+
+def test_soft_margins_have_the_direction_of_the_cross_entropy():
+    """Independent oracle: −∇ℓ = (1 − p_y) ∇s, with ℓ and p of PyTorch."""
+    outputs, classes = 3 * normal(4, 5), torch.tensor([0, 4, 2, 2])
+    outputs.requires_grad_()
+    (found,) = torch.autograd.grad(soft_margins(outputs, classes).sum(), outputs)
+    loss = nn.functional.cross_entropy(outputs, classes, reduction="sum")
+    (pull,) = torch.autograd.grad(-loss, outputs)
+    wrong = 1 - outputs.detach().softmax(1).gather(1, classes[:, None])
+    torch.testing.assert_close(wrong * found, pull)
+    for few in (normal(4, 1), normal(4, 2)):
+        label = torch.tensor([0, 1, 1, 0])
+        torch.testing.assert_close(soft_margins(few, label), margins(few, label))
+    chances = nn.functional.one_hot(classes, 5).double()
+    assert torch.equal(soft_margins(outputs, chances), soft_margins(outputs, classes))
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -480,6 +497,31 @@ def test_several_classes_and_real_targets():
     assert guess.targets.shape == (6,)
     assert guess.targets.is_floating_point()
     assert any("weight decay 0.02" in note for note in guess.notes)
+
+
+def test_three_classes_with_weight_decay_are_explained_by_soft_margins_alone():
+    """The λ of the loss are non-negative, and hard margins miss a share of the pull."""
+    x, classes = smooth(GRAY, 12, 3).double(), torch.tensor([0, 1, 2] * 4)
+    layers = [nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3)]
+    model = Weights(weight_decay=0.02, rate=0.1, momentum=0.9, iterations=1000)
+    task = Task(seeded(nn.Sequential(*layers), 1).double())
+    problem = reveal(World(task, Batch(x, classes, GRAY), Mechanism(model)))
+    attack = exhume.attack("kkt", iterations=5, restarts=1)
+    assert attack.objective(problem, x, classes) < 0.01
+    assert attack.objective(problem, x.flip(-1), classes) > 0.5
+    fit = attack.setting(problem).fit
+    assert replace(fit, soft=False).explained(x, classes)[0] > 0.3
+    seen = task.with_model(problem.require(Fact.WEIGHTS).model)
+    wrong = 1 - seen.predict(x, seen.parameters()).softmax(1)[range(12), classes]
+    found = {MULTIPLIERS: wrong.detach() / (0.02 * 12)}
+    given = Candidate(x, classes, nuisance=found)
+    own = norm(model.residual(task, given, problem.observed))
+    stated = norm(model.residual(task, Candidate(x, classes), problem.observed))
+    assert float(own) == pytest.approx(float(stated), rel=1e-6)
+    for name in ("kkt", "sample-splitting"):
+        guess = exhume.attack(name, iterations=20, restarts=1)(problem)
+        assert guess.targets.tolist() == classes.sort().values.tolist()
+        assert bool(torch.isfinite(guess.inputs).all())
 
 
 def test_what_cannot_be_attacked_is_a_sentence():

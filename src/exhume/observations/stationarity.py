@@ -21,6 +21,7 @@ __all__ = [
     "nonnegative_multipliers",
     "pulled_outputs",
     "relative_residual",
+    "soft_margins",
 ]
 
 # Ridge of the normal equations, as a share of the trace of the Gram matrix.
@@ -49,14 +50,42 @@ def margins(outputs: Tensor, targets: Tensor) -> Tensor:
     return own - others.max(dim=1).values
 
 
-def pulled_outputs(outputs: Tensor, targets: Tensor | None) -> Tensor:
+@formula(
+    r"s_i = f_{y_i}(x_i) - \log \sum_{j \ne y_i} e^{f_j(x_i)},\qquad"
+    r"-\nabla \ell_i = (1 - p_{y_i}) \nabla s_i,\quad p = \operatorname{softmax}(f)",
+    reference="definition; the cross-entropy is log(1 + exp(−s))",
+)
+def soft_margins(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the margin over all other classes at once, shape [M].
+
+    The cross-entropy pulls on every wrong class by its probability. Long training
+    leaves the largest alone; weight decay stops before, with several that count.
+
+    Args:
+        outputs: f, shape [M, K].
+        targets: y, see :func:`margins`, whose value this is with one or two outputs.
+    """
+    if outputs.shape[1] == 1:
+        return margins(outputs, targets)
+    index = targets.argmax(dim=1) if targets.is_floating_point() else targets
+    own = outputs.gather(1, index[:, None])[:, 0]
+    others = outputs.scatter(1, index[:, None], -torch.inf)
+    return own - others.logsumexp(dim=1)
+
+
+def pulled_outputs(
+    outputs: Tensor, targets: Tensor | None, *, soft: bool = False
+) -> Tensor:
     """Return what the multipliers weigh: margins [M], or all outputs [M·K].
 
     Args:
         outputs: f, shape [M, K].
         targets: y; None where multipliers of any sign belong to plain outputs.
+        soft: take :func:`soft_margins`, as weight decay leaves them.
     """
-    return outputs.reshape(-1) if targets is None else margins(outputs, targets)
+    if targets is None:
+        return outputs.reshape(-1)
+    return (soft_margins if soft else margins)(outputs, targets)
 
 
 def combination(
@@ -65,6 +94,8 @@ def combination(
     targets: Tensor | None,
     multipliers: Tensor,
     weights: Mapping[str, Tensor],
+    *,
+    soft: bool = False,
 ) -> Tree:
     """Return Σ_i λ_i ∇_Θ m_i by name, differentiable in inputs and multipliers.
 
@@ -74,11 +105,12 @@ def combination(
         targets: y, or None, see :func:`pulled_outputs`.
         multipliers: λ, shape [M], or [M·K] without targets.
         weights: Θ by name.
+        soft: see :func:`pulled_outputs`.
     """
     theta = {n: t.detach().requires_grad_() for n, t in weights.items()}
     graph = inputs.requires_grad or multipliers.requires_grad
     with torch.enable_grad():
-        pulled = pulled_outputs(task.predict(inputs, theta), targets)
+        pulled = pulled_outputs(task.predict(inputs, theta), targets, soft=soft)
         found = torch.autograd.grad(
             multipliers @ pulled,
             list(theta.values()),
@@ -93,6 +125,8 @@ def gradient_rows(
     inputs: Tensor,
     targets: Tensor | None,
     weights: Mapping[str, Tensor],
+    *,
+    soft: bool = False,
 ) -> Tensor:
     """Return ∇_Θ m_i of every example, one row each, shape [M, P] (or [M·K, P]).
 
@@ -101,11 +135,13 @@ def gradient_rows(
         inputs: x, shape [M, *event].
         targets: y, or None, see :func:`pulled_outputs`.
         weights: Θ by name.
+        soft: see :func:`pulled_outputs`.
     """
     theta = {n: t.detach().requires_grad_() for n, t in weights.items()}
     rows = []
     with torch.enable_grad():
-        pulled = pulled_outputs(task.predict(inputs.detach(), theta), targets)
+        outputs = task.predict(inputs.detach(), theta)
+        pulled = pulled_outputs(outputs, targets, soft=soft)
         for value in pulled:
             found = torch.autograd.grad(
                 value, list(theta.values()), retain_graph=True, materialize_grads=True

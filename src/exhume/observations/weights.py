@@ -125,7 +125,9 @@ class Weights(ObservationModel):
         if self.weight_decay and MULTIPLIERS not in candidate.nuisance:
             return decay_residual(task, inputs, targets, observed, self.weight_decay)
         found = self._multipliers(task, candidate, observed)
-        return subtract(observed, combination(task, inputs, targets, found, observed))
+        soft = bool(self.weight_decay)
+        told = combination(task, inputs, targets, found, observed, soft=soft)
+        return subtract(observed, told)
 
     def _multipliers(self, task: Task, candidate: Candidate, observed: Tree) -> Tensor:
         given = candidate.nuisance.get(MULTIPLIERS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exhume.attacks.weights.fit import Fit
-from exhume.observations.stationarity import gradient_rows, nonnegative_multipliers
+from exhume.observations.stationarity import nonnegative_multipliers
 from exhume.problem.reconstruction import Outcome, Stopwatch, TracePoint
 from exhume.problem.tree import flatten
 
@@ -143,7 +143,7 @@ def descend(
 
 def _solved(fit: Fit, points: Tensor, targets: Tensor | None) -> Tensor:
     """Return M λ with the best λ at these candidates (variable projection)."""
-    rows = gradient_rows(fit.task, fit.decode(points), targets, fit.weights)
+    rows = fit.rows(fit.decode(points), targets)
     theta = flatten(fit.weights)
     if targets is None:
         found = torch.linalg.lstsq(rows.T, theta[:, None]).solution[:, 0]

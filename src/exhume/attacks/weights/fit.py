@@ -72,6 +72,7 @@ class Fit:
         signed: multipliers belong to margins and are ≥ 0, else to outputs.
         box: weight of the range.
         least: λ_min.
+        soft: margins are over all other classes at once, as weight decay leaves them.
     """
 
     task: Task
@@ -83,6 +84,7 @@ class Fit:
     signed: bool
     box: float
     least: float
+    soft: bool = False
 
     @property
     def energy(self) -> float:
@@ -103,11 +105,23 @@ class Fit:
             received = received + (self.spec.low + self.spec.high) / 2
         return received.reshape(-1, *self.spec.shape)
 
+    def combination(
+        self, inputs: Tensor, targets: Tensor | None, multipliers: Tensor
+    ) -> Tree:
+        """Return Σ λ_i ∇m_i by name, differentiable."""
+        return combination(
+            self.task, inputs, targets, multipliers, self.weights, soft=self.soft
+        )
+
+    def rows(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        """Return ∇m_i, one row each."""
+        return gradient_rows(self.task, inputs, targets, self.weights, soft=self.soft)
+
     def residual(
         self, inputs: Tensor, targets: Tensor | None, multipliers: Tensor
     ) -> Tree:
         """Return Θ − Σ λ_i ∇m_i by name, differentiable."""
-        found = combination(self.task, inputs, targets, multipliers, self.weights)
+        found = self.combination(inputs, targets, multipliers)
         return subtract(self.weights, found)
 
     def misfit(self, residual: Tree) -> Tensor:
@@ -155,7 +169,7 @@ class Fit:
             inputs: x, shape [M, *event].
             targets: labels, or None.
         """
-        rows = gradient_rows(self.task, inputs, targets, self.weights)
+        rows = self.rows(inputs, targets)
         left, found = relative_residual(rows, self.weights, any_sign=not self.signed)
         scores = found.square() * rows.square().sum(dim=1)
         return left, found, scores.reshape(len(inputs), -1).sum(dim=1)

@@ -91,6 +91,11 @@ def make_setting(
     decay = model.weight_decay if isinstance(model, Weights) else 0.0
     signed = task.loss != "mse"
     notes = [_applicable(problem, task, decay, signed=signed)]
+    if decay and signed and outputs > 2:
+        notes.append(
+            "Margins are taken over all other classes at once, which is what "
+            "cross-entropy with weight decay leaves in the weights."
+        )
     weights = {n: t.to(torch.float64) for n, t in problem.observed.items()}
     smooth = smoothed(task, sharpness) if sharpness else None
     if sharpness and smooth is None:
@@ -118,6 +123,7 @@ def make_setting(
         signed=signed,
         box=box,
         least=least,
+        soft=bool(decay),
     )
     return Setting(fit, outputs, _centre(problem, fit), tuple(notes))
 

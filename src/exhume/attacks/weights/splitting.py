@@ -14,7 +14,6 @@ from torch import Tensor
 from exhume.attacks.weights.descent import Cloud
 from exhume.attacks.weights.fit import Fit
 from exhume.formula import formula
-from exhume.observations.stationarity import combination
 from exhume.problem.tree import Tree, dot
 
 __all__ = ["Split", "smallest_eigenpair", "split", "splits_of", "splitting_product"]
@@ -68,7 +67,7 @@ def splitting_product(
     """
     at = point.detach().requires_grad_()
     inputs = fit.decode(at[None])
-    feature = combination(fit.task, inputs, target, multiplier, fit.weights)
+    feature = fit.combination(inputs, target, multiplier)
     (first,) = torch.autograd.grad(dot(slope, feature), at, create_graph=True)
     if not first.requires_grad:
         return torch.zeros_like(point)
