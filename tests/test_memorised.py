@@ -20,7 +20,7 @@ from exhume.problem.batch import Batch
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
 from exhume.problem.world import World
-from report_pages import trial, written
+from report_pages import NOISE, trial, written
 from toys import GRAY, smooth, smooth_mlp
 
 LABELS = torch.zeros(6, dtype=torch.long)
@@ -91,13 +91,62 @@ def of_training(share: float, null: float, residual: float, oracle: float, p=400
         ((0.0, 0.0, 0.1, 0.1), "No training image was recovered"),
         ((0.5, 0.0, 0.01, 0.1), "it is over-fitted"),
         ((0.5, 0.0, 0.3, 0.1), "the search ended too early"),
-        ((0.5, 0.0, 0.1, 0.1, 144.0), "2 parameters per unknown"),
+        (
+            (0.5, 0.0, 0.1, 0.1, 144.0),
+            "2 parameters per unknown number, p/(nd): label",
+        ),
+        ((0.5, 0.0, 0.1, 0.1), "55.6 parameters per unknown number, p/(nd): enough"),
+        ((0.0, 0.0, 0.8, 0.95), "Even the training data leave 95 % of what was shared"),
+        ((0.0, 0.0, 0.8, 0.95), "no attack of this kind can be right"),
     ],
 )
 def test_the_report_says_what_the_numbers_mean(tmp_path, numbers, sentence):
     _, page = written(tmp_path, [of_training(*numbers)])
     assert "What the training left in the weights" in page
     assert sentence in page
+
+
+@pytest.mark.parametrize(("oracle", "cosine"), [(0.85, 1.0), (3.0, 1.0), (0.95, 0.3)])
+def test_an_equation_that_may_hold_is_not_blamed(tmp_path, oracle, cosine):
+    result = of_training(0.0, 0.0, oracle, oracle)
+    result.facts["cosine_to_exact"] = cosine
+    page, _ = written(tmp_path, [result])
+    said = page.sections["memory"]
+    assert "no attack of this kind" not in said
+    assert ("what the defense has changed" in said) == (cosine < 1)
+
+
+def test_seeds_that_recovered_something_are_not_denied(tmp_path):
+    found = [of_training(share, 0.0, 0.1, 0.1) for share in (0.0, 0.0, 0.5)]
+    seeds = [
+        replace(result, spec=replace(result.spec, seed=seed))
+        for seed, result in enumerate(found)
+    ]
+    page, _ = written(tmp_path, seeds)
+    assert "recovered in at least half of the seeds" in page.sections["memory"]
+
+
+def test_what_the_attack_says_is_printed_where_one_can_read_it(tmp_path):
+    said = ("Restarts agree to 0.95.", "The loss at the reconstructions is 1.5.")
+    first = replace(of_training(0.5, 0.0, 0.1, 0.1), notes=said)
+    second = replace(first, spec=replace(first.spec, seed=1), notes=("Later.",))
+    bare = of_training(0.5, 0.0, 0.1, 0.1)
+    defended = replace(bare, spec=replace(bare.spec, defenses=NOISE), notes=("Noisy.",))
+    page, _ = written(tmp_path, [first, second, defended])
+    text = " ".join(page.sections["memory"].split())
+    assert f"The attack on its answer for seed 0: {' '.join(said)}" in text
+    assert "Noisy." in text
+    assert "Later." not in text
+
+
+def test_numbers_about_a_setting_leave_out_what_depends_on_the_attack(tmp_path):
+    result = of_training(0.5, 0.0, 0.1, 0.1)
+    result.facts["ordered_mse"] = 0.1
+    page, _ = written(tmp_path, [result, trial("prior-mean", 0.1, size=2)])
+    (head,) = [
+        t[0] for t in page.tables if t[0][:1] == ["Defense"] and "unknowns" in t[0]
+    ]
+    assert head == ["Defense", "parameters", "unknowns"]
 
 
 def test_the_map_shows_the_best_recovered_first(tmp_path):
@@ -123,7 +172,7 @@ def test_what_guessing_finds_gets_no_row(tmp_path):
         trial("prior-mean", 0.1, size=2, facts=found.facts), arrays=found.arrays
     )
     page, _ = written(tmp_path, [found, chance])
-    rows = [t for t in page.tables if "In words" in t[0]]
+    rows = [t for t in page.tables if "Never trained on" in t[0]]
     assert [row[1] for table in rows for row in table[1:]] == ["kkt"]
 
 

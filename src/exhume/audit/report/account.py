@@ -12,6 +12,10 @@ from exhume.audit.report.words import finite, median, number
 __all__ = ["CostRow", "cost_rows", "facts", "failures", "in_clear"]
 
 
+# Facts of the answer of one attack: a median over attacks would mean nothing.
+_OF_ATTACKS = ("recovered_", "held_out", "null_level", "ordered_mse")
+
+
 @dataclass(frozen=True)
 class CostRow:
     """What one attack cost over the whole audit."""
@@ -49,7 +53,8 @@ def cost_rows(listed: Sequence[Scenario]) -> list[CostRow]:
 
 def facts(scenario: Scenario) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Tabulate the numbers about each setting: their names, and medians by defense."""
-    names = sorted({name for r in scenario.results for name in r.facts})
+    told = {name for r in scenario.results for name in r.facts}
+    names = sorted(name for name in told if not name.startswith(_OF_ATTACKS))
     rows = []
     for defense in scenario.defenses:
         cell = [

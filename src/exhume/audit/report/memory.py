@@ -11,7 +11,7 @@ from exhume.audit.records import TrialResult
 from exhume.audit.report import pictures
 from exhume.audit.report.grouping import Defended, Scenario
 from exhume.audit.report.pictures import Picture
-from exhume.audit.report.words import median, number
+from exhume.audit.report.words import finite, median, number
 
 __all__ = ["Memory", "Remembered", "memory"]
 
@@ -21,6 +21,8 @@ _MOST = 24
 _OVERFIT = 0.3
 # With fewer parameters per unknown than this, labels are fitted but data are not held.
 _FEW = 10.0
+# If the truth itself leaves this share, the attack's equation does not hold.
+_UNEXPLAINED = 0.9
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Memory:
         oracle: the same at the true examples.
         per_unknown: parameters per unknown, in print.
         words: what this means.
+        notes: what the attack said of itself for the first seed.
+        seed: the first one.
         map: the private examples of the first seed, the best recovered first.
     """
 
@@ -64,6 +68,8 @@ class Memory:
     oracle: str
     per_unknown: str
     words: tuple[str, ...]
+    notes: tuple[str, ...]
+    seed: int
     map: tuple[Remembered, ...]
 
 
@@ -93,8 +99,15 @@ def _memory(defense: Defended, attack: str, done: list[TrialResult]) -> Memory:
         null=share("held_out"),
         residual=number(residual),
         oracle=number(oracle),
-        per_unknown=number(ratio, 2),
-        words=_words(done, residual, oracle, ratio),
+        per_unknown=number(ratio),
+        words=(
+            *_words(done),
+            *_fitted(residual, oracle),
+            *_explained(done, oracle),
+            *_held(ratio),
+        ),
+        notes=done[0].notes,
+        seed=done[0].spec.seed,
         map=_map(done[0]),
     )
 
@@ -104,48 +117,69 @@ def _per_unknown(done: list[TrialResult]) -> float | None:
     return median(ratios)
 
 
-def _words(
-    done: list[TrialResult],
-    residual: float | None,
-    oracle: float | None,
-    ratio: float | None,
-) -> tuple[str, ...]:
-    """Read the numbers for somebody who sees them for the first time."""
-    own = median(r.facts.get("recovered_0.8") for r in done) or 0.0
+def _words(done: list[TrialResult]) -> tuple[str, ...]:
+    """Read the shares for somebody who sees them for the first time."""
+    shares = finite(r.facts.get("recovered_0.8") for r in done)
+    own = median(shares) or 0.0
     null = median(r.facts.get("held_out_0.8") for r in done) or 0.0
-    said = [_hits(own, null)]
-    if residual is not None and oracle is not None:
-        if residual < _OVERFIT * oracle:
-            said.append(
-                "The answer explains the weights better than the training data do: it "
-                "is over-fitted, and its residual is no evidence of recovery."
-            )
-        elif residual > 2 * oracle:
-            said.append(
-                "The training data explain the weights better than the answer does: "
-                "the search ended too early, and more may be recoverable."
-            )
-    if ratio is not None and ratio < _FEW:
-        said.append(
-            f"There are {number(ratio, 2)} parameters per unknown: labels can be "
-            f"fitted with so few, but data are hardly ever recoverable."
-        )
-    return tuple(said)
-
-
-def _hits(own: float, null: float) -> str:
     if own == 0:
-        return "No training image was recovered (correlation above 0.8)."
+        where = " in at least half of the seeds" if any(shares) else ""
+        return (f"No training image was recovered{where} (correlation above 0.8).",)
     if null >= own / 3:
         return (
             f"{100 * own:.3g} % of the training images correlate above 0.8 with a "
-            f"candidate, but so do {100 * null:.2g} % of images never trained on: this "
-            f"is no evidence of memorisation."
+            f"candidate, but so do {100 * null:.3g} % of images never trained on: this "
+            f"is no evidence of memorisation.",
         )
     return (
         f"{100 * own:.3g} % of the training images were recovered (correlation above "
-        f"0.8); of images never trained on {100 * null:.2g} % get there."
+        f"0.8); of images never trained on {100 * null:.3g} % get there.",
     )
+
+
+def _fitted(residual: float | None, oracle: float | None) -> tuple[str, ...]:
+    """Compare how well the answer and the truth explain what was shared."""
+    if residual is None or oracle is None:
+        return ()
+    if residual < _OVERFIT * oracle:
+        return (
+            "The answer explains the weights better than the training data do: it is "
+            "over-fitted, and its residual is no evidence of recovery.",
+        )
+    if residual > 2 * oracle:
+        return (
+            "The training data explain the weights better than the answer does: the "
+            "search ended too early, and more may be recoverable.",
+        )
+    return ()
+
+
+def _explained(done: list[TrialResult], oracle: float | None) -> tuple[str, ...]:
+    """Say where the equation of the attack does not hold at the truth."""
+    # More than all of it is left only by objectives that are no share.
+    if oracle is None or not _UNEXPLAINED <= oracle <= 1 + 1e-6:
+        return ()
+    said = (
+        f"Even the training data leave {100 * oracle:.3g} % of what was shared "
+        f"unexplained"
+    )
+    kept = median(r.facts.get("cosine_to_exact") for r in done)
+    if kept is not None and 1 - kept**2 > oracle / 2:
+        return (f"{said}: most of that is what the defense has changed.",)
+    return (
+        f"{said}: the features (the equation) of this attack do not describe this "
+        f"training, so that no attack of this kind can be right.",
+    )
+
+
+def _held(ratio: float | None) -> tuple[str, ...]:
+    """Say whether the network is large enough to hold its data."""
+    if ratio is None:
+        return ()
+    said = f"There are {number(ratio)} parameters per unknown number, p/(nd):"
+    if ratio < _FEW:
+        return (f"{said} labels can be fitted with so few, but data hardly be read.",)
+    return (f"{said} enough to hold the training data.",)
 
 
 def _map(result: TrialResult) -> tuple[Remembered, ...]:
