@@ -13,11 +13,11 @@ from exhume.attacks.engine.centre import centre, placeholder_targets
 from exhume.attacks.engine.driver import check_options
 from exhume.attacks.weights.answer import (
     choose,
-    diagnosis,
     pool_candidates,
     raw_candidates,
 )
 from exhume.attacks.weights.descent import Cloud, Solver, StepRule, descend, start
+from exhume.attacks.weights.diagnosis import diagnosis
 from exhume.attacks.weights.setting import (
     MisfitName,
     Setting,
@@ -243,7 +243,7 @@ def finish(
         outcome=outcome,
         cost=watch.cost(),
         trace=tuple(trace),
-        notes=(*setting.notes, *said, *notes, origin),
+        notes=(*said, *notes, origin),
     )
 
 

@@ -94,7 +94,8 @@ def homogeneity(task: Task, spec: EventSpec) -> Homogeneity:
     culprits = _culprits(task, inputs, weights)
     if culprits:
         listed = ", ".join(repr(name) for name in culprits)
-        what = f"the biases {listed} (only the first layer may have one)"
+        kind = "bias" if len(culprits) == 1 else "biases"
+        what = f"the {kind} {listed} (only the first layer may have one)"
     else:
         what = "an activation or layer that is not positively homogeneous"
     text = (

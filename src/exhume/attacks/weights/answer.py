@@ -1,4 +1,4 @@
-"""From clouds of candidates to an answer: merged, ranked and diagnosed, truth-free."""
+"""From clouds of candidates to an answer: merged and ranked, truth-free."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from exhume.attacks.engine.candidates import correlations, merge_duplicates
 from exhume.attacks.weights.descent import Cloud
 from exhume.attacks.weights.setting import Setting, classes_of
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
-from exhume.problem.task import Task
 
 __all__ = [
     "Pool",
     "choose",
-    "diagnosis",
     "pool_candidates",
     "raw_candidates",
     "spread_of_restarts",
@@ -27,10 +25,6 @@ __all__ = [
 _SAME = 0.8
 # Restarts fit equally well if their residuals differ by less than this factor.
 _EQUAL = 1.5
-# A loss above this is far from the limit in which weights tell their data.
-_LOW_LOSS = 1e-3
-# Correlation below which restarts that fit equally well disagree.
-_DISAGREE = 0.8
 _TINY = 1e-300
 
 
@@ -150,88 +144,3 @@ def choose(problem: Problem, pool: Pool) -> tuple[Tensor, Tensor | None]:
 def _filled(rows: list[int], count: int) -> list[int]:
     """Return the first rows, repeated where there are too few."""
     return [rows[i % len(rows)] for i in range(count)]
-
-
-def diagnosis(
-    problem: Problem,
-    setting: Setting,
-    pool: Pool,
-    inputs: Tensor,
-    targets: Tensor | None,
-    residual: float,
-) -> tuple[str, ...]:
-    """Return what can be said of an answer without the truth, in sentences.
-
-    Args:
-        problem: what the attacker sees.
-        setting: fit and centre.
-        pool: merged candidates.
-        inputs: the answer.
-        targets: its labels.
-        residual: of the answer.
-    """
-    fit, count = setting.fit, problem.require(Fact.BATCH_SIZE)
-    numbers = sum(t.numel() for t in fit.weights.values())
-    unknowns = count * problem.spec.dimension
-    notes = [
-        f"There are {numbers / unknowns:.3g} weights per unknown number "
-        f"(p/(nd), {numbers} / {unknowns}).",
-        _residuals(pool, residual, count),
-        _scores(pool, count),
-    ]
-    if fit.span is not None:
-        rank = len(fit.span.basis)
-        notes.append(
-            f"The first layer shows {rank} directions beyond its initial noise, and "
-            f"candidates are sought in their span: what {count} examples have outside "
-            f"of it is lost."
-        )
-    if pool.spread is not None:
-        notes.append(_agreement(pool.spread))
-    loss = _loss(setting.fit.task, inputs, targets)
-    if loss is not None and loss > _LOW_LOSS:
-        notes.append(
-            f"The loss at the reconstructions is {loss:.2g}: either they are wrong, or "
-            f"the network was not trained to a low loss, and then its weights need not "
-            f"be a combination of gradients at its data."
-        )
-    return tuple(notes)
-
-
-def _residuals(pool: Pool, residual: float, count: int) -> str:
-    best = min(pool.residuals)
-    return (
-        f"The candidates of the best restart leave {best:.2g} of ‖Θ‖² unexplained, the "
-        f"{count} returned ones {residual:.2g}; a residual below that of the true data "
-        f"(the objective at the truth) is over-fitting, not success."
-    )
-
-
-def _scores(pool: Pool, count: int) -> str:
-    scores = pool.scores.clamp_min(0)
-    total = float(scores.sum())
-    if not total > 0:
-        return "No candidate explains anything."
-    shares = scores.cumsum(0) / total
-    enough = int((shares < 0.9).sum()) + 1
-    return (
-        f"{enough} of {len(scores)} merged candidates explain nine tenths; {count} "
-        f"examples were sought."
-    )
-
-
-def _agreement(spread: float) -> str:
-    text = f"Restarts that fit equally well agree to a mean correlation of {spread:.2f}"
-    if spread >= _DISAGREE:
-        return f"{text}."
-    return (
-        f"{text}: other data explain the weights as well, so that a single picture "
-        f"proves little."
-    )
-
-
-def _loss(task: Task, inputs: Tensor, targets: Tensor | None) -> float | None:
-    if targets is None:
-        return None
-    with torch.no_grad():
-        return float(task.loss_value(inputs, targets, task.parameters()))

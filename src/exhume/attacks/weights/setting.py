@@ -19,6 +19,12 @@ from exhume.problem.task import Task
 
 __all__ = ["MisfitName", "Setting", "candidate_labels", "classes_of", "make_setting"]
 
+# What to do where the equation needs a weight decay that was not said.
+_SAY_DECAY = (
+    "give the observation its weight_decay (on the command line: --schedule "
+    "weight_decay=0.01, say)"
+)
+
 MisfitName = Literal["whitened", "plain"]
 
 
@@ -154,14 +160,14 @@ def _applicable(problem: Problem, task: Task, decay: float, *, signed: bool) -> 
         msg = (
             "trained weights tell their data through margins or weight decay, and this "
             "network was trained on the squared error without either; if there was a "
-            "weight decay, give the observation its weight_decay"
+            f"weight decay, {_SAY_DECAY}"
         )
         raise Unsuited(msg)
     found = homogeneity(task, problem.spec)
     if found.order is None:
         msg = (
-            f"{found.sentence}; give the observation its weight_decay if there was "
-            f"one, or attack the change of the weights instead"
+            f"{found.sentence}; if it was, {_SAY_DECAY}, else attack the change of the "
+            f"weights instead"
         )
         raise Unsuited(msg)
     return found.sentence
