@@ -280,3 +280,20 @@ def test_unfinished_trials_have_no_flags():
     failed = replace(trial(mse=CHANCE), status="failed", scores={})
     absent = replace(bound(0.1), status="not-applicable", bound=None)
     assert find_flags([failed, absent, baseline()]) == {}
+
+
+@pytest.mark.parametrize(
+    ("facts", "raised"),
+    [
+        ({"training_loss": 0.3}, True),
+        ({"training_loss": 1e-8}, False),
+        ({"stationarity": 0.8}, True),
+        ({"stationarity": 0.02}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_weights_that_were_hardly_trained(facts, raised):
+    own = trial("kkt", facts=facts)
+    assert ("not-trained" in kinds([own], own)) is raised
+    assert kinds([chance := baseline(facts=facts)], chance) == set()

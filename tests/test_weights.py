@@ -27,6 +27,7 @@ from exhume.attacks.weights.splitting import (
     splits_of,
     splitting_product,
 )
+from exhume.audit.facts import collect_facts
 from exhume.audit.memorised import memorised
 from exhume.config import build
 from exhume.data.split import split as split_data
@@ -198,6 +199,20 @@ def test_a_long_training_comes_near_a_combination_of_margin_gradients():
 
     assert left(own) < 0.2
     assert left(world.public.select(range(10))) > left(own) + 0.1
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_the_evaluator_sees_what_training_left(decay):
+    world = digits(4, iterations=30, weight_decay=decay)
+    model, own = world.mechanism.observation, world.batch
+    assert isinstance(model, Weights)
+    trained = model.train(world.task, Candidate(own.inputs, own.targets))
+    facts = collect_facts(world, world.observe())
+    name, other = ("training_loss", "stationarity")[:: -1 if decay else 1]
+    expected = trained.stationarity if decay else trained.loss
+    assert facts[name] == pytest.approx(expected, rel=1e-9)
+    assert facts[name] > 0.1
+    assert other not in facts
 
 
 def test_trained_weights_have_no_derivative_and_say_so():

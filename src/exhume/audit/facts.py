@@ -12,6 +12,7 @@ from torch import Tensor
 
 from exhume.errors import InvalidInput
 from exhume.formula import formula
+from exhume.observations.weights import Weights
 from exhume.problem.observation import Candidate, Observation
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.task import Task
@@ -86,7 +87,8 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
         ``cosine_to_exact`` (of the release), ``relative_noise``,
         ``labels_identify_order`` (1.0 or 0.0), ``batch_norm_layers``, and
         ``prior_fit`` where the prior was checked on held-out examples (about 1 if it
-        fits).
+        fits). Of trained weights also ``training_loss`` of the private examples, or
+        ``stationarity`` with weight decay.
     """
     induced = world.mechanism.induced(world.task, observation.plans, observation.values)
     own = Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets)
@@ -106,6 +108,10 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
     }
     if world.prior is not None and world.prior.fit_check is not None:
         facts["prior_fit"] = float(world.prior.fit_check)
+    model = world.mechanism.observation
+    if isinstance(model, Weights):
+        name = "stationarity" if model.weight_decay else "training_loss"
+        facts[name] = model.left(induced.task, own, exact)
     return facts
 
 

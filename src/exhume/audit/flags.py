@@ -33,6 +33,8 @@ _NO_BASELINE = 0.01
 _ZERO, _EXACTLY_ZERO = 1e-6, 1e-12
 #: norm of a gradient that no longer carries much: the label's probability is ≥ 0.999
 _VANISHED = 1e-3
+#: what training has left where weights are far from the limit in which they tell data
+_UNTRAINED = {"training_loss": 1e-3, "stationarity": 0.1}
 #: one-sided tail probability of three standard errors
 _TAIL = 0.00135
 #: defended error over undefended error, closed-form error over iterated error
@@ -107,6 +109,8 @@ def _each(attacks: Sequence[TrialResult], found: _Found) -> None:
             _raise(found, [result], sentences.GRADIENT_NEAR_ZERO)
         if result.baseline:
             continue
+        if any(result.facts.get(n, 0.0) > most for n, most in _UNTRAINED.items()):
+            _raise(found, [result], sentences.NOT_TRAINED)
         if result.spec.defenses and not result.adaptive:
             _raise(found, [result], sentences.non_adaptive(result.spec))
         if seeds[result.spec.id] == 1:

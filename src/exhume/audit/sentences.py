@@ -10,6 +10,7 @@ __all__ = [
     "LEAKS_MORE",
     "MASKING",
     "NOT_IDENTIFIABLE",
+    "NOT_TRAINED",
     "PRIVATE_SCALE_LEAK",
     "SINGLE_SEED",
     "TIME_LIMITED",
@@ -95,6 +96,14 @@ NOT_IDENTIFIABLE = Flag(
     "The attack explains the observation perfectly and is still wrong: other data give "
     "the same update. More optimisation cannot help; a better prior may.",
 )
+NOT_TRAINED = Flag(
+    "not-trained",
+    "note",
+    "Training ended far from a low loss, or with weight decay from a stationary point. "
+    "The equation between weights and data that the attack solves need not hold there, "
+    "so a failure of the attack says nothing about longer training; raise iterations.",
+)
+
 GRADIENT_NEAR_ZERO = Flag(
     "gradient-near-zero",
     "warning",

@@ -17,7 +17,7 @@ from exhume.observations.stationarity import (
     gradient_rows,
     relative_residual,
 )
-from exhume.observations.training import Trained, train
+from exhume.observations.training import Trained, stationarity, train
 from exhume.problem.observation import Candidate, ObservationKind, ObservationModel
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, subtract
@@ -111,6 +111,23 @@ class Weights(ObservationModel):
             for name, parameter in seen.parameters().items():
                 parameter.copy_(observed[name])
         return seen
+
+    def left(self, task: Task, candidate: Candidate, observed: Tree) -> float:
+        """Return what training left at Θ: L, or with weight decay ‖∇L + ωΘ‖ / (ω‖Θ‖).
+
+        Where it is not small, the equation that attacks solve need not hold.
+
+        Args:
+            task: any weights; those of ``observed`` count.
+            candidate: the examples that were trained on.
+            observed: Θ by name.
+        """
+        inputs, targets = candidate.inputs, candidate.targets
+        if self.weight_decay:
+            gradient = task.gradient(inputs, targets, observed)
+            return stationarity(observed, gradient, self.weight_decay)
+        with torch.no_grad():
+            return float(task.loss_value(inputs, targets, observed))
 
     def residual(self, task: Task, candidate: Candidate, observed: Tree) -> Tree:
         """Return what examples leave of Θ: Θ − Σ λ_i ∇m_i, or Θ + ∇L/ω.

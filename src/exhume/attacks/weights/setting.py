@@ -96,12 +96,7 @@ def make_setting(
     model = problem.require(Fact.LOCAL_SCHEDULE)
     decay = model.weight_decay if isinstance(model, Weights) else 0.0
     signed = task.loss != "mse"
-    notes = [_applicable(problem, task, decay, signed=signed)]
-    if decay and signed and outputs > 2:
-        notes.append(
-            "Margins are taken over all other classes at once, which is what "
-            "cross-entropy with weight decay leaves in the weights."
-        )
+    notes = _applicable(problem, task, decay, outputs)
     weights = {n: t.to(torch.float64) for n, t in problem.observed.items()}
     smooth = smoothed(task, sharpness) if sharpness else None
     if sharpness and smooth is None:
@@ -149,13 +144,21 @@ def _outputs(problem: Problem, task: Task) -> int:
     return outputs
 
 
-def _applicable(problem: Problem, task: Task, decay: float, *, signed: bool) -> str:
+def _applicable(problem: Problem, task: Task, decay: float, outputs: int) -> list[str]:
     """Say why the weights are a combination of gradients, or raise."""
+    signed = task.loss != "mse"
     if decay:
-        return (
+        told = (
             f"The network was trained with weight decay {decay:g}: its weights are a "
             f"combination of gradients at the examples wherever training has settled."
         )
+        if not signed or outputs <= 2:
+            return [told]
+        soft = (
+            "Margins are taken over all other classes at once, which is what "
+            "cross-entropy with weight decay leaves in the weights."
+        )
+        return [told, soft]
     if not signed:
         msg = (
             "trained weights tell their data through margins or weight decay, and this "
@@ -170,7 +173,7 @@ def _applicable(problem: Problem, task: Task, decay: float, *, signed: bool) -> 
             f"weights instead"
         )
         raise Unsuited(msg)
-    return found.sentence
+    return [found.sentence]
 
 
 def _centre(problem: Problem, fit: Fit) -> Tensor | None:
