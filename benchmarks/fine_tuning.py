@@ -35,6 +35,7 @@ from exhume.config import build
 from weights import Centre, images
 
 LINEARISED = {"name": "fine-tuning", "linearised": True}
+SPLIT = {"inner": "tangent-kernel"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ ROWS: dict[str, Row] = {
     "exact-n": Row(attack={"name": "tangent-kernel", "candidates": 1}),
     "exact-restarts": Row(attack={"name": "tangent-kernel", "restarts": 3}),
     "exact-subspace": Row(attack={"name": "subspace"}),
+    "exact-splitting": Row(attack={"name": "sample-splitting", **SPLIT}),
+    "exact-n-splitting": Row(
+        attack={"name": "sample-splitting", **SPLIT, "options": {"candidates": 1}}
+    ),
     "exact-noise": Row(noise=0.3),
     "exact-200": Row(width=200),
     "exact-50": Row(width=50),
@@ -76,6 +81,12 @@ ROWS: dict[str, Row] = {
     "relu": Row(activation="relu"),
     "relu-4000": Row(width=4000, activation="relu"),
     "relu-subspace": Row(activation="relu", attack={"name": "subspace"}),
+    "relu-splitting": Row(
+        activation="relu", attack={"name": "sample-splitting", **SPLIT}
+    ),
+    "relu-subspace-splitting": Row(
+        activation="relu", attack={"name": "sample-splitting", "inner": "subspace"}
+    ),
     "trained-200": Row(width=200, activation="relu", observation=trained(1e-6)),
     "trained": Row(activation="relu", observation=trained(1e-6)),
     "trained-subspace": Row(

@@ -81,6 +81,8 @@ BASELINES = {"nearest-public", "prior-mean"}
 ELSEWHERE = {"covariance-aware"}
 #: attacks on a network with a frozen backbone
 OF_A_HEAD = {"embedding"}
+#: attacks whose defaults suit trained weights, though options may suit more
+OF_WEIGHTS = {"sample-splitting"}
 every_attack = pytest.mark.parametrize("name", NAMES)
 
 
@@ -92,6 +94,8 @@ def shared_with(name: str) -> str:
     """Return the observation that an attack is tried on, see ``network_for``."""
     if name in OF_A_HEAD:
         return "head"
+    if name in OF_WEIGHTS:
+        return "weights"
     inverts = registry.find("attack", name).inverts
     return "gradient" if "gradient" in inverts else min(inverts)
 

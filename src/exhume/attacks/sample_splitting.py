@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from exhume.attacks.engine.driver import check_options
 from exhume.attacks.kkt import Kkt, finish
+from exhume.attacks.subspace import Subspace
+from exhume.attacks.tangent_kernel import TangentKernel
 from exhume.attacks.weights.descent import Cloud, Solver, descend
 from exhume.attacks.weights.setting import Setting
 from exhume.attacks.weights.splitting import split, splits_of
+from exhume.config import build
+from exhume.errors import InvalidInput, Unsuited
 from exhume.keys import generator
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import Fact, Problem
-from exhume.problem.observation import ObservationKind
+from exhume.problem.observation import ObservationKind, ObservationModel
 from exhume.problem.reconstruction import (
     Outcome,
     Reconstruction,
@@ -29,7 +34,7 @@ __all__ = ["SampleSplitting"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSplitting(Attack):
-    """The attack ``kkt`` with splitting (Shen, Wang, Qian and Lei, 2026).
+    """The attack ``kkt``, or another, with splitting (Shen, Wang, Qian and Lei, 2026).
 
     It starts with few candidates. Where descent has stalled, the matrix
     S_i = −c_i ∇²_x⟨∂L/∂r, ∇_Θ m(x_i)⟩ says whether one candidate should be two: if its
@@ -37,7 +42,14 @@ class SampleSplitting(Attack):
     lower the misfit, which no move of x_i alone does. The candidates with the most
     negative eigenvalues are split, and descent goes on.
 
+    ``tangent-kernel`` and ``subspace`` solve for the weights, S_i takes all outputs, ε
+    is searched, and what was split is reduced to the wanted count after descent.
+
     Attributes:
+        inner: attack that is continued by splitting: ``kkt`` for trained weights,
+            ``tangent-kernel`` or ``subspace`` for gradients and changes of weights.
+        options: of ``tangent-kernel``, also inside of ``subspace``; all below are
+            those of ``kkt``, and refused with another attack.
         candidates: per example at first.
         rounds: of splitting and descent after the first descent.
         splits: candidates that are split in a round, per example.
@@ -52,9 +64,12 @@ class SampleSplitting(Attack):
         keep: return the ``best`` n candidates after merging, or ``all`` of them before.
 
     Raises:
-        InvalidInput: an option is out of range.
+        InvalidInput: an option is out of range, or belongs to another inner attack.
+        Unsuited: the inner attack inverts another kind of observation.
     """
 
+    inner: Literal["kkt", "tangent-kernel", "subspace"] = "kkt"
+    options: Mapping[str, Any] = field(default_factory=dict)
     candidates: int = 1
     rounds: int = 3
     splits: float = 0.35
@@ -69,8 +84,10 @@ class SampleSplitting(Attack):
     keep: Literal["best", "all"] = "best"
 
     needs: ClassVar[frozenset[Fact]] = Kkt.needs
-    uses: ClassVar[frozenset[Fact]] = Kkt.uses
-    inverts: ClassVar[frozenset[ObservationKind]] = Kkt.inverts
+    uses: ClassVar[frozenset[Fact]] = Kkt.uses | TangentKernel.uses | Subspace.uses
+    inverts: ClassVar[frozenset[ObservationKind]] = (
+        Kkt.inverts | TangentKernel.inverts | Subspace.inverts
+    )
     bibtex: ClassVar[str] = f"""
 @misc{{shen2026data,
   title = {{Data Reconstruction: Identifiability and Optimization with Sample
@@ -78,9 +95,10 @@ class SampleSplitting(Attack):
   author = {{Shen, Yujie and Wang, Zihan and Qian, Jian and Lei, Qi}},
   howpublished = {{arXiv:2602.08723}},
   year = {{2026}}
-}}{Kkt.bibtex}"""
+}}{Kkt.bibtex}{TangentKernel.bibtex}"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", dict(self.options))
         check_options(
             at_least_one={
                 "candidates": self.candidates,
@@ -95,10 +113,34 @@ class SampleSplitting(Attack):
             },
             not_negative={"rounds": self.rounds, "sharpness": self.sharpness},
         )
+        self._check_options_fit()
+        self._attack()
+
+    def _check_options_fit(self) -> None:
+        if self.inner == "kkt":
+            wrong = ["options"] if self.options else []
+        else:
+            own = [f for f in fields(self) if f.name not in ("inner", "options")]
+            wrong = [f.name for f in own if getattr(self, f.name) != f.default]
+        if wrong:
+            right = "directly" if self.inner == "kkt" else "in options"
+            msg = (
+                f"inner is {self.inner!r}, and {', '.join(wrong)} would be ignored; "
+                f"give what this attack takes {right}"
+            )
+            raise InvalidInput(msg)
+
+    def _attack(self) -> Kkt | TangentKernel | Subspace:
+        if self.inner == "kkt":
+            return self.base
+        options = {**self.options, "escape": "split"}
+        if self.inner == "subspace":
+            return Subspace(inner="tangent-kernel", options=options)
+        return build("attack", {"name": "tangent-kernel", **options})
 
     @property
     def base(self) -> Kkt:
-        """The attack without splitting."""
+        """The attack ``kkt`` without splitting."""
         return Kkt(
             candidates=self.candidates,
             iterations=self.iterations,
@@ -113,6 +155,23 @@ class SampleSplitting(Attack):
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
         """Descend and split in turn, from every start."""
+        inner = self._attack()
+        model: ObservationModel = problem.require(Fact.LOCAL_SCHEDULE)
+        if model.kind not in inner.inverts:
+            fits = (
+                "'kkt'" if model.kind in Kkt.inverts else "'tangent-kernel', 'subspace'"
+            )
+            msg = (
+                f"inner is {self.inner!r}, which does not invert what was observed, "
+                f"{model.kind!r}; choose an inner attack that does: {fits}"
+            )
+            raise Unsuited(msg)
+        problem = problem.restricted(inner.needs | inner.uses)
+        if not isinstance(inner, Kkt):
+            return inner.run(problem, key)
+        return self._kkt(problem, key)
+
+    def _kkt(self, problem: Problem, key: int) -> Reconstruction:
         watch, trace, base = Stopwatch(), [], self.base
         setting = base.setting(problem)
         if not setting.fit.energy > 0:
@@ -172,6 +231,8 @@ class SampleSplitting(Attack):
             f"the truth where the residual of the true data is larger."
         )
 
-    def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
-        """Return what ``kkt`` returns: the relative residual at the best λ."""
-        return self.base.objective(problem, inputs, targets)
+    def objective(
+        self, problem: Problem, inputs: Tensor, targets: Tensor
+    ) -> float | None:
+        """Return what the inner attack returns: the residual at the best weights."""
+        return self._attack().objective(problem, inputs, targets)

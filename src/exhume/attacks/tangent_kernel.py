@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from exhume.attacks.engine.projection_descent import (
     ProjectionDescent,
     explain,
 )
+from exhume.attacks.engine.tangent_splitting import split_apart
 from exhume.attacks.engine.tangent_view import TangentView, tangent_view
 from exhume.errors import InvalidInput
 from exhume.keys import generator
@@ -35,6 +36,9 @@ __all__ = ["TangentKernel"]
 _EXPLAINED = 1e-9
 # Residual above which it is the model that does not fit, so that more will not help.
 _MISMATCH = 1e-3
+# Sharpness of ReLUs where candidates are split: sharp kinks bend the features over
+# distances too short to gain anything.
+_BLUNT = 20.0
 _NOTHING = "The observation is zero: nothing was learned, so nothing can be read."
 
 
@@ -63,7 +67,10 @@ class TangentKernel(Attack):
         polish: steps of L-BFGS before the candidates are reduced, and as many after.
         newton: Gauss–Newton steps at the end at most.
         inner_iterations: conjugate-gradient products per such step.
-        rounds: times at most that fresh candidates join a solution that almost fits.
+        rounds: times at most that candidates are added where the search has stalled.
+        escape: ``fresh`` candidates join a solution that almost fits; ``split`` splits
+            those in two where that lowers the misfit, see ``sample-splitting``, and
+            falls back to fresh ones.
         restarts: random starts at most; the smallest residual wins.
         seconds: CPU seconds over all restarts; None for no limit.
         points: where features are taken between Θ_0 and Θ_T, as shares of the way;
@@ -82,6 +89,7 @@ class TangentKernel(Attack):
     newton: int = 100
     inner_iterations: int = 100
     rounds: int = 2
+    escape: Literal["fresh", "split"] = "fresh"
     restarts: int = 1
     seconds: float | None = None
     points: tuple[float, ...] = ()
@@ -193,21 +201,26 @@ class TangentKernel(Attack):
     def _once(
         self, problem: Problem, descent: ProjectionDescent, random: torch.Generator
     ) -> Tensor:
-        """Search from one start; where nothing but a few examples is missing, add some.
+        """Search from one start; where it stalls, add candidates and search on.
 
-        Gauss–Newton ends in an exact explanation or shows that one is missing: then
-        fresh candidates join, and what they find replaces what explains least.
+        Gauss–Newton ends in an exact explanation or shows that an example is missing;
+        what added candidates find replaces what explains least.
         """
         count: int = problem.require(Fact.BATCH_SIZE)
         middle = _middle(problem).to(torch.float64)
         features = descent.view.features()
-        first = self._draw(problem, middle, self.candidates * count, random)
-        x = descent.search(first, self.iterations)
-        best, residual = x, math.inf
+        x = self._draw(problem, middle, self.candidates * count, random)
+        x = descent.search(x, self.iterations)
+        best, residual, split = x, math.inf, self.escape == "split"
         for attempt in range(1 + self.rounds):
             if attempt:
-                more = self._draw(problem, middle, max(count // 2, 1), random)
-                x = torch.cat([best, more])
+                added = _halved(descent, best, middle, count) if split else None
+                if added is None and residual <= _MISMATCH:
+                    fresh = self._draw(problem, middle, max(count // 2, 1), random)
+                    added = torch.cat([best, fresh])
+                if added is None:
+                    break
+                x = added
             if len(x) > count:
                 x = descent.reduced(x, len(x), middle)
                 x = descent.polish(x, self.polish, POLISH_RIDGE)
@@ -215,9 +228,11 @@ class TangentKernel(Attack):
                 x = descent.polish(x, self.polish, POLISH_RIDGE)
             x = descent.refine(x, self.newton, self.inner_iterations)
             value = explain(features, x).residual
+            # A split that did not help would be made again.
+            split = split and value < residual
             if value < residual:
                 best, residual = x, value
-            if residual <= _EXPLAINED or residual > _MISMATCH or descent.late:
+            if residual <= _EXPLAINED or descent.late:
                 break
         return best
 
@@ -254,6 +269,16 @@ class TangentKernel(Attack):
             adaptive=problem.law_is_used,
             notes=(*view.notes, _origin(problem), _spectrum(told.scores)),
         )
+
+
+def _halved(
+    descent: ProjectionDescent, inputs: Tensor, middle: Tensor, count: int
+) -> Tensor | None:
+    """Return candidates of which up to half are split; None where that is no use."""
+    view = descent.view
+    descent.watch.count(inputs[0].numel())
+    features = view.features(_BLUNT if view.has_kinks else None)
+    return split_apart(features, inputs, middle, max(count // 2, 1))
 
 
 def _middle(problem: Problem) -> Tensor:
