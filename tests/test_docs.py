@@ -269,15 +269,15 @@ def test_the_page_of_comparisons_runs_as_printed(here):
 
 
 def test_the_pages_of_changes_and_weights_run_as_printed(here, capsys):
-    for page in ("fine-tuning", "updates", "weights"):
+    for name in ("fine-tuning", "updates", "weights"):
         namespace: dict = {}
-        codes = python(ROOT / "docs" / f"{page}.md")
-        assert codes, page
+        codes = python(ROOT / "docs" / f"{name}.md")
+        assert codes, name
         for code in codes:
             exec(code, namespace)
         answer, private = namespace["answer"], namespace["private"]
         assert answer.inputs.shape[1:] == private.inputs.shape[1:]
-        if page == "fine-tuning":
+        if name == "fine-tuning":
             assert answer.objective < 1e-9
     assert "a span of 4 of 64 dimensions" in capsys.readouterr().out
 

@@ -400,6 +400,12 @@ def test_lanczos_finds_what_the_dense_matrix_has():
     assert value == pytest.approx(float(torch.linalg.eigvalsh(small)[0]))
 
 
+def test_lanczos_stops_at_a_matrix_of_zeros():
+    value, vector = smallest_eigenpair(torch.zeros_like, normal(60))
+    assert value == 0.0
+    assert float(vector.norm()) == pytest.approx(1.0)
+
+
 def test_a_network_without_curvature_cannot_be_split():
     task = Task(seeded(nn.Sequential(nn.Linear(5, 1)), 0).double(), loss="logistic")
     fit = Fit(task, theta_of(task), PLANE, None, None, None, True, 0.0, 0.0)
