@@ -17,6 +17,7 @@ from exhume.attacks.engine.candidates import (
     correlations,
     merge_duplicates,
 )
+from exhume.attacks.engine.tangent_notes import agreement, tangent_notes
 from exhume.errors import InvalidInput, Unsuited
 from exhume.keys import generator
 from exhume.observations.fine_tuning import FineTuning, flow_rate
@@ -254,6 +255,25 @@ def test_no_bound_and_the_reason_whatever_the_prior():
         answer = exhume.bound(name)(world, None, 0)
         assert isinstance(answer, NotApplicable)
         assert "trained to the end" in answer.reason
+
+
+def test_what_an_explanation_is_worth_is_said():
+    one, other = noise((3, *GRAY.shape), 1), noise((3, *GRAY.shape), 2)
+    middle = torch.zeros(GRAY.shape, dtype=torch.float64)
+    assert agreement([(1.0, one)], middle) is None
+    assert agreement([(1.0, one), (5.0, other)], middle) is None
+    assert agreement([(1.0, one), (1.5, one[[2, 0, 1]])], middle) == pytest.approx(1)
+    apart = agreement([(1.0, one), (1.0, other)], middle)
+    assert apart is not None
+    assert apart < 0.5
+    scores = torch.tensor([1.0, 1e-5])
+    good = " ".join(tangent_notes(0.01, scores, 50.0, 0.95))
+    assert "1 of 2 candidates" in good
+    assert "may" not in good
+    bad = " ".join(tangent_notes(0.95, scores, 2.5, apart))
+    for words in ("may be anything", "few", "proves little"):
+        assert words in bad
+    assert "restarts = 3" in " ".join(tangent_notes(0.01, scores, 50.0, None))
 
 
 def test_a_change_of_nothing_shows_nothing():

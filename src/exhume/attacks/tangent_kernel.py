@@ -16,6 +16,7 @@ from exhume.attacks.engine.projection_descent import (
     ProjectionDescent,
     explain,
 )
+from exhume.attacks.engine.tangent_notes import agreement, tangent_notes
 from exhume.attacks.engine.tangent_splitting import split_apart
 from exhume.attacks.engine.tangent_view import TangentView, tangent_view
 from exhume.errors import InvalidInput
@@ -161,20 +162,22 @@ class TangentKernel(Attack):
         view = tangent_view(problem, self.points)
         if view is None:
             return _unmoved(problem, watch)
-        best, residual, trace = None, math.inf, []
+        best, residual, trace, starts = None, math.inf, [], []
         for restart in range(self.restarts):
             descent = self._descent(view, watch, restart)
             found = self._once(problem, descent, generator(key, "restart", restart))
             trace += descent.trace
             value = explain(view.features(), found).residual
             watch.count()
+            starts.append((value, found))
             if best is None or value < residual:
                 best, residual = found, value
             if residual <= _EXPLAINED or descent.late:
                 break
         assert best is not None  # restarts ≥ 1
         late = self.seconds is not None and watch.cpu_seconds >= self.seconds
-        return self._answer(problem, view, best, trace, watch, late=late)
+        spread = agreement(starts, _middle(problem).to(best))
+        return self._answer(problem, view, best, trace, watch, late=late, spread=spread)
 
     def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
         """Return the plain residual ‖O − Σ a φ‖² / ‖O‖² at the best weights."""
@@ -252,10 +255,12 @@ class TangentKernel(Attack):
         watch: Stopwatch,
         *,
         late: bool,
+        spread: float | None,
     ) -> Reconstruction:
         dtype = problem.require(Fact.WEIGHTS).dtype
         inputs = problem.spec.clamp(found.to(dtype))
         told = explain(view.features(), inputs.to(torch.float64))
+        density = sum(t.numel() for t in view.values.values()) / inputs.numel()
         outcome = Outcome.TIME_LIMIT if late else Outcome.ITERATION_LIMIT
         if told.residual <= _EXPLAINED:
             outcome = Outcome.TOLERANCE
@@ -267,7 +272,11 @@ class TangentKernel(Attack):
             cost=watch.cost(),
             trace=tuple(trace),
             adaptive=problem.law_is_used,
-            notes=(*view.notes, _origin(problem), _spectrum(told.scores)),
+            notes=(
+                *view.notes,
+                _origin(problem),
+                *tangent_notes(told.residual, told.scores, density, spread),
+            ),
         )
 
 
@@ -297,16 +306,6 @@ def _origin(problem: Problem) -> str:
     if problem.targets is not UNKNOWN:
         return "The labels are given; the network's outputs order them."
     return "The labels were read off the weights of the features or the outputs."
-
-
-def _spectrum(scores: Tensor) -> str:
-    """Say how evenly the candidates share in the explanation."""
-    largest = float(scores.max())
-    weak = int((scores < 1e-3 * largest).sum())
-    return (
-        f"{len(scores) - weak} of {len(scores)} candidates contribute more than a "
-        f"thousandth of what the strongest does."
-    )
 
 
 def _unmoved(problem: Problem, watch: Stopwatch) -> Reconstruction:
