@@ -172,7 +172,7 @@ def test_models_are_plain_data_and_every_method_is_called_here(name):
         "single_step",
         "task_seen",
         "vjp",
-    } | {"update": {"batches", "path"}, "weights": {"train"}}.get(name, set())
+    } | {"update": {"batches", "path"}, "weights": {"left", "train"}}.get(name, set())
 
 
 # --- the gradient --------------------------------------------------------------------

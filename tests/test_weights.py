@@ -156,6 +156,16 @@ def test_weights_of_known_examples_leave_nothing():
     assert found.tolist() == pytest.approx(lam.tolist(), rel=1e-6)
 
 
+def test_what_a_training_left_is_its_loss_or_its_distance_from_rest():
+    task, own = network(), examples()
+    start = theta_of(task)
+    for model in (Weights(iterations=30), Weights(iterations=30, weight_decay=0.01)):
+        trained = model.train(task, own)
+        expected = trained.stationarity if model.weight_decay else trained.loss
+        assert model.left(task, own, trained.weights) == pytest.approx(expected)
+        assert model.left(task, own, start) > model.left(task, own, trained.weights)
+
+
 def test_training_with_weight_decay_ends_where_the_residual_vanishes():
     """Any network: here one with biases and tanh, checked with autograd by hand."""
     layers = [nn.Flatten(), nn.Linear(64, 3), nn.Tanh(), nn.Linear(3, 1)]
