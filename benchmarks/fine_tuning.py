@@ -21,7 +21,6 @@ Every row prints
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +29,9 @@ import torch
 from torch import Tensor, nn
 
 import exhume
-from exhume.audit.memorised import LEVELS, best_correlations
+from exhume.audit.memorised import best_correlations
 from exhume.config import build
+from rows import counts, percentages, rows_asked
 from weights import Centre, images
 
 LINEARISED = {"name": "fine-tuning", "linearised": True}
@@ -143,31 +143,22 @@ def line(name: str, path: str, seed: int) -> str:
     errors = distances / (truth - mean).flatten(1).norm(dim=1)
     unknowns = truth.numel()
     weights = sum(t.numel() for t in seen.values.values())
-    hits = " / ".join(f"{int((own > t).sum()):2d}" for t in LEVELS)
-    chance = " / ".join(
-        f"{100 * float((null > t).double().mean()):.2f}" for t in LEVELS
-    )
     return (
         f"| {name:16s} | {weights / unknowns:5.1f} | {oracle:.1e} | "
-        f"{answer.objective:.1e} | {hits} of {len(truth)} | {float(own.median()):.3f} "
-        f"| {float(errors.median()):.3f} | {chance} | {seconds:4.0f} s "
-        f"({seconds / training:.0f}) |"
+        f"{answer.objective:.1e} | {counts(own)} of {len(truth)} | "
+        f"{float(own.median()):.3f} | {float(errors.median()):.3f} | "
+        f"{percentages(null)} | {seconds:4.0f} s ({seconds / training:.0f}) |"
     )
 
 
 def main() -> None:
     """Print the rows as they are measured."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--mnist", required=True, help="folder of the IDX files")
-    parser.add_argument("--row", action="append", choices=list(ROWS), help="repeatable")
-    parser.add_argument("--seed", type=int, default=0, help="0: the first images")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = rows_asked(__doc__, ROWS)
     print(
         "| row | p/(nd) | oracle | residual | NCC > .9 / .8 / .7 | median | error | "
         "null in % | time (× training) |\n|---|---|---|---|---|---|---|---|---|"
     )
-    for name in arguments.row or ROWS:
+    for name in arguments.row:
         print(line(name, arguments.mnist, arguments.seed), flush=True)
 
 

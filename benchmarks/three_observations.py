@@ -16,14 +16,12 @@ the attack in CPU seconds and in times what the client computed.
 
 from __future__ import annotations
 
-import argparse
 import time
 
-import torch
-
 import exhume
-from exhume.audit.memorised import LEVELS, best_correlations
+from exhume.audit.memorised import best_correlations
 from exhume.config import build
+from rows import counts, percentages, rows_asked
 from weights import images
 
 WIDE = {"name": "tangent-mlp", "hidden": [1000]}
@@ -61,13 +59,10 @@ def line(row: str, path: str, seed: int) -> str:
     seconds = time.process_time() - begun
     found = best_correlations(own.inputs, answer.inputs.double(), mean)
     null = best_correlations(unseen, answer.inputs.double(), mean)
-    hits = " / ".join(f"{int((found > t).sum()):2d}" for t in LEVELS)
-    chance = " / ".join(
-        f"{100 * float((null > t).double().mean()):.2f}" for t in LEVELS
-    )
     return (
-        f"| {row:17s} | {attack['name']:15s} | {hits} | {float(found.median()):.2f} | "
-        f"{chance} | {seconds:4.0f} s ({seconds / client:.0f}) |"
+        f"| {row:17s} | {attack['name']:15s} | {counts(found)} | "
+        f"{float(found.median()):.2f} | {percentages(null)} | "
+        f"{seconds:4.0f} s ({seconds / client:.0f}) |"
     )
 
 
@@ -78,17 +73,12 @@ def _std(model: dict[str, object]) -> dict[str, object]:
 
 def main() -> None:
     """Print the rows as they are measured."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--mnist", required=True, help="folder of the IDX files")
-    parser.add_argument("--row", action="append", choices=list(ROWS), help="repeatable")
-    parser.add_argument("--seed", type=int, default=0, help="0: the first images")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = rows_asked(__doc__, ROWS)
     print(
         "| observation | attack | NCC > .9 / .8 / .7 of 20 | median | null in % | "
         "time (× the client's) |\n|---|---|---|---|---|---|"
     )
-    for row in arguments.row or ROWS:
+    for row in arguments.row:
         print(line(row, arguments.mnist, arguments.seed), flush=True)
 
 

@@ -41,10 +41,11 @@ from exhume.attacks.engine.embedding_problems import (
     probe_task,
 )
 from exhume.attacks.engine.frozen_split import FrozenSplit, frozen_split
-from exhume.audit.memorised import LEVELS, best_correlations
+from exhume.audit.memorised import best_correlations
 from exhume.config import build
 from exhume.keys import fold
 from exhume.problem.knowledge import Problem
+from rows import counts, percentages
 
 PER_CLASS, UNSEEN, TAUGHT, PUBLIC, ERROR = 10, 1995, 5000, 1000, 0.1
 #: backbone → the network that it is without its last layer
@@ -188,17 +189,12 @@ def rows(
         near = best_correlations(own, embeddings, middle)
         seen = best_correlations(of.own.inputs, images, of.mean)
         null = best_correlations(of.unseen, images, of.mean)
-        chance = [f"{100 * float((null > t).double().mean()):.1f}" for t in LEVELS]
         print(
-            f"| {backbone} ({split.dimension}) | {shared} | {way} | {_hits(near)} | "
-            f"{_hits(seen)} | {float(seen.median()):.2f} | {' / '.join(chance)} | "
+            f"| {backbone} ({split.dimension}) | {shared} | {way} | {counts(near)} | "
+            f"{counts(seen)} | {float(seen.median()):.2f} | {percentages(null, 1)} | "
             f"{seconds:.0f} s |",
             flush=True,
         )
-
-
-def _hits(correlations: Tensor) -> str:
-    return " / ".join(f"{int((correlations > t).sum())}" for t in LEVELS)
 
 
 def main() -> None:

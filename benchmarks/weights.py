@@ -21,7 +21,6 @@ lost to the misfit, not to the search. No attack can do that.
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from collections.abc import Iterator
@@ -33,10 +32,11 @@ from torch import Tensor, nn
 import exhume
 from exhume.attacks.weights.answer import raw_candidates
 from exhume.attacks.weights.descent import Cloud, descend
-from exhume.audit.memorised import LEVELS, best_correlations
+from exhume.audit.memorised import best_correlations
 from exhume.observations.weights import Weights
 from exhume.problem.knowledge import Problem
 from exhume.problem.reconstruction import Stopwatch
+from rows import counts, percentages, rows_asked
 
 PER_CLASS, UNSEEN, WIDTH, STD = 10, 1995, 500, 1e-3
 PARITY = [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
@@ -177,15 +177,11 @@ def line(of: Victim, row: str, *, natural: bool) -> str:
     guesses, nothing = found - shift, torch.zeros_like(of.mean)
     own = best_correlations(of.images - shift, guesses, nothing)
     null = best_correlations(of.unseen - of.mean, guesses, nothing)
-    hits = " / ".join(f"{int((own > t).sum()):2d}" for t in LEVELS)
-    chance = " / ".join(
-        f"{100 * float((null > t).double().mean()):.2f}" for t in LEVELS
-    )
     trainings = seconds / of.seconds
     return (
-        f"| {row:22s} | {len(found):3d} | {residual:.4f} | {oracle:.3f} | {hits} | "
-        f"{float(own.median()):.2f} | {chance} | {spread:4s} | {seconds:4.0f} s "
-        f"({trainings:.0f}) |"
+        f"| {row:22s} | {len(found):3d} | {residual:.4f} | {oracle:.3f} | "
+        f"{counts(own)} | {float(own.median()):.2f} | {percentages(null)} | "
+        f"{spread:4s} | {seconds:4.0f} s ({trainings:.0f}) |"
     )
 
 
@@ -217,13 +213,8 @@ def table(path: str, seed: int, rows: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--mnist", required=True, help="folder of the IDX files")
-    parser.add_argument("--row", action="append", choices=list(ROWS), help="repeatable")
-    parser.add_argument("--seed", type=int, default=0, help="0: the first images")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    for text in table(arguments.mnist, arguments.seed, arguments.row or list(ROWS)):
+    arguments = rows_asked(__doc__, ROWS)
+    for text in table(arguments.mnist, arguments.seed, arguments.row):
         print(text, flush=True)
 
 

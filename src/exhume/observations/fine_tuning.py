@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exhume.errors import InvalidInput
 from exhume.formula import formula
-from exhume.observations.training import train
+from exhume.observations.training import check_descent, check_not_negative, train
 from exhume.problem.losses import signs
 from exhume.problem.observation import Candidate, ObservationKind, ObservationModel
 from exhume.problem.task import Task
@@ -64,19 +64,9 @@ class FineTuning(ObservationModel):
     )
 
     def __post_init__(self) -> None:
-        for name in ("target_loss", "ridge"):
-            if not 0 <= getattr(self, name) < math.inf:
-                msg = f"{name} is {getattr(self, name)}; expected at least 0"
-                raise InvalidInput(msg)
-        if self.iterations < 1:
-            msg = f"iterations is {self.iterations}; it must be at least 1"
-            raise InvalidInput(msg)
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            msg = f"rate is {self.rate}; expected a learning rate above 0, or None"
-            raise InvalidInput(msg)
-        if not 0 <= self.momentum < 1:
-            msg = f"momentum is {self.momentum}; expected at least 0 and below 1"
-            raise InvalidInput(msg)
+        check_not_negative(target_loss=self.target_loss, ridge=self.ridge)
+        rate = 1.0 if self.rate is None else self.rate
+        check_descent(self.iterations, rate, self.momentum)
 
     def forward(self, task: Task, candidate: Candidate) -> Tree:
         """Return Θ_T − Θ_0; only the closed form is differentiable."""

@@ -15,7 +15,14 @@ from exhume.problem.observation import Candidate
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, norm
 
-__all__ = ["Trained", "loss_normalised_rate", "stationarity", "train"]
+__all__ = [
+    "Trained",
+    "check_descent",
+    "check_not_negative",
+    "loss_normalised_rate",
+    "stationarity",
+    "train",
+]
 
 # A loss this many times that of the start means divergence, not a bad step.
 _DIVERGED = 1e3
@@ -102,7 +109,8 @@ def train(
         InvalidInput: an option is out of range, the loss diverges, or ``strict`` and
             the target was not reached.
     """
-    _check(target_loss, iterations, rate, weight_decay, momentum)
+    check_descent(iterations, rate, momentum, least=0)
+    check_not_negative(target_loss=target_loss, weight_decay=weight_decay)
     normalised = task.loss in _EXPONENTIAL_TAILS and not weight_decay
     theta = {n: p.detach().clone() for n, p in task.parameters().items()}
     speed = {n: torch.zeros_like(p) for n, p in theta.items()}
@@ -171,21 +179,38 @@ def _gradient(task: Task, candidate: Candidate, theta: Tree) -> tuple[float, Tre
     return float(value.detach()), dict(zip(leaves, found, strict=True))
 
 
-def _check(
-    target_loss: float,
-    iterations: int,
-    rate: float,
-    weight_decay: float,
-    momentum: float,
-) -> None:
-    for name, value, least in (
-        ("target_loss", target_loss, 0.0),
-        ("iterations", iterations, 0),
-        ("weight_decay", weight_decay, 0.0),
-    ):
-        if not least <= value < math.inf:
-            msg = f"{name} is {value}; expected at least {least:g}"
+def check_not_negative(**values: float) -> None:
+    """Raise unless options are numbers from 0.
+
+    Args:
+        values: by name.
+
+    Raises:
+        InvalidInput: one of them is negative or not finite.
+    """
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            msg = f"{name} is {value}; expected at least 0"
             raise InvalidInput(msg)
+
+
+def check_descent(
+    iterations: int, rate: float, momentum: float, *, least: int = 1
+) -> None:
+    """Raise unless descent can run with these options.
+
+    Args:
+        iterations: steps.
+        rate: η.
+        momentum: μ.
+        least: number of steps.
+
+    Raises:
+        InvalidInput: one of them is out of range.
+    """
+    if not least <= iterations < math.inf:
+        msg = f"iterations is {iterations}; expected at least {least}"
+        raise InvalidInput(msg)
     if not 0 < rate < math.inf:
         msg = f"rate is {rate}; expected a learning rate above 0"
         raise InvalidInput(msg)

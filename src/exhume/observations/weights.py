@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +16,13 @@ from exhume.observations.stationarity import (
     gradient_rows,
     relative_residual,
 )
-from exhume.observations.training import Trained, stationarity, train
+from exhume.observations.training import (
+    Trained,
+    check_descent,
+    check_not_negative,
+    stationarity,
+    train,
+)
 from exhume.problem.observation import Candidate, ObservationKind, ObservationModel
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, subtract
@@ -66,19 +71,8 @@ class Weights(ObservationModel):
     )
 
     def __post_init__(self) -> None:
-        for name in ("target_loss", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                msg = f"{name} is {getattr(self, name)}; expected at least 0"
-                raise InvalidInput(msg)
-        if self.iterations < 1:
-            msg = f"iterations is {self.iterations}; it must be at least 1"
-            raise InvalidInput(msg)
-        if not 0 < self.rate < math.inf:
-            msg = f"rate is {self.rate}; expected a learning rate above 0"
-            raise InvalidInput(msg)
-        if not 0 <= self.momentum < 1:
-            msg = f"momentum is {self.momentum}; expected at least 0 and below 1"
-            raise InvalidInput(msg)
+        check_not_negative(target_loss=self.target_loss, weight_decay=self.weight_decay)
+        check_descent(self.iterations, self.rate, self.momentum)
 
     def train(self, task: Task, candidate: Candidate) -> Trained:
         """Train as the client does; the loss may stay above the target.
