@@ -1,6 +1,6 @@
 """What do trained weights alone tell of their 20 training images?
 
-    python benchmarks/weights.py --mnist PATH             # every row, about 8 minutes
+    python benchmarks/weights.py --mnist PATH             # every row, about 4 minutes
     python benchmarks/weights.py --mnist PATH --row ours  # one row
     python benchmarks/weights.py --mnist PATH --seed 1    # other images, other network
 
