@@ -87,6 +87,52 @@ def test_imports_follow_the_arrows(path):
     assert wrong == []
 
 
+def module(path: Path) -> str:
+    parts = ["exhume", *path.relative_to(SOURCE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def graph_of_files() -> dict[str, set[str]]:
+    """Map every module to those that it imports, inside functions and for types too.
+
+    A package stands for its ``__init__``; ``exhume`` itself only hands names on.
+    """
+    modules = {module(path) for path in FILES} - {"exhume"}
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        here = module(path)
+        if here not in modules:
+            continue
+        found = graph[here] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    found.add(inner if inner in modules else node.module)
+        graph[here] = (found & modules) - {here}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """List the files that are left when what ends a chain is taken away, again."""
+    left = {name: set(found) for name, found in graph.items()}
+    while ends := [name for name, found in left.items() if not found & set(left)]:
+        for name in ends:
+            del left[name]
+    # What only leads into a circle is in none.
+    while starts := [n for n in left if not any(n in found for found in left.values())]:
+        for name in starts:
+            del left[name]
+    return [sorted(left)] if left else []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+    assert circles(graph_of_files()) == []
+
+
 def test_files_and_functions_are_short():
     lengths, offenders = [], []
     for path in FILES:

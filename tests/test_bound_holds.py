@@ -13,7 +13,7 @@ from exhume.audit.facts import ordered_error
 from exhume.keys import fold, generator
 from exhume.observations.gradient import Gradient
 from exhume.priors.gaussian import GaussianDensity
-from exhume.problem.observation import Observation
+from exhume.problem.release import Observation
 
 NETWORKS, DRAWS, CLASSES, PUBLIC = 6, 5, 5, 48
 ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.Softplus)

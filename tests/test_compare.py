@@ -25,7 +25,7 @@ from exhume.audit.sweep import Checked
 from exhume.audit.trial import run_trial
 from exhume.cli import app
 from exhume.compare import CompareSettings, load, run
-from exhume.compare.advice import advise, mse_of_psnr
+from exhume.compare.advice import advise
 from exhume.compare.calibration import (
     FIRST_ROUND,
     Settled,
@@ -66,8 +66,14 @@ from exhume.compare.report.export import to_json
 from exhume.compare.report.page import page, summary
 from exhume.compare.settings import default_settings, load_settings
 from exhume.compare.training import accuracy, falling_rate, mean_loss, train
-from exhume.compare.units import parse_error, parse_loss, shown, told_loss
 from exhume.compare.utility import UtilitySpec, UtilityStore, measure
+from exhume.compare.wording import (
+    mse_of_psnr,
+    parse_error,
+    parse_loss,
+    shown,
+    told_loss,
+)
 from exhume.config import build, describe
 from exhume.errors import InvalidInput
 from exhume.problem.law import Law

@@ -21,7 +21,8 @@ from exhume.errors import InvalidInput
 from exhume.keys import fold, generator
 from exhume.observations.gradient import Gradient
 from exhume.priors.gaussian import GaussianDensity
-from exhume.problem.observation import Candidate, Observation, ObservationModel
+from exhume.problem.observation import Candidate, ObservationModel
+from exhume.problem.release import Observation
 from exhume.problem.tree import Tree, flatten, norm, scale
 
 DIMENSION, ROWS = 3, 24

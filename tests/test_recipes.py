@@ -20,9 +20,9 @@ from exhume.cli import app
 from exhume.compare import CompareSettings
 from exhume.compare.calibration import Settled, Step
 from exhume.compare.family import families
+from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Floor, Frontier, Strongest
 from exhume.compare.frontier import Point as CalibratedPoint
-from exhume.compare.run import Comparison
 from exhume.config import validate
 from exhume.errors import InvalidInput, UnknownName
 from exhume.recipes import load, names, run

@@ -26,6 +26,7 @@ from exhume.problem.world import World
 from exhume.theory import TheorySettings, load, run
 from exhume.theory.collect import Measured, collect, predicted
 from exhume.theory.distance import aligned, rms_distance
+from exhume.theory.findings import to_toml
 from exhume.theory.measure import ARMS, measure
 from exhume.theory.network import (
     RELEASED,
@@ -38,7 +39,6 @@ from exhume.theory.network import (
 from exhume.theory.plan import place, points
 from exhume.theory.point import PointResult, PointSpec, PointStore
 from exhume.theory.report.plot import plot
-from exhume.theory.run import to_toml
 from exhume.theory.settings import (
     Experiment,
     default_settings,

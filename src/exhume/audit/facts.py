@@ -13,8 +13,9 @@ from torch import Tensor
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.observations.weights import Weights
-from exhume.problem.observation import Candidate, Observation
+from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Reconstruction
+from exhume.problem.release import Observation
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, size
 from exhume.problem.world import World

@@ -40,9 +40,9 @@ from exhume.problem.batch import Batch
 from exhume.problem.bound import Bound, BoundValue, NotApplicable
 from exhume.problem.knowledge import Fact
 from exhume.problem.mechanism import Mechanism
-from exhume.problem.observation import Observation
 from exhume.problem.prior import Density
 from exhume.problem.reconstruction import Outcome, Reconstruction
+from exhume.problem.release import Observation
 from exhume.problem.source import DataSource
 from exhume.problem.task import Task
 from exhume.problem.threat import ThreatModel

@@ -38,7 +38,7 @@ def advise(
     from exhume.compare import load, run
     from exhume.compare.run import SETTINGS_FILE, folder_of
     from exhume.compare.settings import default_settings
-    from exhume.compare.units import parse_error, parse_loss
+    from exhume.compare.wording import parse_error, parse_loss
 
     error, loss = parse_error(min_error), parse_loss(max_loss)
     if folder is None:

@@ -9,24 +9,10 @@ from exhume.audit.naming import defense_label
 from exhume.audit.report.words import number, several
 from exhume.compare.frontier import Frontier, Point
 from exhume.compare.places import Between, crossing, places
-from exhume.compare.units import shown, told_loss
+from exhume.compare.wording import shown, told_loss
 from exhume.errors import InvalidInput
-from exhume.formula import formula
 
-__all__ = ["Advice", "advise", "mse_of_psnr"]
-
-
-@formula(
-    r"\mathrm{MSE} = 10^{-\mathrm{PSNR}/10}",
-    reference="definition, for data in [0, 1]",
-)
-def mse_of_psnr(psnr: float) -> float:
-    """Return the mean squared error of a peak signal-to-noise ratio.
-
-    Args:
-        psnr: in decibels, for data in [0, 1].
-    """
-    return 10 ** (-psnr / 10)
+__all__ = ["Advice", "advise"]
 
 
 @dataclass(frozen=True)

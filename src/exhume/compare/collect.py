@@ -15,8 +15,8 @@ from exhume.audit.report.grouping import Scenario, scenarios
 from exhume.audit.report.promises import worst_account
 from exhume.audit.settings import AuditSettings
 from exhume.compare.calibration import Step
+from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Floor, Frontier, Point, Strongest, strongest
-from exhume.compare.run import Comparison
 from exhume.compare.search import Searched
 from exhume.compare.settings import CompareSettings
 from exhume.compare.utility import UtilityResult

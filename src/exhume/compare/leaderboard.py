@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from exhume.audit.report.promises import told_epsilon
 from exhume.audit.report.words import number
 from exhume.compare.calibration import mean_interval
+from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Floor, Strongest
 from exhume.compare.places import Between, at_budget
 from exhume.compare.remarks import Ranked, absent, cautions
-from exhume.compare.run import Comparison
-from exhume.compare.units import shown, told_loss, told_range
+from exhume.compare.wording import shown, told_loss, told_range
 from exhume.formula import formula
 
 __all__ = [

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exhume.audit.report.words import number, several
+from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier, Point
 from exhume.compare.places import Between, at_point
-from exhume.compare.run import Comparison
-from exhume.compare.units import shown
+from exhume.compare.wording import shown
 
 __all__ = ["Ranked", "absent", "cautions", "dropped"]
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
 
 if TYPE_CHECKING:
     from exhume.audit.records import Options
     from exhume.audit.settings import AuditSettings
-    from exhume.compare.advice import Advice
     from exhume.compare.family import Family
-    from exhume.compare.frontier import Frontier, Point
     from exhume.compare.search import Searched, UtilityLoss
 
 __all__ = ["Comparison", "Progress", "attacking", "load", "run"]
 
 SETTINGS_FILE = "compare.toml"
 UTILITY_FILE = "utility.sqlite"
-ATTACKS = "attacks"
 
 
 class Progress(Protocol):
@@ -40,52 +38,6 @@ class Progress(Protocol):
             what: just ended; "" at the start.
             seconds_left: of the phase, or None while there is nothing to go by.
         """
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """What a comparison found.
-
-    Attributes:
-        folder: of the run; ``attacks/`` in it is an audit of the calibrated defenses.
-        settings: of the comparison.
-        undefended: what the attacks reach without a defense.
-        frontiers: of the families, in the order of the settings.
-        baseline: accuracy and training loss without a defense, over the seeds.
-        chance: error of the prior mean, which never looks at the update, or None.
-        report: path of report.html.
-    """
-
-    folder: Path
-    settings: CompareSettings
-    undefended: Point
-    frontiers: tuple[Frontier, ...]
-    baseline: dict[str, float]
-    chance: float | None
-    report: Path
-
-    def advise(self, *, min_error: float, max_loss: float) -> Advice:
-        """Recommend a defense that keeps an error for a utility loss.
-
-        Args:
-            min_error: mean squared error per number of the data that the strongest
-                attack must not get below; > 0.
-            max_loss: utility to lose at most, in units of the comparison's utility.
-
-        Raises:
-            InvalidInput: a number is out of range.
-        """
-        from exhume.compare.advice import advise
-
-        return advise(
-            self.undefended,
-            self.frontiers,
-            min_error=min_error,
-            max_loss=max_loss,
-            utility=self.settings.utility,
-            tolerance=self.settings.tolerance,
-            chance=self.chance,
-        )
 
 
 def run(

@@ -14,8 +14,9 @@ from exhume.problem.aggregate import Aggregate
 from exhume.problem.batch import Batch
 from exhume.problem.defense import Aggregation, Defense, Plan, Stage
 from exhume.problem.law import Law
-from exhume.problem.observation import Candidate, Observation, ObservationModel
+from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.privacy import Guarantee
+from exhume.problem.release import Observation
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 from exhume.registry import registered_name

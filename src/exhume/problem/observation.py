@@ -13,10 +13,9 @@ from exhume.errors import InvalidInput
 from exhume.problem.tree import Tree, subtract
 
 if TYPE_CHECKING:
-    from exhume.problem.defense import Plan
     from exhume.problem.task import Task
 
-__all__ = ["Candidate", "Observation", "ObservationKind", "ObservationModel"]
+__all__ = ["Candidate", "ObservationKind", "ObservationModel"]
 
 ObservationKind = Literal["gradient", "update", "fine-tuning", "weights"]
 
@@ -34,26 +33,6 @@ class Candidate:
     inputs: Tensor
     targets: Tensor
     nuisance: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """What one run of a mechanism produced, on the evaluator's side.
-
-    Only :meth:`ThreatModel.reveal` decides which of it an attacker gets.
-
-    Attributes:
-        values: the released tensors O by name.
-        batch_statistics: BatchNorm layer → (mean, biased variance) of the client's
-            batch; empty without BatchNorm.
-        plans: the calibrated plan of every defense, in order.
-        key: the randomness that made it.
-    """
-
-    values: Tree
-    batch_statistics: Mapping[str, tuple[Tensor, Tensor]]
-    plans: tuple[Plan, ...]
-    key: int
 
 
 class ObservationModel(ABC):

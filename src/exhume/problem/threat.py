@@ -10,8 +10,9 @@ from torch import Tensor
 from exhume.errors import UnknownName
 from exhume.problem.defense import Aggregation
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
-from exhume.problem.observation import Candidate, Observation
+from exhume.problem.observation import Candidate
 from exhume.problem.presets import PRESETS
+from exhume.problem.release import Observation
 from exhume.problem.world import World
 from exhume.registry import did_you_mean
 

@@ -8,8 +8,8 @@ from exhume.errors import InvalidInput
 from exhume.problem.batch import Batch
 from exhume.problem.defense import Plan
 from exhume.problem.mechanism import Mechanism
-from exhume.problem.observation import Observation
 from exhume.problem.prior import Density
+from exhume.problem.release import Observation
 from exhume.problem.task import Task
 
 __all__ = ["World"]

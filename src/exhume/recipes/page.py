@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from exhume.recipes.agreement import Curve, Row
-    from exhume.recipes.run import Outcome
+    from exhume.recipes.outcome import Outcome
 
 __all__ = ["HEADINGS", "cells", "figure", "points", "write"]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from exhume.config import validate
-from exhume.recipes.agreement import Curve, Point, Row, rows
+from exhume.recipes.agreement import Point, Row, rows
 from exhume.recipes.book import load, path_of, placed, reduced
-from exhume.recipes.recipe import Gain, Recipe
+from exhume.recipes.outcome import Outcome
+from exhume.recipes.recipe import Gain
 
 if TYPE_CHECKING:
     from exhume.compare import Comparison
@@ -32,37 +33,6 @@ class Progress(Protocol):
         self, phase: str, done: int, total: int, what: str, seconds_left: float | None
     ) -> None:
         """Tell how far the recipe is, as ``compare.run.Progress`` does."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a recipe found.
-
-    Attributes:
-        name: of the recipe.
-        recipe: as it ran, in full or reduced.
-        full: whether it ran in full.
-        less: what the reduced version has less of, in words.
-        folder: of the run.
-        units: of the errors, in words.
-        rows: ours beside theirs.
-        curves: of a recipe with series; empty otherwise.
-        undefended: error and loss without a defense.
-        comparison: of a recipe with a comparison, or None.
-        report: path of recipe.md.
-    """
-
-    name: str
-    recipe: Recipe
-    full: bool
-    less: tuple[str, ...]
-    folder: Path
-    units: str
-    rows: tuple[Row, ...]
-    curves: tuple[Curve, ...]
-    undefended: Point
-    comparison: Comparison | None
-    report: Path
 
 
 def run(
@@ -163,7 +133,7 @@ def _compared(
     """Compare at equal utility, and divide errors as the recipe asks."""
     from exhume import compare
     from exhume.compare import CompareSettings
-    from exhume.compare.units import AXIS
+    from exhume.compare.wording import AXIS
 
     recipe = shell.recipe
     given = {**recipe.compare, **where, "title": recipe.title, "data": source}
@@ -180,7 +150,7 @@ def _compared(
 
 
 def _budget_rows(comparison: Comparison, gains: Sequence[Gain]) -> list[Row]:
-    from exhume.compare.units import shown
+    from exhume.compare.wording import shown
 
     bare, why = _strongest(comparison.undefended)
     listed = [Row(f"no defense: error ({why})", bare, None)]
@@ -210,7 +180,7 @@ def _error_at(
     """Return the error at a budget, and by which attack, or why there is none."""
     from exhume.compare.leaderboard import attack_names
     from exhume.compare.places import at_budget
-    from exhume.compare.units import shown
+    from exhume.compare.wording import shown
 
     if frontier.failure:
         return None, frontier.failure

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # Bound here at once, not on first use: the module of the same name would hide it.
-from exhume.theory.run import Findings, load, run
+from exhume.theory.findings import Findings
+from exhume.theory.run import load, run
 from exhume.theory.settings import TheorySettings
 
 __all__ = ["Findings", "TheorySettings", "load", "run"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from exhume.attacks.two_layer.view import TwoLayerView
-    from exhume.problem.observation import Observation
+    from exhume.problem.release import Observation
     from exhume.problem.task import Task
     from exhume.problem.world import World
 

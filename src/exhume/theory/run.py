@@ -6,15 +6,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from exhume.errors import InvalidInput
+from exhume.theory.findings import Findings, to_toml
 from exhume.theory.settings import TheorySettings
 
 if TYPE_CHECKING:
-    from exhume.theory.collect import Curve
     from exhume.theory.point import PointResult, PointSpec, PointStore
 
 __all__ = ["Findings", "Progress", "load", "run"]
@@ -38,25 +37,6 @@ class Progress(Protocol):
             what: just ended; "" at the start.
             seconds_left: estimate, or None while there is nothing to go by.
         """
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """What a run found.
-
-    Attributes:
-        folder: of the run.
-        settings: of the run.
-        curves: one per experiment.
-        missing: points that have not ended.
-        report: path of report.html.
-    """
-
-    folder: Path
-    settings: TheorySettings
-    curves: tuple[Curve, ...]
-    missing: int
-    report: Path
 
 
 def run(
@@ -126,15 +106,6 @@ def folder_of(settings: TheorySettings, out: str | Path | None) -> Path:
     from exhume.audit.run import slug
 
     return Path(out or settings.out or Path("runs") / slug(settings.title))
-
-
-def to_toml(settings: TheorySettings) -> str:
-    """Write the settings as the TOML that asks for the same run."""
-    from exhume.audit.report import settings_toml
-    from exhume.theory.settings import as_plain
-
-    plain: Any = [as_plain(one) for one in settings.experiments]
-    return settings_toml.to_toml(replace(settings, experiments=plain), complete=True)
 
 
 def _specs(settings: TheorySettings) -> list[PointSpec]:

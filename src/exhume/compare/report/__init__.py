@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exhume.compare.run import Comparison
+    from exhume.compare.findings import Comparison
 
 __all__ = ["write_report"]
 

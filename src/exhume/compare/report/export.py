@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier
 from exhume.compare.leaderboard import boards
 from exhume.compare.places import at_budget
-from exhume.compare.run import Comparison
 
 __all__ = ["plain", "to_json"]
 

@@ -9,13 +9,13 @@ from typing import Any
 from exhume.audit.report.settings_toml import to_toml
 from exhume.audit.report.words import number, several
 from exhume.audit.settings import as_options
+from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.leaderboard import boards, undefended_row
 from exhume.compare.places import at_budget
 from exhume.compare.remarks import dropped
 from exhume.compare.report.plot import frontier_plot, legend
-from exhume.compare.run import ATTACKS, Comparison
 from exhume.compare.settings import CompareSettings, seed_list
-from exhume.compare.units import shown, told_loss
+from exhume.compare.wording import shown, told_loss
 
 __all__ = ["page", "recommendations", "summary"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from exhume.audit.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
 from exhume.audit.report.plots import Legend, Plot
 from exhume.audit.report.words import number
+from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier, Point
-from exhume.compare.run import Comparison
-from exhume.compare.units import AXIS, shown
+from exhume.compare.wording import AXIS, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exhume.theory.run import Findings
+    from exhume.theory.findings import Findings
 
 __all__ = ["write_report"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from exhume.compare.report.export import plain
 from exhume.theory.collect import Curve, Measured
-from exhume.theory.run import Findings
+from exhume.theory.findings import Findings
 from exhume.theory.settings import as_plain
 from exhume.theory.verdict import summary, verdict
 

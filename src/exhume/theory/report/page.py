@@ -12,9 +12,9 @@ from exhume.audit.report.plots import Plot
 from exhume.audit.report.words import count, number, score
 from exhume.bounds.rates import RATES
 from exhume.theory.collect import Curve
+from exhume.theory.findings import Findings, to_toml
 from exhume.theory.point import PointResult
 from exhume.theory.report.plot import legend, plot
-from exhume.theory.run import Findings, to_toml
 from exhume.theory.settings import TheorySettings
 from exhume.theory.verdict import HEADINGS, rows, summary
 

@@ -6,8 +6,17 @@ import math
 
 from exhume.audit.report.words import number
 from exhume.errors import InvalidInput
+from exhume.formula import formula
 
-__all__ = ["AXIS", "parse_error", "parse_loss", "shown", "told_loss", "told_range"]
+__all__ = [
+    "AXIS",
+    "mse_of_psnr",
+    "parse_error",
+    "parse_loss",
+    "shown",
+    "told_loss",
+    "told_range",
+]
 
 #: what the axis of a utility loss says
 AXIS = {
@@ -54,10 +63,21 @@ def parse_loss(text: str) -> float:
         raise InvalidInput(msg) from error
 
 
+@formula(
+    r"\mathrm{MSE} = 10^{-\mathrm{PSNR}/10}",
+    reference="definition, for data in [0, 1]",
+)
+def mse_of_psnr(psnr: float) -> float:
+    """Return the mean squared error of a peak signal-to-noise ratio.
+
+    Args:
+        psnr: in decibels, for data in [0, 1].
+    """
+    return 10 ** (-psnr / 10)
+
+
 def parse_error(text: str) -> float:
     """Read an error: a mean squared error, ``0.02``, or a PSNR, ``17dB``."""
-    from exhume.compare.advice import mse_of_psnr
-
     bare = text.strip().lower()
     try:
         if bare.endswith("db"):
