@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 import exhume
-from exhume.audit.memorised import best_correlations
 from exhume.config import build
+from exhume.trials.memorised import best_correlations
 from rows import counts, percentages, rows_asked
 from weights import Centre, images
 

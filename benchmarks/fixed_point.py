@@ -15,8 +15,6 @@ import argparse
 import torch
 from torch import Tensor
 
-from exhume.audit.records import TrialSpec
-from exhume.audit.trial import make_world
 from exhume.defenses._blocks import inner
 from exhume.defenses._low_rank_optimum import low_rank_optimum
 from exhume.defenses._matrix_design import average_information, posterior_covariance
@@ -28,6 +26,8 @@ from exhume.defenses._principal_directions import (
 from exhume.defenses._public_scales import metric_columns, public_batches
 from exhume.defenses._utility_cost import Metric, matched, public_metric
 from exhume.defenses.matrix_optimal_noise import MatrixOptimalNoise
+from exhume.runs.records import TrialSpec
+from exhume.trials.trial import make_world
 
 MODEL = {"name": "lenet-zhu", "activation": "tanh", "weight_range": 0.15}
 

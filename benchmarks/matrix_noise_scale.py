@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exhume.audit.records import TrialSpec
-from exhume.audit.trial import make_world
-from exhume.compare.one_step import noise_along
 from exhume.defenses._blocks import inner
 from exhume.defenses._matrix_design import average_information
 from exhume.defenses._principal_directions import principal_directions, tangents
 from exhume.defenses.matrix_optimal_noise import MatrixOptimalNoise
 from exhume.problem.law import Law
 from exhume.problem.tree import flatten, size
+from exhume.runs.records import TrialSpec
+from exhume.trials.one_step import noise_along
+from exhume.trials.trial import make_world
 
 SIZES = ("180", "300,250", "1000,950")
 FORMS = ("low-rank", "kronecker")

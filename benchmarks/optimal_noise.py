@@ -27,15 +27,15 @@ import numpy as np
 import torch
 
 import exhume
-from exhume.audit.records import TrialSpec
-from exhume.audit.trial import make_world
-from exhume.compare.one_step import noise_along
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.matrix_optimal_noise import MatrixOptimalNoise
 from exhume.defenses.optimal_gradient_noise import OptimalGradientNoise
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.tree import Tree, flatten
 from exhume.problem.world import World
+from exhume.runs.records import TrialSpec
+from exhume.trials.one_step import noise_along
+from exhume.trials.trial import make_world
 
 DESIGNS = {
     "isotropic": lambda std: GaussianNoise(std=std),

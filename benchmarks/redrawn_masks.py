@@ -18,7 +18,7 @@ import torch
 import exhume
 from exhume.compare.run import _prepared
 from exhume.compare.settings import default_settings
-from exhume.compare.utility import UtilityResult, measure
+from exhume.trials.utility import UtilityResult, measure
 
 
 def kept(mechanism: object, plans: tuple, key: int) -> tuple:

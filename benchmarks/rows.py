@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from exhume.audit.memorised import LEVELS
+from exhume.trials.memorised import LEVELS
 
 __all__ = ["counts", "percentages", "rows_asked"]
 

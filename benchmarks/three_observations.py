@@ -19,8 +19,8 @@ from __future__ import annotations
 import time
 
 import exhume
-from exhume.audit.memorised import best_correlations
 from exhume.config import build
+from exhume.trials.memorised import best_correlations
 from rows import counts, percentages, rows_asked
 from weights import images
 

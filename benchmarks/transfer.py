@@ -41,10 +41,10 @@ from exhume.attacks.engine.embedding_problems import (
     probe_task,
 )
 from exhume.attacks.engine.frozen_split import FrozenSplit, frozen_split
-from exhume.audit.memorised import best_correlations
 from exhume.config import build
 from exhume.keys import fold
 from exhume.problem.knowledge import Problem
+from exhume.trials.memorised import best_correlations
 from rows import counts, percentages
 
 PER_CLASS, UNSEEN, TAUGHT, PUBLIC, ERROR = 10, 1995, 5000, 1000, 0.1

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 import exhume
 from exhume.attacks.weights.answer import raw_candidates
 from exhume.attacks.weights.descent import Cloud, descend
-from exhume.audit.memorised import best_correlations
 from exhume.observations.weights import Weights
 from exhume.problem.knowledge import Problem
 from exhume.problem.reconstruction import Stopwatch
+from exhume.trials.memorised import best_correlations
 from rows import counts, percentages, rows_asked
 
 PER_CLASS, UNSEEN, WIDTH, STD = 10, 1995, 500, 1e-3

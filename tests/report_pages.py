@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exhume.audit.records import TrialResult, TrialSpec
 from exhume.audit.report import write_report
 from exhume.audit.settings import AuditSettings
+from exhume.runs.records import TrialResult, TrialSpec
 
 NOISE = ({"name": "gaussian-noise", "std": 0.125, "only": ["*"]},)
 CLIPPING = [({"name": "clipping", "max_norm": m, "only": ["*"]},) for m in (10.0, 0.1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ TESTS = Path(__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 #: modules without torch that every room may use, and which use no room
-FOUNDATION = {"errors", "keys", "formula", "registry", "config", "files"}
+FOUNDATION = {"errors", "keys", "formula", "registry", "config", "files", "moved"}
 _SIGNAL = {"problem", "observations", "defenses", "priors", "models", "data"}
 #: room → rooms that it may import (its own is always allowed)
 ARROWS = {
@@ -36,12 +37,18 @@ ARROWS = {
     "attacks": _SIGNAL - {"data"},
     "bounds": _SIGNAL - {"data"},
     "metrics": {"problem"},
-    "audit": _SIGNAL | {"attacks", "bounds", "metrics"},
-    "compare": {"problem", "audit"},
-    "recipes": {"audit", "compare"},
-    "theory": _SIGNAL | {"attacks", "bounds", "metrics", "audit", "compare"},
+    "runs": set(),
+    "report": {"runs"},
+    "trials": _SIGNAL | {"attacks", "bounds", "metrics", "runs"},
+    "audit": _SIGNAL | {"bounds", "metrics", "runs", "report", "trials"},
+    "compare": {"problem", "runs", "report", "trials", "audit"},
+    "recipes": {"runs", "report", "trials", "audit", "compare"},
+    "theory": _SIGNAL
+    | {"attacks", "bounds", "metrics"}
+    | {"runs", "report", "trials", "audit", "compare"},
     "cli": _SIGNAL
-    | {"attacks", "bounds", "metrics", "audit", "compare", "recipes", "theory"},
+    | {"attacks", "bounds", "metrics", "runs", "report", "trials"}
+    | {"audit", "compare", "recipes", "theory"},
 }
 
 
@@ -170,7 +177,7 @@ def test_import_is_fast_and_free_of_torch():
 def test_listing_names_imports_neither_torch_nor_any_member():
     code = (
         "import sys, exhume.registry as r\n"
-        "import exhume.audit.records, exhume.audit.settings\n"
+        "import exhume.runs.records, exhume.audit.settings\n"
         "for kind in r.KINDS: r.names(kind); r.entries(kind)\n"
         "heavy = {'torch', 'scipy', 'skimage', 'sklearn', 'matplotlib', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)))"
@@ -184,6 +191,21 @@ def test_the_public_names_resolve():
     assert set(exhume.__all__) <= set(dir(exhume))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         exhume.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("exhume.audit.records", "exhume.runs.records", "TrialSpec"),
+        ("exhume.audit.trial", "exhume.trials.trial", "run_trial"),
+    ],
+)
+def test_documented_modules_that_moved_keep_a_door(old, new, name):
+    with pytest.warns(DeprecationWarning, match=f"has moved to {new}"):
+        found = getattr(importlib.import_module(old), name)
+    assert found is getattr(importlib.import_module(new), name)
+    with pytest.raises(AttributeError, match="nothing"):
+        importlib.import_module(old).nothing  # noqa: B018
 
 
 # --- registry ------------------------------------------------------------------------

@@ -11,14 +11,7 @@ import pytest
 import torch
 
 from exhume.audit import AuditSettings, TrialSpec, run, run_trial
-from exhume.audit.facts import (
-    cosine,
-    labels_identify_order,
-    ordered_error,
-    relative_noise,
-)
 from exhume.audit.run import slug
-from exhume.audit.store import Store
 from exhume.audit.sweep import (
     default_settings,
     example_names,
@@ -26,9 +19,16 @@ from exhume.audit.sweep import (
     expand,
     load_settings,
 )
-from exhume.audit.trial import make_world
 from exhume.errors import InvalidInput, UnknownName
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
+from exhume.runs.store import Store
+from exhume.trials.facts import (
+    cosine,
+    labels_identify_order,
+    ordered_error,
+    relative_noise,
+)
+from exhume.trials.trial import make_world
 
 SPEC = TrialSpec(
     data={"name": "digits"},

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import exhume
-from exhume.audit.facts import ordered_error
 from exhume.keys import fold, generator
 from exhume.observations.gradient import Gradient
 from exhume.priors.gaussian import GaussianDensity
 from exhume.problem.release import Observation
+from exhume.trials.facts import ordered_error
 
 NETWORKS, DRAWS, CLASSES, PUBLIC = 6, 5, 5, 48
 ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.Softplus)

@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from exhume.audit import trial
-from exhume.audit.calibrated import PlanMemory
 from exhume.audit.settings import AuditSettings
 from exhume.audit.sweep import expand
 from exhume.bounds.regularity import information_maps
@@ -16,6 +14,8 @@ from exhume.defenses.pruning import Pruning
 from exhume.problem.bound import NotApplicable
 from exhume.problem.defense import Plan
 from exhume.problem.mechanism import Mechanism
+from exhume.trials import trial
+from exhume.trials.calibrated import PlanMemory
 from toys import GRAY, make_world
 
 

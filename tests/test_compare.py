@@ -15,14 +15,9 @@ import torch
 from typer.testing import CliRunner
 
 import exhume
-from exhume.audit.executors import Job, map_jobs
-from exhume.audit.records import TrialResult, TrialSpec
 from exhume.audit.report.grouping import scenarios
-from exhume.audit.report.words import number
 from exhume.audit.settings import AuditSettings
-from exhume.audit.store import Store
 from exhume.audit.sweep import Checked
-from exhume.audit.trial import run_trial
 from exhume.cli import app
 from exhume.compare import CompareSettings, load, run
 from exhume.compare.advice import advise
@@ -46,13 +41,6 @@ from exhume.compare.frontier import (
     strongest,
 )
 from exhume.compare.leaderboard import boards, rivals
-from exhume.compare.one_step import (
-    first_order_loss,
-    inner,
-    isotropic_equivalent,
-    noise_along,
-    u1_u2,
-)
 from exhume.compare.places import (
     at_budget,
     at_point,
@@ -65,8 +53,6 @@ from exhume.compare.remarks import Ranked, cautions, dropped
 from exhume.compare.report.export import to_json
 from exhume.compare.report.page import page, summary
 from exhume.compare.settings import default_settings, load_settings
-from exhume.compare.training import accuracy, falling_rate, mean_loss, train
-from exhume.compare.utility import UtilitySpec, UtilityStore, measure
 from exhume.compare.wording import (
     mse_of_psnr,
     parse_error,
@@ -79,6 +65,20 @@ from exhume.errors import InvalidInput
 from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.tree import flatten
+from exhume.report.words import number
+from exhume.runs.executors import Job, map_jobs
+from exhume.runs.records import TrialResult, TrialSpec
+from exhume.runs.store import Store
+from exhume.trials.one_step import (
+    first_order_loss,
+    inner,
+    isotropic_equivalent,
+    noise_along,
+    u1_u2,
+)
+from exhume.trials.training import accuracy, falling_rate, mean_loss, train
+from exhume.trials.trial import run_trial
+from exhume.trials.utility import UtilitySpec, UtilityStore, measure
 
 NOISE = {"name": "gaussian-noise", "std": {"weakest": 0.01, "strongest": 3.0}}
 CLIP = {"name": "clipping", "max_norm": {"weakest": 10, "strongest": 1.0}}
@@ -956,7 +956,7 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
         raise AssertionError(spec)
 
     monkeypatch.setattr("exhume.compare.search.MEASURE", Job(forbidden, forbidden))
-    monkeypatch.setattr("exhume.audit.trial.run_trial", forbidden)
+    monkeypatch.setattr("exhume.trials.trial.run_trial", forbidden)
     again = run(TINY, out=finished.folder)
     assert again.frontiers == finished.frontiers
     assert again.undefended == finished.undefended

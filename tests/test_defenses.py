@@ -14,7 +14,6 @@ from scipy.stats import chi2
 from torch import nn
 
 from exhume import Batch, EventSpec, Mechanism, Task, config, registry
-from exhume.audit.report.citations import citations
 from exhume.defenses.clipping import ClipNorm, Clipping, clip_factor
 from exhume.defenses.gaussian_noise import GaussianNoise, add_noise
 from exhume.defenses.pruning import KeepLargest, Pruning, magnitude_mask, removed_count
@@ -25,6 +24,7 @@ from exhume.problem.defense import Stage
 from exhume.problem.observation import Candidate
 from exhume.problem.privacy import Guarantee
 from exhume.problem.tree import flatten, norm, scale, size, unflatten
+from exhume.report.citations import citations
 
 RELEASES = 10_000
 TWO = {"samples": 2, "batch_size": 2}  # as many as BATCH has

@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 import exhume
 from exhume import registry
-from exhume.audit.records import TrialSpec
-from exhume.audit.trial import run_trial
 from exhume.cli import app
 from exhume.cli.catalogue import page
 from exhume.errors import InvalidInput, MissingKnowledge
 from exhume.problem.bound import NotApplicable
 from exhume.problem.knowledge import UNKNOWN
 from exhume.problem.reconstruction import Outcome
+from exhume.runs.records import TrialSpec
+from exhume.trials.trial import run_trial
 from toys import COLOUR, GRAY, VECTOR, make_world, reveal, smooth, smooth_mlp
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,6 @@ from exhume.attacks.engine.embedding_problems import (
     probe_task,
 )
 from exhume.attacks.engine.frozen_split import frozen_split, typical_embeddings
-from exhume.audit.memorised import best_correlations
 from exhume.config import build
 from exhume.errors import Inconsistent, InvalidInput, Unsuited
 from exhume.observations.fine_tuning import FineTuning
@@ -33,6 +32,7 @@ from exhume.problem.law import Law
 from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Outcome
 from exhume.problem.task import Normalisation, Task
+from exhume.trials.memorised import best_correlations
 from toys import GRAY, homogeneous, make_world, mlp, reveal, seeded, smooth, transfer
 
 QUICK_HEAD = {"iterations": 200, "polish": 50, "newton": 20}

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from exhume.audit import AuditSettings, TrialSpec, run_trial
-from exhume.audit.executors import map_trials, single_threaded
-from exhume.audit.store import Store
 from exhume.audit.sweep import expand
 from exhume.errors import InvalidInput
+from exhume.runs.executors import single_threaded
+from exhume.runs.store import Store
+from exhume.trials.job import map_trials
 
 TESTS = Path(__file__).parent
 DIGITS = TrialSpec(
@@ -210,7 +211,7 @@ def test_a_script_without_guard_gets_a_sentence(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
         "from audit_lab_specs import SPECS\n"
-        "from exhume.audit.executors import map_trials\n"
+        "from exhume.trials.job import map_trials\n"
         "print(len(list(map_trials(SPECS, workers=2))))\n"
     )
     (tmp_path / "audit_lab_specs.py").write_text(

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from exhume.audit.memorised import (
-    best_correlations,
-    memorised,
-    null_level,
-    recovered,
-)
-from exhume.audit.report import pictures
 from exhume.observations.gradient import Gradient
 from exhume.problem.batch import Batch
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
 from exhume.problem.world import World
+from exhume.report import pictures
+from exhume.trials.memorised import (
+    best_correlations,
+    memorised,
+    null_level,
+    recovered,
+)
 from report_pages import NOISE, trial, written
 from toys import GRAY, smooth, smooth_mlp
 

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from exhume.audit.naming import (
+from exhume.defenses.pruning import Pruning
+from exhume.report.naming import (
     defense_family,
     defense_label,
     defense_strength,
     label_without,
 )
-from exhume.defenses.pruning import Pruning
 
 NOISE = {"name": "gaussian-noise", "std": 0.001}
 CLIP = {"name": "clipping", "max_norm": 1.0}
@@ -102,5 +102,5 @@ def test_stacks_of_one_family_and_strength_are_equal():
 
 
 def test_naming_does_not_import_torch():
-    code = "import sys, exhume.audit.naming; sys.exit('torch' in sys.modules)"
+    code = "import sys, exhume.report.naming; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,8 +14,6 @@ from torch import nn
 
 import exhume
 from exhume import Batch, EventSpec, Mechanism, Task, World
-from exhume.audit.facts import collect_facts
-from exhume.compare.one_step import u1_u2
 from exhume.defenses import (
     _blocks,
     _matrix_columns,
@@ -62,6 +60,8 @@ from exhume.problem.law import Law
 from exhume.problem.observation import Candidate
 from exhume.problem.sensitivity import exact_squared_sensitivities
 from exhume.problem.tree import dot, flatten, size, unflatten
+from exhume.trials.facts import collect_facts
+from exhume.trials.one_step import u1_u2
 
 
 def normal(*shape, key=0):

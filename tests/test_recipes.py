@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from exhume.audit.settings import AuditSettings
-from exhume.audit.store import Store
 from exhume.audit.sweep import Checked, expand
 from exhume.cli import app
 from exhume.compare import CompareSettings
@@ -32,6 +31,7 @@ from exhume.recipes.curves import attack_settings, training_specs
 from exhume.recipes.page import cells
 from exhume.recipes.recipe import Gain, Series, differences, merged
 from exhume.recipes.run import _budget_rows
+from exhume.runs.store import Store
 
 DIGITS = "optimal-defenses-digits-pruning"
 #: a recipe of seconds: smaller than the reduced version of any that ships

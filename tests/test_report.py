@@ -13,22 +13,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exhume.audit.records import TrialResult
-from exhume.audit.report import browser, build, write_report
+from exhume.audit.report import build, write_report
 from exhume.audit.report.build import _threat
-from exhume.audit.report.citations import citations, methods
-from exhume.audit.report.figure import SERIES
 from exhume.audit.report.gallery import gallery
 from exhume.audit.report.grouping import labels, scenarios
-from exhume.audit.report.pictures import limits, png, vector
 from exhume.audit.report.plots import BOUND_LABEL, error_plots
 from exhume.audit.report.result_table import result_rows
-from exhume.audit.report.settings_toml import to_toml
 from exhume.audit.report.verdict import findings, verdict
-from exhume.audit.report.words import median, number, several
 from exhume.audit.settings import AuditSettings
 from exhume.audit.sweep import parse_settings
 from exhume.problem.knowledge import Fact
+from exhume.report import browser
+from exhume.report.citations import citations, methods
+from exhume.report.figure import SERIES
+from exhume.report.pictures import limits, png, vector
+from exhume.report.words import median, number, several
+from exhume.runs.records import TrialResult
+from exhume.runs.settings_file import to_toml
 from report_pages import (
     BASELINES,
     CLIPPING,

@@ -24,12 +24,12 @@ from exhume.attacks.engine.parametrisation import Units
 from exhume.attacks.engine.smoothness import EuclideanNorm
 from exhume.audit.settings import AuditSettings
 from exhume.audit.sweep import default_settings, expand
-from exhume.audit.trial import run_trial
 from exhume.config import build
 from exhume.keys import generator
 from exhume.observations import Gradient
 from exhume.priors.batch_norm_statistics import BatchNormStatisticsDensity
 from exhume.priors.total_variation import TotalVariationDensity
+from exhume.trials.trial import run_trial
 from test_defenses import ROWS
 from toys import COLOUR, GRAY, VECTOR, convolutional, make_world, smooth, smooth_mlp
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from exhume.audit import TrialResult, TrialSpec
-from exhume.audit.store import Store
 from exhume.errors import InvalidInput
+from exhume.runs.store import Store
 
 SPEC = TrialSpec(
     data={"name": "digits"},
@@ -127,7 +127,7 @@ def test_failed_rows_are_kept_but_not_finished(tmp_path):
 def test_a_put_survives_the_death_of_its_process(tmp_path):
     path = tmp_path / "r.sqlite"
     script = (
-        "import os, pickle, sys\nfrom exhume.audit.store import Store\n"
+        "import os, pickle, sys\nfrom exhume.runs.store import Store\n"
         f"store = Store({str(path)!r})\n"
         "store.put(pickle.loads(sys.stdin.buffer.read()))\nos.kill(os.getpid(), 9)\n"
     )

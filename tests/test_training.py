@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from exhume.audit.trial import class_count
 from exhume.errors import InvalidInput
 from exhume.observations.gradient import Gradient
 from exhume.observations.training import loss_normalised_rate, stationarity, train
@@ -18,6 +17,7 @@ from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Candidate
 from exhume.problem.task import Task
 from exhume.problem.world import World
+from exhume.trials.trial import class_count
 from toys import GRAY, mlp, seeded, smooth
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])

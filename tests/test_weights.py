@@ -27,8 +27,6 @@ from exhume.attacks.weights.splitting import (
     splits_of,
     splitting_product,
 )
-from exhume.audit.facts import collect_facts
-from exhume.audit.memorised import memorised
 from exhume.config import build
 from exhume.data.split import split as split_data
 from exhume.errors import InvalidInput, Unsuited
@@ -53,6 +51,8 @@ from exhume.problem.task import Task
 from exhume.problem.threat import ThreatModel
 from exhume.problem.tree import flatten, norm
 from exhume.problem.world import World
+from exhume.trials.facts import collect_facts
+from exhume.trials.memorised import memorised
 from toys import GRAY, homogeneous, reveal, seeded, smooth
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exhume.audit.records import TrialResult, TrialSpec
-
 # Bound here at once, not on first use: the module of the same name would hide it.
 from exhume.audit.run import AuditRun, run
 from exhume.audit.settings import AuditSettings
+from exhume.runs.records import TrialResult, TrialSpec
 
 if TYPE_CHECKING:
-    from exhume.audit.trial import run_trial
+    from exhume.trials.trial import run_trial
 
 __all__ = ["AuditRun", "AuditSettings", "TrialResult", "TrialSpec", "run", "run_trial"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "run_trial":
-        from exhume.audit.trial import run_trial
+        from exhume.trials.trial import run_trial
 
         return run_trial
     msg = f"module 'exhume.audit' has no attribute {name!r}"

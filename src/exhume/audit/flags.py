@@ -14,9 +14,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from exhume.audit import sentences
-from exhume.audit.bound_record import binds_every_attack, is_error
-from exhume.audit.records import Flag, TrialResult, content_hash
 from exhume.problem.presets import PRESETS
+from exhume.runs.records import Flag, TrialResult, content_hash
+from exhume.trials.bound_record import binds_every_attack, is_error
 
 __all__ = ["find_flags"]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
-from exhume.audit.records import TrialResult, TrialSpec
 from exhume.audit.settings import AuditSettings
 from exhume.errors import InvalidInput
+from exhume.runs.records import TrialResult, TrialSpec
 
 if TYPE_CHECKING:
-    from exhume.audit.store import Store
+    from exhume.runs.store import Store
 
 __all__ = ["AuditRun", "Progress", "run"]
 
@@ -81,8 +81,8 @@ def run(
         InvalidInput: something is wrong with the settings or the data; nothing ran.
         KeyboardInterrupt: after the report of what had finished was written.
     """
-    from exhume.audit.store import Store
     from exhume.audit.sweep import default_settings, expand, load_settings
+    from exhume.runs.store import Store
 
     if settings is None:
         settings = default_settings()
@@ -103,11 +103,11 @@ def run(
 
 def _prepare(specs: Sequence[TrialSpec]) -> None:
     """Load every data source and build every setting once, to fail before the sweep."""
-    from exhume.audit.executors import single_threaded
+    from exhume.runs.executors import single_threaded
 
     # Trials in this process find the fitted prior in a cache: the bits must be theirs.
     with single_threaded():
-        from exhume.audit.trial import prepare
+        from exhume.trials.trial import prepare
 
         first = specs[0].seed
         for spec in {s.setting: s for s in specs if s.seed == first}.values():
@@ -131,7 +131,7 @@ def slug(title: str) -> str:
 
 
 def _write_settings(settings: AuditSettings, folder: Path) -> None:
-    from exhume.audit.report.settings_toml import to_toml
+    from exhume.runs.settings_file import to_toml
 
     (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
 
@@ -142,7 +142,8 @@ def _run_missing(
     store: Store,
     progress: Progress | None,
 ) -> None:
-    from exhume.audit.executors import map_trials, worker_count
+    from exhume.runs.executors import worker_count
+    from exhume.trials.job import map_trials
 
     tell: Callable[..., None] = progress or (lambda *_: None)
     finished = store.finished()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from exhume.audit.records import Flag, TrialSpec
 from exhume.problem.presets import PRESETS
+from exhume.runs.records import Flag, TrialSpec
 
 __all__ = [
     "GRADIENT_NEAR_ZERO",

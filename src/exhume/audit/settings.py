@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from exhume.audit.records import Options
 from exhume.errors import InvalidInput
+from exhume.runs.records import Options
 
 __all__ = ["AuditSettings"]
 

@@ -11,11 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from exhume.audit.records import Options, TrialSpec
 from exhume.audit.settings import AuditSettings, as_options
 from exhume.config import build, describe, validate
 from exhume.errors import ExhumeError, InvalidInput, UnknownName
 from exhume.registry import did_you_mean
+from exhume.runs.records import Options, TrialSpec
 
 __all__ = [
     "BASELINES",

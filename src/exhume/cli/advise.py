@@ -60,7 +60,7 @@ def advise(
             say(sentence)
     say(f"report: {done.report}")
     if advice.stack:
-        from exhume.audit.report.settings_toml import toml_value
+        from exhume.runs.settings_file import toml_value
 
         say(f"defenses = {toml_value(list(advice.stack))}")
     elif not advice.holds:

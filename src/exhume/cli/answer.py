@@ -84,7 +84,7 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def _pictures(folder: Path, problem: Problem, answer: Reconstruction) -> None:
-    from exhume.audit.report.pictures import limits, png
+    from exhume.report.pictures import limits, png
 
     for i, example in enumerate(answer.inputs.detach().cpu().double().numpy()):
         low, high = problem.spec.low, problem.spec.high

@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from exhume.cli.console import say, warn
 
 if TYPE_CHECKING:
-    from exhume.audit.records import TrialResult
     from exhume.audit.run import AuditRun
     from exhume.audit.settings import AuditSettings
+    from exhume.runs.records import TrialResult
 
 __all__ = ["audit"]
 
@@ -181,7 +181,7 @@ class _Progress(AbstractContextManager["_Progress"]):
 
 
 def _name(result: TrialResult) -> str:
-    from exhume.audit.naming import defense_label
+    from exhume.report.naming import defense_label
 
     spec = result.spec
     method = (spec.attack or spec.bound or {}).get("name", "")

@@ -80,10 +80,10 @@ def _settings(
 
 def show(done: Comparison) -> None:
     """Print the leaderboards, what is missing from them, and recommendations."""
-    from exhume.audit.report.words import number, several
     from exhume.compare.leaderboard import boards, undefended_row
     from exhume.compare.remarks import dropped
     from exhume.compare.report.page import recommendations
+    from exhume.report.words import number, several
 
     console = Console()
     if not console.is_terminal:

@@ -33,7 +33,7 @@ def report(
     path = _rebuild(folder)
     say(f"report: {path}")
     if screenshot:
-        from exhume.audit.report.browser import screenshot as take
+        from exhume.report.browser import screenshot as take
 
         picture = path.with_suffix(".png")
         take(path, picture)
@@ -45,9 +45,9 @@ def report(
 def _rebuild(folder: Path) -> Path:
     from exhume.audit.report import write_report
     from exhume.audit.run import RESULTS_FILE, SETTINGS_FILE
-    from exhume.audit.store import Store
     from exhume.audit.sweep import expand, load_settings
     from exhume.compare.run import SETTINGS_FILE as COMPARISON
+    from exhume.runs.store import Store
     from exhume.theory.run import SETTINGS_FILE as THEORY
 
     if (folder / COMPARISON).is_file():

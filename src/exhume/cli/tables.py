@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from exhume.audit.records import TrialResult
     from exhume.audit.report.grouping import Scenario
     from exhume.audit.settings import AuditSettings
+    from exhume.runs.records import TrialResult
 
 __all__ = ["other_bounds", "tables"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from exhume.audit.naming import defense_label
-from exhume.audit.report.words import number, several
 from exhume.compare.frontier import Frontier, Point
 from exhume.compare.places import Between, crossing, places
 from exhume.compare.wording import shown, told_loss
 from exhume.errors import InvalidInput
+from exhume.report.naming import defense_label
+from exhume.report.words import number, several
 
 __all__ = ["Advice", "advise"]
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from exhume.audit.bound_record import binds_every_attack, is_error, level
-from exhume.audit.naming import defense_label
-from exhume.audit.records import Options, TrialResult
 from exhume.audit.report.grouping import Scenario, scenarios
 from exhume.audit.report.promises import worst_account
 from exhume.audit.settings import AuditSettings
@@ -19,7 +16,10 @@ from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Floor, Frontier, Point, Strongest, strongest
 from exhume.compare.search import Searched
 from exhume.compare.settings import CompareSettings
-from exhume.compare.utility import UtilityResult
+from exhume.report.naming import defense_label
+from exhume.runs.records import Options, TrialResult
+from exhume.trials.bound_record import binds_every_attack, is_error, level
+from exhume.trials.utility import UtilityResult
 
 __all__ = ["collect"]
 

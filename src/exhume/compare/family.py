@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from exhume.audit.naming import label_without
-from exhume.audit.records import Options
 from exhume.audit.settings import as_options
 from exhume.audit.sweep import Checked, check_order
 from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
+from exhume.report.naming import label_without
+from exhume.runs.records import Options
 
 __all__ = ["Family", "Scale", "families"]
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exhume.audit.report.promises import told_epsilon
-from exhume.audit.report.words import number
 from exhume.compare.calibration import mean_interval
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Floor, Strongest
@@ -15,6 +14,7 @@ from exhume.compare.places import Between, at_budget
 from exhume.compare.remarks import Ranked, absent, cautions
 from exhume.compare.wording import shown, told_loss, told_range
 from exhume.formula import formula
+from exhume.report.words import number
 
 __all__ = [
     "Board",

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exhume.audit.report.words import number, several
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier, Point
 from exhume.compare.places import Between, at_point
 from exhume.compare.wording import shown
+from exhume.report.words import number, several
 
 __all__ = ["Ranked", "absent", "cautions", "dropped"]
 

@@ -11,10 +11,10 @@ from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from exhume.audit.records import Options
     from exhume.audit.settings import AuditSettings
     from exhume.compare.family import Family
     from exhume.compare.search import Searched, UtilityLoss
+    from exhume.runs.records import Options
 
 __all__ = ["Comparison", "Progress", "attacking", "load", "run"]
 
@@ -61,10 +61,10 @@ def run(
         KeyboardInterrupt: what had finished is kept.
     """
     from exhume import audit
-    from exhume.audit.report.settings_toml import to_toml
     from exhume.compare.search import replay, search
     from exhume.compare.settings import default_settings, load_settings
-    from exhume.compare.utility import UtilityStore
+    from exhume.runs.settings_file import to_toml
+    from exhume.trials.utility import UtilityStore
 
     if settings is None:
         settings = default_settings()
@@ -99,12 +99,12 @@ def load(folder: str | Path) -> Comparison:
         InvalidInput: the folder holds no comparison, or one that has not finished.
     """
     from exhume.audit.run import RESULTS_FILE
-    from exhume.audit.store import Store
     from exhume.compare.collect import collect
     from exhume.compare.report import write_report
     from exhume.compare.search import replay
     from exhume.compare.settings import load_settings
-    from exhume.compare.utility import UtilityStore
+    from exhume.runs.store import Store
+    from exhume.trials.utility import UtilityStore
 
     folder = Path(folder)
     if not (folder / SETTINGS_FILE).is_file():
@@ -250,7 +250,7 @@ def _calibrating(tell: Progress) -> Any:
 
 def attacking(tell: Progress) -> Any:
     """Return the progress of an audit that tells it as a phase."""
-    from exhume.audit.naming import defense_label
+    from exhume.report.naming import defense_label
 
     def told(done: int, total: int, result: Any, left: float | None) -> None:
         what = ""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from exhume.audit.executors import map_jobs, worker_count
-from exhume.audit.records import Options
 from exhume.compare.calibration import FIRST_ROUND, Settled, Step, rounds, settle
 from exhume.compare.family import Family
 from exhume.compare.settings import CompareSettings
-from exhume.compare.utility import MEASURE, UtilityResult, UtilitySpec, UtilityStore
+from exhume.runs.executors import map_jobs, worker_count
+from exhume.runs.records import Options
+from exhume.trials.utility import MEASURE, UtilityResult, UtilitySpec, UtilityStore
 
 __all__ = ["Searched", "Tell", "UtilityLoss", "replay", "search"]
 
@@ -222,7 +222,7 @@ def search(
 
 
 def _name(result: UtilityResult) -> str:
-    from exhume.audit.naming import defense_label
+    from exhume.report.naming import defense_label
 
     status = "" if result.status == "done" else f" ({result.status})"
     return f"{defense_label(result.spec.defenses)}, seed {result.spec.seed}{status}"

@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from exhume.audit.records import Options
 from exhume.errors import InvalidInput
+from exhume.runs.records import Options
 
 __all__ = ["CompareSettings", "Utility", "default_settings", "load_settings"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from exhume.audit.report.words import number
 from exhume.errors import InvalidInput
 from exhume.formula import formula
+from exhume.report.words import number
 
 __all__ = [
     "AXIS",

@@ -16,8 +16,8 @@ from exhume.recipes.agreement import Curve, Point
 from exhume.recipes.recipe import Recipe, Series, Stack
 
 if TYPE_CHECKING:
-    from exhume.audit.records import TrialResult
-    from exhume.compare.utility import UtilityResult, UtilitySpec
+    from exhume.runs.records import TrialResult
+    from exhume.trials.utility import UtilityResult, UtilitySpec
 
 __all__ = [
     "attack_settings",
@@ -82,7 +82,7 @@ def training_specs(
 ) -> dict[Any, list[UtilitySpec]]:
     """List the trainings of every stack, by the key of the stack that is attacked."""
     from exhume.audit.sweep import Checked
-    from exhume.compare.utility import UtilitySpec
+    from exhume.trials.utility import UtilitySpec
 
     training = recipe.training
     assert training is not None  # a recipe with series has one
@@ -124,9 +124,9 @@ def train_missing(
     tell: Callable[[str, int, int, str, float | None], None],
 ) -> dict[Any, list[UtilityResult]]:
     """Train what is missing; every result is durable at once."""
-    from exhume.audit.executors import map_jobs
-    from exhume.audit.naming import defense_label
-    from exhume.compare.utility import MEASURE, UtilityStore
+    from exhume.report.naming import defense_label
+    from exhume.runs.executors import map_jobs
+    from exhume.trials.utility import MEASURE, UtilityStore
 
     wanted = {spec.id: spec for listed in specs.values() for spec in listed}
     with UtilityStore(path) as store:

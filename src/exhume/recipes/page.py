@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from exhume.audit.report.words import number, several
+from exhume.report.words import number, several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from exhume.audit.records import Options
 from exhume.audit.settings import as_options
 from exhume.errors import InvalidInput
+from exhume.runs.records import Options
 
 __all__ = ["Gain", "Recipe", "Series", "Stack", "Training", "differences", "merged"]
 

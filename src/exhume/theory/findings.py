@@ -35,8 +35,8 @@ class Findings:
 
 def to_toml(settings: TheorySettings) -> str:
     """Write the settings as the TOML that asks for the same run."""
-    from exhume.audit.report import settings_toml
+    from exhume.runs import settings_file
     from exhume.theory.settings import as_plain
 
     plain: Any = [as_plain(one) for one in settings.experiments]
-    return settings_toml.to_toml(replace(settings, experiments=plain), complete=True)
+    return settings_file.to_toml(replace(settings, experiments=plain), complete=True)

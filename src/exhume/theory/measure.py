@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from exhume.audit.executors import Job
 from exhume.errors import ExhumeError, InvalidInput
+from exhume.runs.executors import Job
 from exhume.theory.point import PointResult, PointSpec
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def measure(spec: PointSpec) -> PointResult:
     """Measure a point; never raises, whatever goes wrong inside."""
-    from exhume.audit.trial import sentence_of, versions
+    from exhume.trials.trial import sentence_of, versions
 
     started = time.perf_counter()
     try:

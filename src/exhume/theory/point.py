@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exhume.audit.records import Options, content_hash
-from exhume.audit.store import ResultFile
+from exhume.runs.records import Options, content_hash
+from exhume.runs.store import ResultFile
 
 __all__ = ["Inputs", "Kind", "Layer", "PointResult", "PointSpec", "PointStore"]
 

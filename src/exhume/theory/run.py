@@ -132,7 +132,7 @@ def _measure_missing(
     store: PointStore,
     tell: Progress,
 ) -> None:
-    from exhume.audit.executors import map_jobs, worker_count
+    from exhume.runs.executors import map_jobs, worker_count
     from exhume.theory.measure import MEASURE
 
     ended = store.finished()

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from exhume.audit.records import Options
 from exhume.errors import InvalidInput
+from exhume.runs.records import Options
 from exhume.theory.measure import ARMS
 from exhume.theory.point import Inputs, Kind, Layer
 from exhume.theory.ranges import check_numbers, check_published, check_sweep

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from exhume.audit.report.words import count, score, several
+from exhume.report.words import count, score, several
 from exhume.theory.collect import Curve, Measured
 from exhume.theory.slopes import Slope
 

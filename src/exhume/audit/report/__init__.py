@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from exhume.audit.records import TrialResult
     from exhume.audit.settings import AuditSettings
+    from exhume.runs.records import TrialResult
 
 __all__ = ["write_report"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exhume.audit.records import TrialResult
 from exhume.audit.report.grouping import Scenario
-from exhume.audit.report.words import finite, median, number
+from exhume.report.words import finite, median, number
+from exhume.runs.records import TrialResult
 
 __all__ = ["CostRow", "cost_rows", "facts", "failures", "in_clear"]
 

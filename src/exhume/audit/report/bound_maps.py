@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exhume.audit.bound_record import binds_every_attack, is_error, whom
-from exhume.audit.records import TrialResult
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.audit.report.pictures import Picture, is_image, png
-from exhume.audit.report.words import number
+from exhume.report.pictures import Picture, is_image, png
+from exhume.report.words import number
+from exhume.runs.records import TrialResult
+from exhume.trials.bound_record import binds_every_attack, is_error, whom
 
 __all__ = ["Legend", "Maps", "bound_maps"]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from exhume.audit.bound_record import (
+from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.report.words import finite, median, number
+from exhume.trials.bound_record import (
     SQUARED_ERROR,
     binds_every_attack,
     is_error,
     level,
     whom,
 )
-from exhume.audit.report.grouping import Defended, Scenario, values
-from exhume.audit.report.words import finite, median, number
 
 __all__ = ["BoundRow", "bound_rows", "tightest"]
 

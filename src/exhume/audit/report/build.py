@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from exhume.audit.records import Options, TrialResult
 from exhume.audit.report.account import (
     cost_rows,
     facts,
@@ -14,7 +13,6 @@ from exhume.audit.report.account import (
     in_clear,
 )
 from exhume.audit.report.bound_table import BoundRow, bound_rows
-from exhume.audit.report.citations import citations, methods
 from exhume.audit.report.convergence import convergence
 from exhume.audit.report.exposure import Exposure, exposure
 from exhume.audit.report.flag_list import flag_groups
@@ -22,17 +20,19 @@ from exhume.audit.report.gallery import Gallery, gallery
 from exhume.audit.report.grouping import Scenario, metrics_of, scenarios
 from exhume.audit.report.hero import hero
 from exhume.audit.report.memory import Memory, memory
-from exhume.audit.report.pictures import Picture
 from exhume.audit.report.plots import Legend, Plot, error_plots, legend
 from exhume.audit.report.promises import Promise, promises
 from exhume.audit.report.result_table import ResultRow, result_rows
-from exhume.audit.report.settings_toml import to_toml
 from exhume.audit.report.verdict import Flags, findings, verdict
-from exhume.audit.report.words import count, finite, median, number, several
 from exhume.audit.settings import AuditSettings
 from exhume.errors import ExhumeError, UnknownName
 from exhume.problem.presets import PRESETS
 from exhume.registry import find
+from exhume.report.citations import citations, methods
+from exhume.report.pictures import Picture
+from exhume.report.words import count, finite, median, number, several
+from exhume.runs.records import Options, TrialResult
+from exhume.runs.settings_file import to_toml
 
 __all__ = ["MOST_PICTURES", "Section", "page"]
 

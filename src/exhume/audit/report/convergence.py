@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from exhume.audit.records import TrialResult
-from exhume.audit.report.figure import INK, SERIES, canvas, log_axis, svg
 from exhume.audit.report.grouping import Scenario
 from exhume.audit.report.plots import Plot
-from exhume.audit.report.words import number
+from exhume.report.figure import INK, SERIES, canvas, log_axis, svg
+from exhume.report.words import number
+from exhume.runs.records import TrialResult
 
 __all__ = ["convergence"]
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from exhume.audit.bound_record import whom
-from exhume.audit.naming import defense_family, defense_label, defense_strength
-from exhume.audit.records import TrialResult
 from exhume.audit.report.grouping import metrics_of
 from exhume.audit.report.verdict import Flags
 from exhume.audit.settings import AuditSettings
+from exhume.report.naming import defense_family, defense_label, defense_strength
+from exhume.runs.records import TrialResult
+from exhume.trials.bound_record import whom
 
 __all__ = ["to_csv", "to_json"]
 

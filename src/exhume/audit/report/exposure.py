@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from exhume.audit.bound_record import binds_every_attack, is_error
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.audit.report.words import number
+from exhume.report.words import number
+from exhume.trials.bound_record import binds_every_attack, is_error
 
 __all__ = ["Exposed", "Exposure", "exposure"]
 

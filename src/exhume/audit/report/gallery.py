@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exhume.audit.records import TrialResult
-from exhume.audit.report import pictures
 from exhume.audit.report.bound_maps import Legend, Maps, bound_maps
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.audit.report.pictures import Picture
-from exhume.audit.report.words import number, score
+from exhume.report import pictures
+from exhume.report.pictures import Picture
+from exhume.report.words import number, score
+from exhume.runs.records import TrialResult
 
 __all__ = ["Gallery", "Panel", "Row", "gallery"]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exhume.audit.naming import defense_family, defense_label, defense_strength
-from exhume.audit.records import Options, TrialResult, TrialSpec, content_hash
-from exhume.audit.report.words import finite
 from exhume.audit.settings import AuditSettings, as_options
 from exhume.errors import UnknownName
 from exhume.registry import find
+from exhume.report.naming import defense_family, defense_label, defense_strength
+from exhume.report.words import finite
+from exhume.runs.records import Options, TrialResult, TrialSpec, content_hash
 
 __all__ = [
     "Defended",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exhume.audit.report.gallery import Gallery
-from exhume.audit.report.pictures import Picture
 from exhume.audit.report.verdict import Finding
+from exhume.report.pictures import Picture
 
 __all__ = ["hero"]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exhume.audit.memorised import LEVELS
-from exhume.audit.records import TrialResult
-from exhume.audit.report import pictures
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.audit.report.pictures import Picture
-from exhume.audit.report.words import finite, median, number
+from exhume.report import pictures
+from exhume.report.pictures import Picture
+from exhume.report.words import finite, median, number
+from exhume.runs.records import TrialResult
+from exhume.trials.memorised import LEVELS
 
 __all__ = ["Memory", "Remembered", "memory"]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exhume.audit.bound_record import binds_every_attack, is_error, level
-from exhume.audit.records import TrialResult
-from exhume.audit.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
 from exhume.audit.report.grouping import Defended, Scenario, values
-from exhume.audit.report.words import also, median, number
+from exhume.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
+from exhume.report.words import also, median, number
+from exhume.runs.records import TrialResult
+from exhume.trials.bound_record import binds_every_attack, is_error, level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ import numpy as np
 
 from exhume.audit.report.bound_table import BoundRow, tightest
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.audit.report.words import finite, median, number
+from exhume.report.words import finite, median, number
 
 __all__ = ["Promise", "promises", "told_epsilon", "worst_account"]
 

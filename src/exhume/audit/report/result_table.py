@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from exhume.audit.records import Flag, TrialResult
 from exhume.audit.report.flag_list import SEVERITIES
 from exhume.audit.report.grouping import Defended, Scenario, examples, values
 from exhume.audit.report.verdict import Flags
-from exhume.audit.report.words import count, finite, median, number, score
 from exhume.errors import UnknownName
 from exhume.registry import find
+from exhume.report.words import count, finite, median, number, score
+from exhume.runs.records import Flag, TrialResult
 
 __all__ = ["Chip", "Number", "ResultRow", "metric_units", "result_rows"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from exhume.audit.records import Flag, TrialResult
 from exhume.audit.report.grouping import Defended, Scenario, values
-from exhume.audit.report.words import also, count, median, number, score, several
+from exhume.report.words import also, count, median, number, score, several
+from exhume.runs.records import Flag, TrialResult
 
 __all__ = ["Finding", "Flags", "findings", "verdict"]
 

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from exhume.audit.report.settings_toml import to_toml
-from exhume.audit.report.words import number, several
 from exhume.audit.settings import as_options
 from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.leaderboard import boards, undefended_row
@@ -16,6 +14,8 @@ from exhume.compare.remarks import dropped
 from exhume.compare.report.plot import frontier_plot, legend
 from exhume.compare.settings import CompareSettings, seed_list
 from exhume.compare.wording import shown, told_loss
+from exhume.report.words import number, several
+from exhume.runs.settings_file import to_toml
 
 __all__ = ["page", "recommendations", "summary"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exhume.audit.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
 from exhume.audit.report.plots import Legend, Plot
-from exhume.audit.report.words import number
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier, Point
 from exhume.compare.wording import AXIS, shown
+from exhume.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
+from exhume.report.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

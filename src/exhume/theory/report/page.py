@@ -7,10 +7,10 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from exhume.audit.report.pictures import Picture, limits, png
 from exhume.audit.report.plots import Plot
-from exhume.audit.report.words import count, number, score
 from exhume.bounds.rates import RATES
+from exhume.report.pictures import Picture, limits, png
+from exhume.report.words import count, number, score
 from exhume.theory.collect import Curve
 from exhume.theory.findings import Findings, to_toml
 from exhume.theory.point import PointResult

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from exhume.audit.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
 from exhume.audit.report.plots import Legend, Plot
-from exhume.audit.report.words import number
+from exhume.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
+from exhume.report.words import number
 from exhume.theory.collect import EXACT, Curve, Measured
 from exhume.theory.measure import ARMS
 from exhume.theory.plan import place

@@ -22,8 +22,8 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from exhume.audit.records import TrialResult, TrialSpec
 from exhume.errors import InvalidInput
+from exhume.runs.records import TrialResult, TrialSpec
 
 __all__ = ["ResultFile", "Store"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from exhume.registry import entries, member_node
 
 if TYPE_CHECKING:
-    from exhume.audit.records import Options
+    from exhume.runs.records import Options
 
 __all__ = ["defense_family", "defense_label", "defense_strength", "label_without"]
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Generic, Literal, TypeVar, get_args
 
-from exhume.audit.records import TrialResult, TrialSpec
 from exhume.errors import InvalidInput
 
 __all__ = [
     "Executor",
     "Job",
     "map_jobs",
-    "map_trials",
     "single_threaded",
     "worker_count",
 ]
@@ -39,26 +37,6 @@ _NO_GUARD = (
     "worker processes end at once; if this is a script, put its last lines under "
     '`if __name__ == "__main__":`, or use executor="serial"'
 )
-
-
-def map_trials(
-    specs: Sequence[TrialSpec],
-    *,
-    executor: Executor = "processes",
-    workers: int = 0,
-) -> Generator[TrialResult, None, None]:
-    """Run trials and yield each result as soon as it is there, see :func:`map_jobs`.
-
-    Args:
-        specs: what to run.
-        executor: ``serial`` or ``processes``.
-        workers: number of processes; 0 takes one per core.
-
-    Raises:
-        InvalidInput: the executor is not known, or no worker process can start.
-    """
-    workers = min(worker_count(workers), len(specs)) or 1
-    return map_jobs(_TRIAL, deque(specs), executor=executor, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -134,19 +112,6 @@ def single_threaded() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-def _run_trial(spec: TrialSpec) -> TrialResult:
-    from exhume.audit.trial import run_trial
-
-    return run_trial(spec)
-
-
-def _failed_trial(spec: TrialSpec, reason: str) -> TrialResult:
-    return TrialResult(spec=spec, status="failed", reason=reason)
-
-
-_TRIAL = Job(_run_trial, _failed_trial)
 
 
 def _work(job: Job[Spec, Result], spec: Spec) -> Result:

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from exhume.audit.records import Options, TrialResult
 from exhume.errors import UnknownName
 from exhume.registry import find
+from exhume.runs.records import Options, TrialResult
 
 __all__ = ["citations", "methods"]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from exhume.audit.report.words import ten
+from exhume.report.words import ten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exhume.audit.executors import Job
-from exhume.audit.records import Options, content_hash
-from exhume.audit.store import ResultFile
 from exhume.errors import ExhumeError, InvalidInput
+from exhume.runs.executors import Job
+from exhume.runs.records import Options, content_hash
+from exhume.runs.store import ResultFile
 
 __all__ = ["MEASURE", "UtilityResult", "UtilitySpec", "UtilityStore", "measure"]
 
@@ -120,7 +120,7 @@ class UtilityStore(ResultFile[UtilityResult]):
 
 def measure(spec: UtilitySpec) -> UtilityResult:
     """Train, or take one step; never raises, whatever goes wrong inside."""
-    from exhume.audit.trial import sentence_of, versions
+    from exhume.trials.trial import sentence_of, versions
 
     started = time.perf_counter()
     try:
@@ -145,13 +145,13 @@ MEASURE = Job(measure, _failed)
 def _values(spec: UtilitySpec) -> dict[str, float]:
     import torch
 
-    from exhume.audit.trial import class_count
-    from exhume.compare.one_step import u1_u2
-    from exhume.compare.training import accuracy, mean_loss, train
     from exhume.config import build
     from exhume.keys import fold
     from exhume.problem.mechanism import Mechanism
     from exhume.problem.task import Task
+    from exhume.trials.one_step import u1_u2
+    from exhume.trials.training import accuracy, mean_loss, train
+    from exhume.trials.trial import class_count
 
     dtype = getattr(torch, spec.dtype)
     whole = _loaded(json.dumps(spec.data, sort_keys=True))

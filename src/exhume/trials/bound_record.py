@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from exhume.audit.records import TrialResult
+from exhume.runs.records import TrialResult
 
 if TYPE_CHECKING:
     from exhume.problem.bound import BoundValue, RiskValue

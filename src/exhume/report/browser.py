@@ -1,6 +1,6 @@
 """Open a report in headless Chromium: take its picture, or count what it shows.
 
-``python -m exhume.audit.report.browser RUN_FOLDER`` writes report.png beside
+``python -m exhume.report.browser RUN_FOLDER`` writes report.png beside
 report.html.
 """
 

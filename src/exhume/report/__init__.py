@@ -1,0 +1,1 @@
+"""The kit of every page: words, pictures, figures and citations."""

@@ -1,0 +1,1 @@
+"""How anything is run: records, options, executors and the store."""

@@ -1,0 +1,160 @@
+"""Plain data of an audit: what is asked of a trial, and what came out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["Flag", "Options", "TrialResult", "TrialSpec"]
+
+#: a registered object as plain data: ``{"name": "gaussian-noise", "std": 0.01}``
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One cell of a sweep, as plain data: run one attack, or evaluate one bound.
+
+    Everything random is folded from ``seed`` and names, never from the order of
+    execution, and the data, weights and noise do not depend on the attack: trials that
+    differ in the attack alone face the same observation.
+
+    Attributes:
+        data: data source.
+        model: model source.
+        loss: name of the training loss.
+        mode: ``eval`` or ``train``.
+        dtype: ``float32`` or ``float64``.
+        classes: number K of outputs; 0 takes it from the labels (at least 2).
+        observation: what the client computes.
+        batch_size: B.
+        seed: chooses examples, weights, noise and starts.
+        defenses: stack of defenses, in order; empty for none.
+        threat: name of a threat model.
+        prior: prior fitted to the public examples, or None.
+        attack: the attack of this trial, or None.
+        bound: the bound of this trial, or None; exactly one of the two is set.
+        public_examples: that defenses are calibrated on; 0 for all. The prior and the
+            attacks have all.
+    """
+
+    data: Options
+    model: Options
+    loss: str = "cross-entropy"
+    mode: Literal["eval", "train"] = "eval"
+    dtype: Literal["float32", "float64"] = "float32"
+    classes: int = 0
+    observation: Options = field(default_factory=lambda: {"name": "gradient"})
+    batch_size: int = 1
+    seed: int = 0
+    defenses: tuple[Options, ...] = ()
+    threat: str = "labels-known"
+    prior: Options | None = None
+    attack: Options | None = None
+    bound: Options | None = None
+    public_examples: int = 0
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the canonical JSON: equal specs have equal ids everywhere."""
+        return content_hash(self._record())
+
+    @property
+    def setting(self) -> str:
+        """Hash of everything but the attack and the bound: the same observation."""
+        return content_hash({**self._record(), "attack": None, "bound": None})
+
+    def _record(self) -> dict[str, Any]:
+        record = asdict(self)
+        if not self.public_examples:
+            # It came later: specs that do not use it keep their ids.
+            del record["public_examples"]
+        return record
+
+
+def content_hash(value: Any) -> str:
+    """Return the SHA-256 of sorted, compact JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A warning about a result.
+
+    Attributes:
+        kind: short name, e.g. ``under-optimised``.
+        severity: ``alarm`` (a claim is broken), ``warning`` or ``note``.
+        sentence: what it means and what to do.
+    """
+
+    kind: str
+    severity: Literal["alarm", "warning", "note"]
+    sentence: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrialResult:
+    """What one trial gave, as plain data and float32 arrays.
+
+    Attributes:
+        spec: what was asked.
+        status: ``done``, ``not-applicable`` or ``failed``.
+        reason: one sentence if not done, else "".
+        baseline: the attack is a chance level, see ``Attack.baseline``.
+        outcome: name of the :class:`Outcome`, and its sentence.
+        objective: the attack's own objective at its answer.
+        objective_at_truth: the same function at the private batch.
+        adaptive: the attack used the declared law.
+        notes: sentences of the attack.
+        scores: metric → one value per example (matched); None where undefined.
+        not_applicable: metric → why it does not fit this data.
+        true_labels: labels of the private batch.
+        guessed_labels: labels of the matched estimates.
+        bound: fields of ``BoundValue`` (plus ``mse``, ``mse_standard_error`` and
+            ``per_example``) or of ``RiskValue``; ``binds`` is the name of a ``Binds``.
+        facts: numbers about the setting: ``parameters``, ``gradient_norm``,
+            ``relative_noise``, ``labels_identify_order`` (1.0 or 0.0), … (see
+            ``trials.facts``).
+        privacy: what differential privacy promises of one release: ``epsilon`` (∞
+            where there is no guarantee, None where it is not accounted), ``delta``,
+            ``unit``, ``adjacency``, ``sampling_rate``, ``steps``, ``reasons``; None in
+            results of versions that did not ask.
+        released_in_clear: tensors that no defense touched; empty without a defense.
+        cost: fields of ``Cost``.
+        trace: rows (restart, iteration, cpu_seconds, objective).
+        seconds: wall time of the whole trial, loading and scoring included.
+        versions: of exhume, torch, numpy and Python.
+        arrays: float32, of an attack ``truth`` and ``guess``, shape [B, *event], and
+            ``best_correlation`` [B], ``best_index`` [B] and ``best_candidate``
+            [B, *event] where a training was attacked; of a
+            bound ``bound_map``, its value per coordinate, shape [B, *event], and
+            ``prior_map``, the same if nothing were released, shape [*event].
+    """
+
+    spec: TrialSpec
+    status: Literal["done", "not-applicable", "failed"]
+    reason: str = ""
+    baseline: bool = False
+    outcome: tuple[str, str] | None = None
+    objective: float | None = None
+    objective_at_truth: float | None = None
+    adaptive: bool = False
+    notes: tuple[str, ...] = ()
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+    not_applicable: dict[str, str] = field(default_factory=dict)
+    true_labels: list[Any] = field(default_factory=list)
+    guessed_labels: list[Any] = field(default_factory=list)
+    bound: dict[str, Any] | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+    privacy: dict[str, Any] | None = None
+    released_in_clear: tuple[str, ...] = ()
+    cost: dict[str, float] = field(default_factory=dict)
+    trace: tuple[tuple[int, int, float, float], ...] = ()
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
