@@ -19,7 +19,7 @@ from collections import defaultdict
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
-from exhume.audit.records import TrialSpec
+from exhume.audit import TrialSpec
 from exhume.audit.sweep import (
     Checked,
     default_settings,
