@@ -55,9 +55,10 @@ from exhume.defenses.pruning import Pruning
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
-from exhume.problem.covariance import KroneckerFactors, LowRank
+from exhume.problem.covariance import KroneckerFactors, LowRank, eigenvalues_exceed
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate
+from exhume.problem.privacy import Guarantee
 from exhume.problem.sensitivity import exact_squared_sensitivities
 from exhume.problem.tree import dot, flatten, size, unflatten
 from exhume.trials.facts import collect_facts
@@ -433,13 +434,16 @@ def test_a_full_covariance_tells_more_than_its_diagonal_in_the_bound():
     plan = world_noise.calibrate(TASK, PUBLIC, 0)
     covariance = world_noise.covariance(plan)
     assert isinstance(covariance, LowRank)
-    assert covariance.least() > 0
     shapes = {n: p.detach() for n, p in TASK.parameters().items()}
     whole = dense(covariance, shapes)
     torch.testing.assert_close(
         whole.diagonal(), flatten(covariance.diagonal()), rtol=1e-9, atol=0
     )
-    assert float(torch.linalg.eigvalsh(whole)[0]) >= covariance.least() * (1 - 1e-9)
+    least = float(torch.linalg.eigvalsh(whole)[0])
+    assert covariance.least() == pytest.approx(least, rel=1e-6)
+    guarantee = Guarantee(plan.shapes).clipped(plan.covers, 0.5, "client")
+    multiplier = world_noise.account(guarantee, plan).multiplier
+    assert multiplier == pytest.approx(least**0.5 / 0.5, rel=1e-6)
     white = torch.stack(
         [flatten(covariance.whiten(unflatten(row, shapes))) for row in whole]
     )
@@ -447,6 +451,35 @@ def test_a_full_covariance_tells_more_than_its_diagonal_in_the_bound():
         [flatten(covariance.whiten(unflatten(row, shapes))) for row in white.T]
     )
     torch.testing.assert_close(back, torch.eye(len(whole)).double(), rtol=0, atol=1e-8)
+
+
+@given(
+    key=st.integers(0, 10**6),
+    rank=st.integers(0, 6),
+    spread=st.sampled_from([0.0, 0.3, 1.2]),
+    sign=st.sampled_from([-1.0, 0.0, 1.0]),
+)
+def test_the_least_variance_of_low_rank_noise_is_the_smallest_eigenvalue(
+    key, rank, spread, sign
+):
+    root = (spread * normal(*SHAPES["w"].shape, key=key)).exp()
+    basis = torch.linalg.qr(normal(root.numel(), rank, key=key + 1)).Q
+    # Excess above and below 0, one of them exactly 0, or of one sign.
+    drawn = 2 * normal(rank, key=key + 2)
+    excess = drawn.tanh() if sign == 0 else sign * drawn.abs().tanh()
+    excess[:1] = 0.0
+    if sign > 0 and rank:
+        # More noise exactly where the diagonal has least: all eigenvalues above min D.
+        basis[:, -1] = torch.eye(root.numel()).double()[int(root.argmin())]
+        basis, excess = basis[:, -1:], torch.tensor([5.0], dtype=torch.float64)
+    form = LowRank({"w": root}, basis, excess)
+    whole = torch.linalg.eigvalsh(dense(form, {"w": root}))
+    assert form.least() <= float(whole[0]) * (1 + 1e-9)
+    assert form.least() == pytest.approx(float(whole[0]), rel=2e-6)
+    flat = root.reshape(-1).square()
+    for share in (0.7, 0.999, 1.001, 1.5):
+        found = eigenvalues_exceed(share * float(whole[0]), flat, basis, excess)
+        assert found == (share < 1)
 
 
 def test_low_rank_is_closed_under_noise_and_masks():

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from exhume.errors import InvalidInput
+from exhume.formula import formula
 from exhume.problem.tree import Tree, flatten, unflatten
 
-__all__ = ["Covariance", "KroneckerFactors", "LowRank"]
+__all__ = ["Covariance", "KroneckerFactors", "LowRank", "eigenvalues_exceed"]
 
 # An eigenvalue of the low-rank part below this is nothing beside the identity.
 _NOTHING = 1e-12
+_PRECISION = 1e-6  # of the smallest eigenvalue, relatively
+_ROWS = 2**12  # of a tall matrix that are multiplied at once
 
 
 class Covariance(ABC):
@@ -190,9 +193,21 @@ class LowRank(Covariance):
         return LowRank.of(variance, factor, self.excess)
 
     def least(self) -> float:
-        """Return min D · min(1, 1 + min e), a lower bound."""
-        smallest = min(float(r.min()) for r in self.root.values()) ** 2
-        return smallest * (1 + min(0.0, *self.excess.tolist(), 0.0))
+        """Return the smallest eigenvalue of Σ, from below, to six digits.
+
+        By bisection between min D · (1 + min(e, 0)) and the smallest diagonal entry;
+        a step costs O(P k²).
+        """
+        diagonal = flatten({name: r.square().double() for name, r in self.root.items()})
+        low = float(diagonal.min()) * (1 + min(0.0, *self.excess.tolist(), 0.0))
+        high = min(float(v.min()) for v in self.diagonal().values())
+        while high - low > _PRECISION * high:
+            middle = (low + high) / 2
+            if eigenvalues_exceed(middle, diagonal, self.basis, self.excess):
+                low = middle
+            else:
+                high = middle
+        return low
 
     def scaled(self, factor: float) -> LowRank:
         """Scale the diagonal part; the shape relative to it stays."""
@@ -202,6 +217,45 @@ class LowRank(Covariance):
     def _factor(self) -> Tensor:
         root = flatten(self.root).to(self.basis).unsqueeze(-1)
         return root * self.basis
+
+
+@formula(
+    r"n_-(\Sigma - t I) = n_-(A) + n_+(E^{-1} + Q^\top A^{-1} Q) - n_+(E),\quad "
+    r"A = I - t D^{-1},\; \Sigma = D^{1/2} (I + Q E Q^\top) D^{1/2}",
+    reference="Sylvester's law of inertia, on the two Schur complements of one matrix",
+)
+def eigenvalues_exceed(
+    threshold: float, diagonal: Tensor, basis: Tensor, excess: Tensor
+) -> bool:
+    """Whether every eigenvalue of Σ = D^{1/2} (I + Q E Qᵀ) D^{1/2} is above t.
+
+    What rounding leaves undecided counts as no.
+
+    Args:
+        threshold: t > 0.
+        diagonal: D, shape [P], positive.
+        basis: Q, shape [P, k].
+        excess: the diagonal of E, shape [k].
+    """
+    kept = excess.abs() > _NOTHING
+    basis, excess = basis[:, kept], excess[kept].double()
+    remainder = 1 - threshold / diagonal.double()
+    below = int((remainder < 0).sum())
+    if bool((remainder == 0).any()) or below > int((excess > 0).sum()):
+        return False  # more entries of D below t than the low-rank part can lift
+    root = excess.abs().sqrt()
+    small = torch.diag(excess.sign())
+    for rows, weight in zip(
+        basis.split(_ROWS), remainder.reciprocal().split(_ROWS), strict=True
+    ):
+        block = rows.double() * root
+        small += block.T @ (weight.unsqueeze(-1) * block)
+    if not len(small):
+        return below == 0
+    values = torch.linalg.eigvalsh(small)
+    undecided = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+    positive = int((values > -undecided).sum())
+    return below + positive == int((excess > 0).sum())
 
 
 @dataclass(frozen=True, eq=False)
