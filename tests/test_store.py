@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import sqlite3
 import string
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +22,9 @@ from hypothesis.extra.numpy import arrays
 
 from exhume.audit import TrialResult, TrialSpec
 from exhume.errors import InvalidInput
+from exhume.runs.restore import restore
 from exhume.runs.store import Store
+from exhume.runs.strict_json import dump_exact, dumps, load_exact
 
 SPEC = TrialSpec(
     data={"name": "digits"},
@@ -107,6 +112,94 @@ def test_a_row_of_an_older_version_still_opens(tmp_path):
     assert found.privacy is None
     assert found.bound == old.bound
     assert found.arrays == {}
+
+
+def changed(path, change):
+    """Rewrite the record of the only row, as another version might have written it."""
+    with sqlite3.connect(path) as db:
+        (text,) = db.execute("SELECT record FROM results").fetchone()
+        record = json.loads(text)
+        change(record)
+        db.execute("UPDATE results SET record = ?", (json.dumps(record),))
+    db.close()
+
+
+def test_fields_of_other_versions_neither_hide_nor_fake_a_result(tmp_path):
+    path = tmp_path / "r.sqlite"
+    with Store(path) as store:
+        store.put(DONE)
+    # A result has learned to say more, and a setting got an option that is not used.
+    changed(path, lambda r: r.update(energy=3.0) or r["spec"].update(server=None))
+    with Store(path) as store:
+        assert store.results()[0].scores == DONE.scores
+    # The option is used: without it the trial would pass for another one.
+    changed(path, lambda r: r["spec"].update(server="curious"))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE results SET id = 'of another version'")
+    db.close()
+    with Store(path) as store, pytest.raises(InvalidInput, match=r"not have \(server"):
+        store.results()
+    changed(path, lambda r: r["spec"].pop("server") and r["spec"].pop("model"))
+    with Store(path) as store, pytest.raises(InvalidInput, match="has no model; use"):
+        store.results()
+
+
+def test_two_kinds_of_results_share_a_file(tmp_path):
+    class Second(Store):
+        table = "others"
+
+    path = tmp_path / "r.sqlite"
+    with Store(path) as first:
+        first.put(DONE)
+    with Second(path) as second:
+        assert second.ids() == set()
+        second.put(replace(DONE, reason="another"))
+        second.put(replace(DONE, reason="again"))
+    with Store(path) as first, Second(path) as second:
+        assert first.get(SPEC.id).reason == ""
+        assert second.get(SPEC.id).reason == "again"
+        assert (first.runs(), second.runs()) == ({SPEC.id: 1}, {SPEC.id: 2})
+
+
+def test_a_dataclass_comes_back_with_the_types_that_it_declares():
+    @dataclass(frozen=True)
+    class Inner:
+        pair: tuple[int, str]
+        many: tuple[tuple[float, ...], ...] = ()
+
+    @dataclass(frozen=True)
+    class Outer:
+        one: Inner
+        maybe: Inner | None
+        listed: list[Inner]
+        named: dict[str, tuple[int, ...]]
+        either: tuple[int, ...] | int | None = None
+        plain: dict[str, Any] = field(default_factory=dict)
+        none: Inner | None = None
+
+    outer = Outer(
+        one=Inner((1, "a"), ((0.5,), (math.inf, -math.inf))),
+        maybe=Inner((2, "b")),
+        listed=[Inner((3, "c"))],
+        named={"x": (1, 2)},
+        either=4,
+        plain={"deep": [1, {"y": None}]},
+    )
+    with mock.patch.dict(globals(), Inner=Inner):
+        assert restore(Outer, load_exact(dump_exact(asdict(outer)))) == outer
+
+
+def test_what_json_lacks_has_one_spelling():
+    value = {"a": (math.inf, -math.inf), "b": [math.nan], 3: 0.1}
+    read = json.loads(dumps(value), parse_constant=pytest.fail)
+    assert read == {"a": ["Infinity", "-Infinity"], "b": ["NaN"], "3": 0.1}
+    assert float("Infinity") == math.inf
+    exact = load_exact(dump_exact(value))
+    assert exact["a"] == [math.inf, -math.inf]
+    assert math.isnan(exact["b"][0])
+    assert load_exact(dump_exact("Infinity")) == "Infinity"
+    # As version 0.1.0 spelled it in its stores.
+    assert load_exact('{"a": {"$float": "-inf"}}') == {"a": -math.inf}
 
 
 def test_failed_rows_are_kept_but_not_finished(tmp_path):

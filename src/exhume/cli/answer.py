@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +55,7 @@ def write(
     from safetensors.torch import save
 
     from exhume.config import describe
+    from exhume.runs.strict_json import dumps
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"inputs": answer.inputs, "targets": answer.targets}
@@ -70,8 +70,7 @@ def write(
         "scores": scores,
         "checked": list(findings),
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    _put(folder / "attack.json", text.encode())
+    _put(folder / "attack.json", dumps(record).encode())
     _put(folder / _ANSWER, save(ready))
     if problem.spec.kind == "image":
         _pictures(folder, problem, answer)

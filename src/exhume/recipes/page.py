@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from exhume.report.words import number, several
+from exhume.runs.strict_json import dumps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,7 @@ _MARKERS = "osD^vPX*"
 def write(done: Outcome) -> None:
     """Write recipe.json, recipe.md and, for curves, curves.png into the folder."""
     done.folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_record(done), indent=1, ensure_ascii=False, allow_nan=False)
-    (done.folder / "recipe.json").write_text(text + "\n", encoding="utf-8")
+    (done.folder / "recipe.json").write_text(dumps(_record(done)), encoding="utf-8")
     if done.curves:
         figure(done)
     done.report.write_text("\n".join(_page(done)) + "\n", encoding="utf-8")
@@ -52,7 +51,7 @@ def points(curve: Curve) -> list[tuple[str, str, str]]:
 
 def _record(done: Outcome) -> dict[str, Any]:
     recipe = done.recipe
-    record = {
+    return {
         "recipe": done.name,
         "reproduces": recipe.reproduces,
         "bibtex": recipe.bibtex,
@@ -65,18 +64,6 @@ def _record(done: Outcome) -> dict[str, Any]:
         "undefended": asdict(done.undefended),
         "curves": [asdict(curve) for curve in done.curves],
     }
-    return _finite(record)
-
-
-def _finite(value: Any) -> Any:
-    """Write what is not finite as a word, which JSON can hold."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _page(done: Outcome) -> list[str]:

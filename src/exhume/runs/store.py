@@ -1,4 +1,4 @@
-"""Results on disk: one SQLite file, one row per trial, written at once or not at all.
+"""Results on disk: one SQLite file, one row per result, written at once or not at all.
 
 A row is JSON beside the arrays of an ``.npz``; nothing is ever unpickled. A result is
 durable when ``put`` returns, so a sweep that is killed loses only what was running.
@@ -7,23 +7,22 @@ durable when ``put`` returns, so a sweep that is killed loses only what was runn
 from __future__ import annotations
 
 import io
-import json
-import math
 import sqlite3
 import time
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 
 from exhume.errors import InvalidInput
-from exhume.runs.records import TrialResult, TrialSpec
+from exhume.runs.records import TrialResult
+from exhume.runs.restore import restore
+from exhume.runs.strict_json import dump_exact, load_exact
 
 __all__ = ["ResultFile", "Store"]
 
@@ -34,7 +33,7 @@ Result = TypeVar("Result", bound=Any)
 _APPLICATION = 0x6578686D
 _SCHEMA_VERSION = 1
 _TABLE = """
-CREATE TABLE results (
+CREATE TABLE IF NOT EXISTS {table} (
   id TEXT PRIMARY KEY,
   status TEXT NOT NULL,
   finished_at REAL NOT NULL,
@@ -45,10 +44,12 @@ CREATE TABLE results (
 _WAIT_SECONDS = 60.0
 
 
-class ResultFile(ABC, Generic[Result]):
-    """Results by the id of their spec; a context manager.
+class ResultFile(Generic[Result]):
+    """Results of one kind by the id of their spec; a context manager.
 
-    Several processes may read while one writes. Writing an id again replaces it.
+    Several processes may read while one writes. Writing an id again replaces it. A
+    subclass names the kind of its results; with a ``table`` of its own it shares a file
+    with another.
 
     Args:
         path: of the SQLite file.
@@ -57,6 +58,9 @@ class ResultFile(ABC, Generic[Result]):
     Raises:
         InvalidInput: the file is absent, is no store, or has a newer format.
     """
+
+    kind: type[Result]
+    table: ClassVar[str] = "results"
 
     def __init__(self, path: str | Path, *, create: bool = True) -> None:
         self.path = Path(path)
@@ -102,7 +106,7 @@ class ResultFile(ABC, Generic[Result]):
         )
         with self._explained(), self._db:
             self._db.execute(
-                "INSERT INTO results (id, status, finished_at, record, arrays) "
+                f"INSERT INTO {self.table} (id, status, finished_at, record, arrays) "
                 "VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
                 "status = excluded.status, finished_at = excluded.finished_at, "
                 "record = excluded.record, arrays = excluded.arrays, runs = runs + 1",
@@ -111,7 +115,7 @@ class ResultFile(ABC, Generic[Result]):
 
     def get(self, spec_id: str) -> Result | None:
         """Return a result, or None if the trial has not ended."""
-        query = "SELECT record, arrays FROM results WHERE id = ?"
+        query = f"SELECT id, record, arrays FROM {self.table} WHERE id = ?"
         with self._explained():
             row = self._db.execute(query, (spec_id,)).fetchone()
             return None if row is None else self._load(*row)
@@ -126,35 +130,48 @@ class ResultFile(ABC, Generic[Result]):
         A failure may have been the machine's (memory, a full disk) or a defect that has
         been mended, so a resumed sweep tries it again.
         """
-        query = "SELECT id FROM results WHERE status != 'failed'"
+        query = f"SELECT id FROM {self.table} WHERE status != 'failed'"
         with self._explained():
             return {row[0] for row in self._db.execute(query)}
 
     def runs(self) -> dict[str, int]:
         """Say for each id how often a result was put."""
         with self._explained():
-            return dict(self._db.execute("SELECT id, runs FROM results").fetchall())
+            query = f"SELECT id, runs FROM {self.table}"
+            return dict(self._db.execute(query).fetchall())
 
     def results(self) -> list[Result]:
         """Return every result, in the order in which the trials first ended."""
-        query = "SELECT record, arrays FROM results ORDER BY rowid"
+        query = f"SELECT id, record, arrays FROM {self.table} ORDER BY rowid"
         with self._explained():
             return [self._load(*row) for row in self._db.execute(query)]
 
-    @abstractmethod
     def restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> Result:
-        """Make a result of the fields that were stored of it.
+        """Make a result of what was stored of it, by an earlier version perhaps.
 
         Args:
             record: its fields but the arrays, as JSON has them (lists for tuples).
             arrays: by name.
-        """
 
-    def _load(self, text: str, blob: bytes) -> Result:
-        record = json.loads(text, object_hook=_decode)
+        Raises:
+            InvalidInput: a field that has no default is missing.
+        """
+        return restore(self.kind, {**record, "arrays": arrays})
+
+    def _load(self, spec_id: str, text: str, blob: bytes) -> Result:
+        record = load_exact(text)
         with np.load(io.BytesIO(blob), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return self.restore(record, arrays)
+        result = self.restore(record, arrays)
+        unknown = sorted(record["spec"].keys() - {f.name for f in fields(result.spec)})
+        if unknown and result.spec.id != spec_id:
+            # Without them the result would be taken for that of other settings.
+            msg = (
+                f"{self.path} holds a result of settings that this version of exhume "
+                f"does not have ({', '.join(unknown)}); use the version that wrote it"
+            )
+            raise InvalidInput(msg)
+        return result
 
     def _open(self) -> None:
         """Check that the file is a store, and make the table of a fresh one."""
@@ -169,16 +186,17 @@ class ResultFile(ABC, Generic[Result]):
             # Two processes may open a fresh file at once: look again under the lock.
             self._db.execute("BEGIN IMMEDIATE")
             if not self._tables():
-                self._db.execute(_TABLE)
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        found = self._pragma("user_version")
-        if found != _SCHEMA_VERSION:
-            msg = (
-                f"{self.path} has format {found}, this version of exhume reads format "
-                f"{_SCHEMA_VERSION}; use the version that wrote it, or another folder"
-            )
-            raise InvalidInput(msg)
+            found = self._pragma("user_version")
+            if found != _SCHEMA_VERSION:
+                msg = (
+                    f"{self.path} has format {found}, this version of exhume reads "
+                    f"format {_SCHEMA_VERSION}; use the version that wrote it, or "
+                    f"another folder"
+                )
+                raise InvalidInput(msg)
+            self._db.execute(_TABLE.format(table=self.table))
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -205,27 +223,9 @@ class ResultFile(ABC, Generic[Result]):
 
 
 def _dump_record(result: Any) -> str:
-    record = {
-        f.name: getattr(result, f.name)
-        for f in fields(result)
-        if f.name not in ("spec", "arrays")
-    }
-    return json.dumps(_encode({"spec": asdict(result.spec), **record}), allow_nan=False)
-
-
-def _encode(value: Any) -> Any:
-    """Write what JSON lacks: ``{"$float": "inf"}`` for numbers that are not finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$float": str(value)}
-    if isinstance(value, dict):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    return float(value["$float"]) if value.keys() == {"$float"} else value
+    kept = [f.name for f in fields(result) if f.name not in ("spec", "arrays")]
+    record = {name: getattr(result, name) for name in kept}
+    return dump_exact({"spec": asdict(result.spec), **record})
 
 
 def _dump_arrays(arrays: dict[str, np.ndarray]) -> bytes:
@@ -238,15 +238,4 @@ def _dump_arrays(arrays: dict[str, np.ndarray]) -> bytes:
 class Store(ResultFile[TrialResult]):
     """The results of trials."""
 
-    def restore(
-        self, record: dict[str, Any], arrays: dict[str, np.ndarray]
-    ) -> TrialResult:
-        """Make a result of what was stored of it."""
-        given = record.pop("spec")
-        spec = TrialSpec(**{**given, "defenses": tuple(given["defenses"])})
-        for name in ("notes", "released_in_clear"):
-            record[name] = tuple(record[name])
-        record["trace"] = tuple(tuple(row) for row in record["trace"])
-        if record["outcome"] is not None:
-            record["outcome"] = tuple(record["outcome"])
-        return TrialResult(spec=spec, arrays=arrays, **record)
+    kind = TrialResult

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -113,11 +113,4 @@ class PointResult:
 class PointStore(ResultFile[PointResult]):
     """Measured points by the id of their spec."""
 
-    def restore(
-        self, record: dict[str, Any], arrays: dict[str, np.ndarray]
-    ) -> PointResult:
-        """Make a result of what was stored of it."""
-        given = record.pop("spec")
-        spec = PointSpec(**{**given, "arms": tuple(given["arms"])})
-        record["notes"] = tuple(record["notes"])
-        return PointResult(spec=spec, arrays=arrays, **record)
+    kind = PointResult

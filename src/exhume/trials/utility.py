@@ -109,13 +109,7 @@ class UtilityResult:
 class UtilityStore(ResultFile[UtilityResult]):
     """Measured utilities by the id of their spec."""
 
-    def restore(
-        self, record: dict[str, Any], arrays: dict[str, np.ndarray]
-    ) -> UtilityResult:
-        """Make a result of what was stored of it."""
-        given = record.pop("spec")
-        spec = UtilitySpec(**{**given, "defenses": tuple(given["defenses"])})
-        return UtilityResult(spec=spec, arrays=arrays, **record)
+    kind = UtilityResult
 
 
 def measure(spec: UtilitySpec) -> UtilityResult:

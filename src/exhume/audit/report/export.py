@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -15,6 +14,7 @@ from exhume.audit.report.verdict import Flags
 from exhume.audit.settings import AuditSettings
 from exhume.report.naming import defense_family, defense_label, defense_strength
 from exhume.runs.records import TrialResult
+from exhume.runs.strict_json import dumps
 from exhume.trials.bound_record import whom
 
 __all__ = ["to_csv", "to_json"]
@@ -23,15 +23,12 @@ __all__ = ["to_csv", "to_json"]
 def to_json(
     settings: AuditSettings, results: Sequence[TrialResult], flags: Flags
 ) -> str:
-    """Write everything but the pictures; infinities become the text "Infinity".
+    """Write everything but the pictures, as strict JSON.
 
     Arrays stay in the run's store: the JSON holds their shapes.
     """
-    record = {
-        "settings": asdict(settings),
-        "results": [_record(result, flags) for result in results],
-    }
-    return json.dumps(_plain(record), indent=1, allow_nan=False) + "\n"
+    records = [_record(result, flags) for result in results]
+    return dumps({"settings": asdict(settings), "results": records})
 
 
 def _record(result: TrialResult, flags: Flags) -> dict[str, Any]:
@@ -50,17 +47,6 @@ def _record(result: TrialResult, flags: Flags) -> dict[str, Any]:
 def _defense(result: TrialResult) -> str:
     stack = result.spec.defenses
     return defense_label(stack) if stack else "no defense"
-
-
-def _plain(value: Any) -> Any:
-    """Make a value fit for strict JSON, which has no infinity and no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
 
 
 def to_csv(results: Sequence[TrialResult], flags: Flags) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,12 +10,13 @@ from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier
 from exhume.compare.leaderboard import boards
 from exhume.compare.places import at_budget
+from exhume.runs.strict_json import dumps
 
-__all__ = ["plain", "to_json"]
+__all__ = ["to_json"]
 
 
 def to_json(comparison: Comparison) -> str:
-    """Write settings, frontiers and leaderboards; infinities become ``"Infinity"``."""
+    """Write settings, frontiers and leaderboards."""
     record = {
         "settings": asdict(comparison.settings),
         "baseline": comparison.baseline,
@@ -29,7 +28,7 @@ def to_json(comparison: Comparison) -> str:
         ],
         "leaderboards": [asdict(board) for board in boards(comparison)],
     }
-    return json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n"
+    return dumps(record)
 
 
 def _frontier(frontier: Frontier, budgets: Sequence[float]) -> dict[str, Any]:
@@ -67,14 +66,3 @@ def _at(frontier: Frontier, budget: float) -> dict[str, Any]:
         "between": [point.loss for point in place.points],
     }
     return {"budget": budget, "place": told}
-
-
-def plain(value: Any) -> Any:
-    """Make a value fit for strict JSON, which has no infinity and no NaN."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value).replace("inf", "Infinity")
-    return value

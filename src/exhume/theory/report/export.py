@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
-from exhume.compare.report.export import plain
+from exhume.runs.strict_json import dumps
 from exhume.theory.collect import Curve, Measured
 from exhume.theory.findings import Findings
 from exhume.theory.settings import as_plain
@@ -16,7 +15,7 @@ __all__ = ["to_json"]
 
 
 def to_json(found: Findings) -> str:
-    """Write settings, exponents and every mean; infinities become ``"Infinity"``."""
+    """Write settings, exponents and every mean."""
     settings = asdict(found.settings)
     settings["experiments"] = [as_plain(e) for e in found.settings.experiments]
     record = {
@@ -25,7 +24,7 @@ def to_json(found: Findings) -> str:
         "summary": summary(found.curves),
         "curves": [_curve(curve) for curve in found.curves],
     }
-    return json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n"
+    return dumps(record)
 
 
 def _curve(curve: Curve) -> dict[str, Any]:
