@@ -336,7 +336,7 @@ def test_generators_are_local_and_reproducible():
 
 
 def test_every_formula_is_named_in_a_test():
-    text = "\n".join(p.read_text(encoding="utf-8") for p in TESTS.glob("test_*.py"))
+    text = "\n".join(p.read_text(encoding="utf-8") for p in TESTS.rglob("test_*.py"))
     words = set(re.findall(r"\w+", text))
     untested = [f.function for f in collect() if f.function.split(".")[-1] not in words]
     assert untested == []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import exhume
+from conformance.tiny import TASK, TREE
 from exhume import Mechanism, NotApplicable, Task, registry
 from exhume.defenses._rounding import (
     grid_step,
@@ -31,7 +32,6 @@ from exhume.observations.shared import SharedObservation
 from exhume.priors.gaussian import GaussianDensity
 from exhume.problem.defense import Stage
 from exhume.problem.observation import Candidate
-from test_defenses import ROWS, TASK, TREE
 from toys import GRAY, VECTOR, convolutional, make_world, mlp, reveal, smooth_mlp
 
 vectors = st.lists(
@@ -322,8 +322,7 @@ OURS = (
 @pytest.mark.parametrize("labels", [(3,), (3, 0)], ids=["one", "two"])
 @pytest.mark.parametrize("defense", OURS)
 def test_no_attack_breaks_on_a_defense(defense, labels):
-    for row in ROWS[defense]:
-        made = exhume.defense(defense, **row.acts)
+    for made in registry.find("defense", defense).examples():
         world = make_world(
             GRAY, labels=labels, model=smooth_mlp(GRAY), defenses=(made,)
         )
@@ -346,8 +345,7 @@ def test_exact_zeros_of_a_relu_network_stay_harmless(defense):
     net = mlp(GRAY)
     with torch.no_grad():
         net[1].bias[:12] = -100.0
-    for row in ROWS[defense]:
-        made = exhume.defense(defense, **row.acts)
+    for made in registry.find("defense", defense).examples():
         world = make_world(GRAY, labels=(3, 0), model=net, defenses=(made,))
         assert not bool(world.task.gradient(*_pair(world))["1.weight"][:12].any())
         observation = world.observe(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import random
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from exhume.observations import Gradient
 from exhume.priors.batch_norm_statistics import BatchNormStatisticsDensity
 from exhume.priors.total_variation import TotalVariationDensity
 from exhume.trials.trial import run_trial
-from test_defenses import ROWS
 from toys import COLOUR, GRAY, VECTOR, convolutional, make_world, smooth, smooth_mlp
 
 HERE = Path(__file__).parent
@@ -168,7 +167,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
         "global seeds, folders made by constructors",
         (
             "test_attacks::test_nothing_outside_is_touched",
-            "test_defenses::test_s18_global_randomness_is_untouched",
+            "conformance/test_defenses::test_s18_global_randomness_is_untouched",
             "test_silent_errors::test_s18_making_anything_touches_nothing",
             "test_silent_errors::test_s18_a_trial_touches_nothing",
         ),
@@ -191,25 +190,25 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
     "S21": (
         "a release without the noise that was promised",
         (
-            "test_defenses::test_empirical_moments_equal_declared_law",
-            "test_defenses"
+            "conformance/test_defenses::test_empirical_moments_equal_declared_law",
+            "conformance/test_defenses"
             "::test_s21_declared_noise_is_added_on_every_covered_coordinate",
             "test_silent_errors::test_s21_the_report_shows_the_cosine_to_the_update",
         ),
     ),
     "S22": (
         "noise on BatchNorm buffers and counters",
-        ("test_defenses::test_s22_buffers_and_counters_pass_in_clear",),
+        ("conformance/test_defenses::test_s22_buffers_and_counters_pass_in_clear",),
     ),
     "S24": (
         "a law that holds at one scale of the gradient only",
-        ("test_defenses::test_s24_law_holds_at_every_scale",),
+        ("conformance/test_defenses::test_s24_law_holds_at_every_scale",),
     ),
     "S25": (
         "one formula in several places with other constants, and no odd symmetry",
         (
             "test_architecture::test_every_formula_is_named_in_a_test",
-            "test_defenses::test_s25_odd_symmetry_in_law",
+            "conformance/test_defenses::test_s25_odd_symmetry_in_law",
             "test_fisher::test_trace_is_unbiased_and_predicts_its_error",
         ),
     ),
@@ -372,18 +371,15 @@ def free_of_options(kind: str, name: str) -> bool:
 #: for what has options without a default
 OPTIONS = {
     "cifar10": {"path": "nowhere"},
-    "clipping": {"max_norm": 1.0},
     "folder": {"path": "nowhere"},
-    "gaussian-noise": {"std": 0.1},
     "mnist": {"path": "nowhere"},
     "npz": {"path": "nowhere"},
-    "pruning": {"ratio": 0.5},
 }
 
 
 def options(kind, name):
-    if kind == "defense" and name not in OPTIONS:
-        return ROWS[name][0].acts
+    if kind == "defense":
+        return asdict(registry.find(kind, name).examples()[0])
     return OPTIONS.get(name, {})
 
 
@@ -492,7 +488,7 @@ def test_s26_every_audited_defense_faces_an_adaptive_attack():
 @cache
 def words_of_the_tests() -> str:
     return "\n".join(
-        path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.py"))
+        path.read_text(encoding="utf-8") for path in sorted(HERE.rglob("*.py"))
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -179,6 +179,11 @@ class Censor(Defense):
         if not (math.isfinite(self.rate) and self.rate > 0):
             msg = f"rate is {self.rate}; expected a finite step size above 0"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return few trials."""
+        return (cls(trials=3),)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """List what is replaced; nothing is fitted."""

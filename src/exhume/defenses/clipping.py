@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -111,6 +111,15 @@ class Clipping(Defense):
         if not (math.isfinite(self.max_norm) and self.max_norm > 0):
             msg = f"max_norm is {self.max_norm}; expected a finite number above 0"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a threshold below the norm of a gradient."""
+        return (cls(max_norm=0.5),)
+
+    def idle(self) -> Self:
+        """Return a threshold that no norm reaches."""
+        return replace(self, max_norm=1e6)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """List what is covered; the threshold is the option itself."""

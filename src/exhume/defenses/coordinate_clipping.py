@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -94,6 +94,15 @@ class CoordinateClipping(Defense):
         if not (math.isfinite(self.max_abs) and self.max_abs > 0):
             msg = f"max_abs is {self.max_abs}; expected a finite number above 0"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a limit below the largest entry of a gradient."""
+        return (cls(max_abs=0.2),)
+
+    def idle(self) -> Self:
+        """Return a limit that no entry reaches."""
+        return replace(self, max_abs=1e6)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """List what is covered; the limit is the option itself."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -106,6 +106,15 @@ class DpSgd(Defense):
     def std(self) -> float:
         """Standard deviation of the noise on the release, z C / b."""
         return dp_sgd_std(self.noise_multiplier, self.max_norm, self.batch_size)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return clipping and noise, for batches of two."""
+        return (cls(max_norm=0.1, noise_multiplier=6.0, batch_size=2),)
+
+    def idle(self) -> Self:
+        """Return a threshold that no norm reaches, without noise."""
+        return replace(self, max_norm=1e6, noise_multiplier=0.0)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Check that examples have gradients of their own, and list what is covered."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,15 @@ class Dropout(Defense):
             msg = f"ratio is {self.ratio}; expected a fraction in [0, 1), e.g. 0.5"
             raise InvalidInput(msg)
 
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return the usual ratio."""
+        return (cls(ratio=0.5),)
+
+    def idle(self) -> Self:
+        """Return a dropout that drops nothing."""
+        return replace(self, ratio=0.0)
+
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Draw the factors, as many per module as the widest layer has units."""
         del public
@@ -188,10 +197,6 @@ class Dropout(Defense):
             module.register_buffer(_BUFFER, like, persistent=False)
             module.register_forward_hook(DropUnits(name))
         return task.with_model(model)
-
-    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
-        del plan, key
-        return covered
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
         """Leave the law as it is: the mask is part of the model."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from exhume.problem.law import Law
 from exhume.problem.observation import ObservationModel
 from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
 
 __all__ = ["ExampleClipping"]
 
@@ -69,6 +68,15 @@ class ExampleClipping(Defense):
             msg = f"batch_size is {self.batch_size}; expected at least 1, or none"
             raise InvalidInput(msg)
 
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a threshold below the norm of an example's gradient."""
+        return (cls(max_norm=0.1),)
+
+    def idle(self) -> Self:
+        """Return a threshold that no norm reaches."""
+        return replace(self, max_norm=1e6)
+
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Check that examples have gradients of their own, and list what is covered."""
         del public, key
@@ -78,10 +86,6 @@ class ExampleClipping(Defense):
     def transform_model(self, model: ObservationModel, plan: Plan) -> ObservationModel:
         """Clip F of each example before the mean."""
         return ClipEach(model, self.max_norm, plan.covers, self.batch_size)
-
-    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
-        del plan, key
-        return covered
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
         """Leave the law as it is: the clipping is part of the forward model."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -81,6 +81,15 @@ class LaplaceNoise(Defense):
 
     def __post_init__(self) -> None:
         check_std(self.std)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return noise of std 0.3."""
+        return (cls(std=0.3),)
+
+    def idle(self) -> Self:
+        """Return noise of std 0."""
+        return replace(self, std=0.0)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """List what is covered; the scale is the option itself."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -149,6 +149,15 @@ class LocalAggregation(Defense):
             return before
         return before.void(_COUPLED)
 
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return three local steps."""
+        return (cls(steps=3, rate=0.1),)
+
+    def idle(self) -> Self:
+        """Return the single step that a gradient is."""
+        return replace(self, steps=1)
+
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Nothing is fitted: the schedule is the options themselves."""
         del public, key
@@ -158,11 +167,6 @@ class LocalAggregation(Defense):
         """Unroll K steps of the forward model."""
         del plan
         return model if self.steps == 1 else LocalSteps(model, self.steps, self.rate)
-
-    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
-        """Leave the finished update as it is: the steps are its forward model."""
-        del plan, key
-        return covered
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
         """Leave the law as it is: the steps change F."""

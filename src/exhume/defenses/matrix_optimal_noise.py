@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -135,6 +135,18 @@ class MatrixOptimalNoise(Defense):
             if getattr(self, name) < smallest:
                 msg = f"{name} is {getattr(self, name)}; expected at least {smallest}"
                 raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return each form of covariance, for batches of two."""
+        return tuple(
+            cls(std=0.3, form=form, rank=3, samples=2, batch_size=2)
+            for form in ("low-rank", "kronecker")
+        )
+
+    def idle(self) -> Self:
+        """Return noise of std 0."""
+        return replace(self, std=0.0)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Design S on public data.

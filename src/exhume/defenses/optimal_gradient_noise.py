@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -175,6 +175,18 @@ class OptimalGradientNoise(Defense):
                 f"metric 'u2', not {self.metric!r}"
             )
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a diagonal and a curvature design, for batches of two."""
+        return tuple(
+            cls(std=0.3, metric=metric, probes=2, samples=2, batch_size=2)
+            for metric in ("u2", "curvature")
+        )
+
+    def idle(self) -> Self:
+        """Return noise of std 0."""
+        return replace(self, std=0.0)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Estimate a and h on public data.

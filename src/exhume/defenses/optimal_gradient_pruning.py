@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -125,6 +125,15 @@ class OptimalGradientPruning(Defense):
             "batch_size": self.batch_size,
         }
         check_scale_options(self.scale_source, counts)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a mask from few public gradients, for batches of two."""
+        return (cls(ratio=0.4, probes=2, samples=2, batch_size=2),)
+
+    def idle(self) -> Self:
+        """Return a pruning that removes nothing."""
+        return replace(self, ratio=0.0)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Choose the mask on public data.

@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,11 @@ class Precode(Defense):
             msg = f"latent is {self.latent}; expected at least 1 latent dimension"
             raise InvalidInput(msg)
 
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a narrow latent layer."""
+        return (cls(latent=3),)
+
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Draw the weights of the new layers; they are public, as all weights are."""
         del public
@@ -248,11 +253,6 @@ class Precode(Defense):
         """Let the latent noise be an unknown of the forward model."""
         buffer = plan.covers[0].removesuffix("encoder.weight") + "sample.noise"
         return WithLatentNoise(model, buffer, self.latent)
-
-    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
-        """Leave the finished update as it is: the model makes the difference."""
-        del plan, key
-        return covered
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
         """Leave what is given the latent noise; say that it is not given."""

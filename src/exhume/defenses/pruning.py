@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -184,6 +184,19 @@ class Pruning(Defense):
         if self.kind not in ("magnitude", "random"):
             msg = f"kind is {self.kind!r}; expected 'magnitude' or 'random'"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return each way to choose what is removed."""
+        return (
+            cls(ratio=0.4),
+            cls(ratio=0.4, kind="random"),
+            cls(ratio=0.4, per_tensor=True),
+        )
+
+    def idle(self) -> Self:
+        """Return a pruning that removes nothing."""
+        return replace(self, ratio=0.0)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Count the entries to remove, and draw the mask if it is random."""

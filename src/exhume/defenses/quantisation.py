@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -143,6 +143,11 @@ class Quantisation(Defense):
     @property
     def _bits(self) -> int:
         return 8 if self.bits is None else self.bits
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return each kind of rounding."""
+        return (cls(kind="sign"), cls(kind="int8"), cls(kind="stochastic", bits=3))
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """List what is covered; the scale is each release's own.

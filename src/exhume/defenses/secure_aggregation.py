@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -213,6 +213,15 @@ class SecureAggregation(Aggregation, Defense):
         if not 1 <= self.fraction_bits <= 52:
             msg = f"fraction_bits is {self.fraction_bits}; expected 1 to 52"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return two clients and a fine rounding."""
+        return (cls(clients=2, fraction_bits=48),)
+
+    def idle(self) -> Self:
+        """Return a single client and the finest rounding."""
+        return replace(self, clients=1, dropped=0, fraction_bits=52)
 
     @property
     def survivors(self) -> range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,15 @@ class Soteria(Defense):
         if not 0 <= self.ratio < 1:
             msg = f"ratio is {self.ratio}; expected a fraction in [0, 1), e.g. 0.8"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a mask of most columns."""
+        return (cls(ratio=0.7),)
+
+    def idle(self) -> Self:
+        """Return a mask that removes nothing."""
+        return replace(self, ratio=0.0)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> Plan:
         """Find the layer and count the columns to remove."""

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from exhume.errors import Inconsistent, InvalidInput
 from exhume.problem.law import Law
+from exhume.problem.member import Member
 from exhume.problem.plan import Plan
 from exhume.problem.tree import Tree, check_same_layout
 from exhume.registry import registered_name
@@ -44,7 +45,7 @@ class Stage(Enum):
     AGGREGATE = 5
 
 
-class Defense(ABC):
+class Defense(Member, ABC):
     """A defense D; leaves are frozen dataclasses of numbers and strings.
 
     ``calibrate`` may see the model and *public* data; ``apply`` needs the update alone,
@@ -53,15 +54,17 @@ class Defense(ABC):
 
     Attributes:
         stage: where it acts.
-        bibtex: the entry to cite, or "".
         variant_bibtex: option → its value → further entries to cite for this choice.
         only: glob patterns of the tensors that it covers (``("*",)`` covers all).
     """
 
     stage: ClassVar[Stage]
-    bibtex: ClassVar[str] = ""
     variant_bibtex: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     only: tuple[str, ...] = ("*",)
+
+    def idle(self) -> Self | None:
+        """Return the same defense at a strength that changes nothing, if it has one."""
+        return None
 
     def covered(self, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
         """List the float tensors among ``parameters`` that the defense touches.
@@ -171,9 +174,14 @@ class Defense(ABC):
         released = self._release({n: update[n] for n in plan.covers}, plan, key)
         return {n: released.get(n, t).clone() for n, t in update.items()}
 
-    @abstractmethod
     def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
-        """Transform the covered tensors."""
+        """Transform the covered tensors.
+
+        What acts on the model, on examples or between clients leaves a finished update
+        as it is.
+        """
+        del plan, key
+        return covered
 
     @abstractmethod
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
@@ -273,11 +281,6 @@ class Aggregation(Defense):
     @abstractmethod
     def weights(self) -> tuple[float, ...]:
         """Return w_k of the sum Σ_k w_k O_k, one per client; 0 if it dropped out."""
-
-    def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
-        """Leave one client's update as it is; :meth:`combine` does the work."""
-        del plan, key
-        return covered
 
     def push(self, law: Law, plan: Plan, observed: Mapping[str, Tensor] | None) -> Law:
         """Return the law of Σ_k w_k O_k: independent noises add, Σ_k w_k² Σ.
