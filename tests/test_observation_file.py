@@ -171,6 +171,18 @@ def rewrite(path, **changes):
     save_file(load_file(path), path, metadata={"exhume": json.dumps(record)})
 
 
+def noise(**options):
+    """Record a defense with an empty plan."""
+    return {
+        "options": {"name": "gaussian-noise", **options},
+        "covers": [],
+        "numbers": {},
+    }
+
+
+PRUNING = {"options": {"name": "pruning", "ratio": 0.5}, "covers": [], "numbers": {}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -179,7 +191,41 @@ def rewrite(path, **changes):
         ({"sign": "after-minus-before"}, "sign: Input should be 'gradient'"),
         ({"colour": "red"}, "no option 'colour'"),
         ({"task": {"loss": "cross-entropy"}}, "task.mode: Field required"),
-        ({"defense": [{"name": "x"}]}, "lacks options, covers or numbers"),
+        ({"defense": [{"name": "x"}]}, "defense.0.options: Field required"),
+        (
+            {"defense": [{"options": 1, "covers": [], "numbers": {}}]},
+            r"defense.0.options: Input should be a valid dictionary \(got 1\)",
+        ),
+        (
+            {"defense": [{"options": {}, "covers": [], "numbers": {"removed": 1e999}}]},
+            "number 'removed' is inf; expected a finite one",
+        ),
+        (
+            {"defense": [{"options": {}, "covers": [], "numbers": {}}]},
+            "defense 0 in 'o.safetensors': a defense is given by its name and options",
+        ),
+        (
+            {"defense": [noise(std="wide"), noise()]},
+            r"defense 0 .* 'gaussian-noise': std: .* \(got 'wide'\)",
+        ),
+        (
+            {"defense": [noise(std=0.1, colour="w" * 10**6)]},
+            r"defense 0 .* has no option 'colour'.{,300}$",
+        ),
+        (
+            {"defense": [noise(std="w" * 10**6)]},
+            r"std: Input should be a valid number.{,300}$",
+        ),
+        ({"defense": [noise(name="w" * 10**6)]}, r"no defense is called 'ww.{,900}$"),
+        (
+            {"defense": [PRUNING]},
+            r"the plan of a defense .* does not fit it \(KeyError: 'removed'\)",
+        ),
+        ({"observation": {"name": "update"}}, "holds a gradient, .* describes update"),
+        ({"observation": {"epochs": 3}}, "a observation is given by its name"),
+        ({"observation": {"name": "gradient", "a": 1}}, "has no option 'a'"),
+        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        ({"batch_size": "all"}, "batch_size: Input should be a valid integer"),
         (
             {"defense": [{"options": {}, "covers": ["elsewhere"], "numbers": {}}]},
             "covers 'elsewhere', which it does not hold",

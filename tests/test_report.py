@@ -427,7 +427,7 @@ def test_cites_each_method_used_and_no_other(swept):
     }
     assert "Deep Leakage from Gradients" in text
     assert "GradInversion" not in text
-    assert citations([("attack", {"name": "nobody.knows.this"})]) == ""
+    assert citations([("attack", {"name": "nobody-knows-this"})]) == ""
     assert text in swept[0].sections["cite"]
 
 

@@ -37,14 +37,22 @@ DONE = TrialResult(spec=SPEC, status="done", scores={"mse": [0.1, None]})
 number = st.floats(width=64)
 word = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 name = st.text(string.ascii_letters, min_size=1, max_size=6)
+
+
+def named(values):
+    """Draw the options of an object, its name among them."""
+    options = st.dictionaries(name, values)
+    return st.builds(lambda drawn, own: {**drawn, "name": own}, options, word)
+
+
 results = st.builds(
     TrialResult,
     spec=st.builds(
         TrialSpec,
         data=st.just({"name": "digits"}),
-        model=st.dictionaries(name, st.none() | st.booleans() | st.integers() | word),
+        model=named(st.none() | st.booleans() | st.integers() | word),
         seed=st.integers(0, 2**62),
-        defenses=st.lists(st.dictionaries(name, word), max_size=2).map(tuple),
+        defenses=st.lists(named(word), max_size=2).map(tuple),
     ),
     status=st.sampled_from(["done", "not-applicable", "failed"]),
     reason=word,

@@ -7,30 +7,36 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from exhume.errors import ExhumeError, InvalidInput
-from exhume.registry import find, registered_name
+from exhume.errors import ExhumeError, InvalidInput, shown
+from exhume.registry import OwnModules, find, own_modules, registered_name
 
 __all__ = ["build", "describe"]
 
 
-def build(kind: str, options: str | Mapping[str, Any]) -> Any:
+def build(
+    kind: str, options: str | Mapping[str, Any], *, own: OwnModules = "import"
+) -> Any:
     """Make a registered object from its name and options.
 
     Args:
         kind: a key of ``registry.KINDS``.
         options: ``{"name": "gaussian-noise", "std": 0.01}``, or just the name.
+        own: what is done for a dotted name, here and in the options.
 
     Raises:
         UnknownName: no object of this kind has the name.
+        NotImported: a dotted name, and ``own`` forbids to import it.
         InvalidInput: an option is unknown, missing, mistyped or out of range; every
             problem is listed.
     """
-    given = {"name": options} if isinstance(options, str) else dict(options)
-    if not isinstance(given.get("name"), str):
-        msg = f"a {kind} is given by its name and options, got {given!r}"
+    given = {"name": options} if isinstance(options, str) else options
+    if not (isinstance(given, Mapping) and isinstance(given.get("name"), str)):
+        msg = f"a {kind} is given by its name and options, got {shown(given)}"
         raise InvalidInput(msg)
-    cls = find(kind, given.pop("name"))
-    return validate(cls, given, what=f"{kind} {registered_name(cls)!r}")
+    with own_modules(own):
+        cls = find(kind, given["name"])
+        rest = {option: value for option, value in given.items() if option != "name"}
+        return validate(cls, rest, what=f"{kind} {registered_name(cls)!r}")
 
 
 def validate(cls: type[Any], given: Mapping[str, Any], *, what: str) -> Any:
@@ -50,6 +56,9 @@ def validate(cls: type[Any], given: Mapping[str, Any], *, what: str) -> Any:
     except ExhumeError as error:
         msg = f"{what}: {error}"
         raise type(error)(msg) from error
+    except (OverflowError, RecursionError) as error:
+        msg = f"{what}: a value is too large or nested too deeply ({error})"
+        raise InvalidInput(msg) from error
 
 
 def _no_option(unknown: list[str], known: list[str]) -> str:
@@ -57,7 +66,7 @@ def _no_option(unknown: list[str], known: list[str]) -> str:
     hints = [repr(match) for found in near for match in found]
     hint = f"did you mean {' and '.join(hints)}? " if hints else ""
     options = ", ".join(known) or "none"
-    return f"has no option {', '.join(map(repr, unknown))}; {hint}it has: {options}"
+    return f"has no option {', '.join(map(shown, unknown))}; {hint}it has: {options}"
 
 
 def _problem(error: Mapping[str, Any]) -> str:
@@ -67,7 +76,7 @@ def _problem(error: Mapping[str, Any]) -> str:
         return (
             f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
         )
-    got = "" if error["type"] == "missing" else f" (got {error['input']!r})"
+    got = "" if error["type"] == "missing" else f" (got {shown(error['input'])})"
     return f"{where or 'value'}: {error['msg']}{got}"
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import reprlib
+
 __all__ = [
     "ExhumeError",
     "Inconsistent",
     "InvalidInput",
     "MissingKnowledge",
+    "NotImported",
     "UnknownName",
     "Unsuited",
+    "shown",
 ]
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 20
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 200
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value that came, cut where it is long or deep."""
+    return _REPR.repr(value)
 
 
 class ExhumeError(Exception):
@@ -38,6 +52,10 @@ class Inconsistent(InvalidInput):
 
 class UnknownName(ExhumeError, LookupError):
     """A name is not in the registry; the message offers the nearest ones."""
+
+
+class NotImported(UnknownName):
+    """A name stands for a module, where no module may be imported for it."""
 
 
 class MissingKnowledge(ExhumeError):

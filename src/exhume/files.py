@@ -26,6 +26,16 @@ FileKind = Literal["safetensors", "npz", "npy", "pickle", "sqlite", "text", "unk
 # Longest header that the safetensors library accepts, in bytes.
 _HEADER_LIMIT = 100_000_000
 
+# What a header of the wrong structure raises as it is taken apart.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 #: safetensors type → bits per value
 _BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -154,7 +164,7 @@ def read_header(path: Path | str) -> Header:
         raw = file.read(length)
     try:
         header = _parse(json.loads(raw))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except _MALFORMED as error:
         raise _not_safetensors(path, "its header is not valid") from error
     tensors, metadata, end = header
     if end != total - 8 - length:
@@ -169,6 +179,7 @@ def _parse(raw: dict[str, Any]) -> tuple[dict[str, TensorEntry], dict[str, str],
     metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
     tensors, end = {}, 0
     for name, entry in raw.items():
+        name.encode()  # JSON can escape half a character, which no name holds
         tensors[name] = TensorEntry(entry["dtype"], tuple(map(int, entry["shape"])))
         start, stop = map(int, entry["data_offsets"])
         if (stop - start) * 8 != tensors[name].size * _BITS[entry["dtype"]]:

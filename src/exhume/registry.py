@@ -3,6 +3,10 @@
 ``attacks/gauss_newton.py`` is the attack ``gauss-newton``. Names are read from the
 folders, so listing them imports nothing. A module holds exactly one public class of its
 kind; a name with a dot (``my_lab.my_attack``) is a module of the user's own.
+
+Importing a module runs its code, so a dotted name is followed only where the user gave
+it: on the command line, in settings, in Python. Names that come out of a data file are
+looked up with ``own="refused"``, those of a finished run with ``own="loaded"``.
 """
 
 from __future__ import annotations
@@ -13,24 +17,38 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, get_args
 
-from exhume.errors import UnknownName
+from exhume.errors import NotImported, UnknownName, shown
 
 __all__ = [
     "KINDS",
     "Entry",
+    "OwnModules",
     "class_named",
     "did_you_mean",
     "entries",
     "find",
     "member_node",
     "names",
+    "own_modules",
     "registered_name",
 ]
+
+#: what is done for a dotted name: import the module, take it if this process has
+#: imported it already, or nothing at all
+OwnModules = Literal["import", "loaded", "refused"]
+
+_STRICTNESS: tuple[OwnModules, ...] = get_args(OwnModules)
+_rule: ContextVar[OwnModules] = ContextVar("own_modules", default="import")
 
 #: kind → (package, module and name of the base class its members derive from)
 KINDS: dict[str, tuple[str, str, str]] = {
@@ -112,33 +130,43 @@ def entries(kind: str) -> list[Entry]:
     ]
 
 
-def find(kind: str, name: str) -> type[Any]:
+@contextmanager
+def own_modules(rule: OwnModules) -> Iterator[None]:
+    """Apply a rule to dotted names within a block; it never loosens an outer one.
+
+    It holds for objects that look up others by name, too.
+    """
+    token = _rule.set(_stricter(rule))
+    try:
+        yield
+    finally:
+        _rule.reset(token)
+
+
+def _stricter(rule: OwnModules) -> OwnModules:
+    outer = _rule.get()
+    return max((outer, rule), key=_STRICTNESS.index)
+
+
+def find(kind: str, name: str, *, own: OwnModules = "import") -> type[Any]:
     """Import the class registered under a name.
 
     Args:
         kind: one of ``KINDS``.
         name: a registered name, or ``package.module`` of the user's own.
+        own: what is done for a dotted name, unless :func:`own_modules` is stricter.
 
     Raises:
         UnknownName: no such name; the message lists the nearest ones.
+        NotImported: a dotted name, and ``own`` forbids to import it.
     """
     package, base_module, base_name = KINDS[_known(kind)]
     if "." in name:
-        module_name = name
+        module = _own_module(kind, name, _stricter(own))
     elif name in _files(kind):
-        module_name = f"{package}.{name.replace('-', '_')}"
+        module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
     else:
         raise UnknownName(did_you_mean(kind, name, names(kind)))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if "." not in name or not module_name.startswith(error.name or "\0"):
-            raise
-        msg = (
-            f"the module {name!r} cannot be imported; an own {kind} is named by the "
-            f"dotted path of its module, which must be on the Python path"
-        )
-        raise UnknownName(msg) from error
     base = getattr(importlib.import_module(base_module), base_name)
     members = [
         member
@@ -150,11 +178,38 @@ def find(kind: str, name: str) -> type[Any]:
     ]
     if len(members) != 1:
         msg = (
-            f"{module_name} defines {len(members)} public {base_name} classes; "
+            f"{module.__name__} defines {len(members)} public {base_name} classes; "
             f"a module holds exactly one, so that its name is unique"
         )
         raise UnknownName(msg)
     return members[0]
+
+
+def _own_module(kind: str, name: str, rule: OwnModules) -> ModuleType:
+    if rule == "refused":
+        msg = (
+            f"{shown(name)} is a module, and none is imported for a file; write a "
+            f"registered {kind} ({', '.join(names(kind))}), or pass your own in Python"
+        )
+        raise NotImported(msg)
+    if rule == "loaded":
+        module = sys.modules.get(name)
+        if module is None:
+            msg = f"{shown(name)} is a module that has not been imported"
+            raise NotImported(msg)
+        return module
+    try:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ModuleNotFoundError(name=name)
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not name.startswith(error.name or "\0"):
+            raise
+        msg = (
+            f"the module {name!r} cannot be imported; an own {kind} is named by the "
+            f"dotted path of its module, which must be on the Python path"
+        )
+        raise UnknownName(msg) from error
 
 
 def class_named(kind: str, class_name: str) -> type[Any]:
@@ -188,4 +243,4 @@ def did_you_mean(kind: str, name: str, known: list[str]) -> str:
     """Say that a name is not known, offering the nearest ones and the whole list."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"no {kind} is called {name!r}; {hint}known: {', '.join(known)}"
+    return f"no {kind} is called {shown(name)}; {hint}known: {', '.join(known)}"

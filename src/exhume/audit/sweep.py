@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import Any
 
 from exhume.audit.settings import AuditSettings, as_options
 from exhume.config import build, describe, validate
-from exhume.errors import ExhumeError, InvalidInput, UnknownName
-from exhume.registry import did_you_mean
+from exhume.errors import ExhumeError, InvalidInput, NotImported, UnknownName
+from exhume.registry import OwnModules, did_you_mean
 from exhume.runs.records import Options, TrialSpec
 
 __all__ = [
     "BASELINES",
     "Checked",
-    "check_order",
     "default_settings",
     "example_names",
     "example_settings",
@@ -128,7 +127,9 @@ def _with_null(value: Any) -> Any:
     return None if value == "none" else value
 
 
-def expand(settings: AuditSettings) -> list[TrialSpec]:
+def expand(
+    settings: AuditSettings, *, recorded: Sequence[TrialSpec] | None = None
+) -> list[TrialSpec]:
     """List the trials of an audit, without repetition.
 
     Chance levels and bounds come first, because they are cheap and everything is drawn
@@ -140,10 +141,16 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     Every object is built once: options in the specs are complete, so that a changed
     default changes the ids and no result is mistaken for another.
 
+    Args:
+        settings: of the audit.
+        recorded: the trials in the folder that the settings were read from; modules of
+            the user's own are then not imported, see :class:`Checked`. None if the user
+            gave the settings.
+
     Raises:
         InvalidInput: every name or option that is wrong, in one message.
     """
-    checked = Checked()
+    checked = Checked(recorded)
     data = [checked.options("data", d) for d in _listed(settings.data)]
     stacks = [s for given in settings.defenses for s in _stacks(given, checked)]
     attacks = [checked.options("attack", a) for a in settings.attacks]
@@ -151,22 +158,10 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     chance = [checked.options("attack", name) for name in BASELINES]
     named = any(options.get("name") == _READS_SCALE for options in attacks)
     reads_scale = [] if named else [checked.options("attack", _READS_SCALE)]
-    prior = settings.prior
-    common: dict[str, Any] = {
-        "model": checked.options("model", settings.model),
-        "prior": None if prior is None else checked.options("prior", prior),
-        "observation": checked.options("observation", settings.observation),
-        "loss": settings.loss,
-        "mode": settings.mode,
-        "dtype": settings.dtype,
-        "batch_size": settings.batch_size,
-        "classes": settings.classes,
-        "threat": settings.threat,
-        "public_examples": settings.public_examples,
-    }
+    common = _common(settings, checked)
     checked.run(lambda: _check_names(settings))
     for stack in stacks:
-        checked.run(lambda stack=stack: check_order(common["observation"], stack))
+        checked.order(common["observation"], stack)
     checked.report()
 
     def specs(
@@ -188,6 +183,23 @@ def expand(settings: AuditSettings) -> list[TrialSpec]:
     return list({spec.id: spec for spec in ordered}.values())
 
 
+def _common(settings: AuditSettings, checked: Checked) -> dict[str, Any]:
+    """Return the fields that all trials share."""
+    prior = settings.prior
+    return {
+        "model": checked.options("model", settings.model),
+        "prior": None if prior is None else checked.options("prior", prior),
+        "observation": checked.options("observation", settings.observation),
+        "loss": settings.loss,
+        "mode": settings.mode,
+        "dtype": settings.dtype,
+        "batch_size": settings.batch_size,
+        "classes": settings.classes,
+        "threat": settings.threat,
+        "public_examples": settings.public_examples,
+    }
+
+
 def _private(stack: Iterable[Options]) -> bool:
     """Say whether a defense takes its scales from the private batch."""
     return any(options.get("scale_source") == "private" for options in stack)
@@ -199,9 +211,23 @@ def _listed(value: list[Options | str] | Options | str) -> list[Options | str]:
 
 @dataclass
 class Checked:
-    """Builds objects and gathers every problem, so that one run shows them all."""
+    """Builds objects and gathers every problem, so that one run shows them all.
 
+    Attributes:
+        recorded: None if the user gave the names; a dotted one is imported. Otherwise
+            the trials of a stored run: a module of the user's own that this process has
+            not imported stays so, and its complete options are those of the last trial
+            that they fit.
+        problems: one sentence each.
+    """
+
+    recorded: Sequence[TrialSpec] | None = None
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def own(self) -> OwnModules:
+        """What is done for a dotted name."""
+        return "import" if self.recorded is None else "loaded"
 
     def run(self, check: Callable[[], Any]) -> Any:
         """Return what ``check`` does; on failure keep the sentence, return None."""
@@ -214,8 +240,34 @@ class Checked:
     def options(self, kind: str, given: Options | str) -> Options:
         """Return complete options in plain JSON types."""
         options = as_options(given)
-        full = self.run(lambda: describe(build(kind, options)))
+
+        def complete() -> Options:
+            try:
+                return describe(build(kind, options, own=self.own))
+            except NotImported:
+                return self._as_recorded(kind, options)
+
+        full = self.run(complete)
         return _plain({**(full or {}), **{"name": options.get("name")}})
+
+    def _as_recorded(self, kind: str, given: Options) -> Options:
+        asked = _plain(given)
+        for spec in reversed(self.recorded or ()):
+            for other, options in spec.objects():
+                if other == kind and asked.items() <= options.items():
+                    return options
+        return asked
+
+    def order(self, observation: Options, stack: Stack) -> None:
+        """Keep the sentence if the defenses cannot follow each other."""
+        from exhume.problem.mechanism import Mechanism
+
+        try:
+            built = build("observation", observation, own=self.own)
+            defenses = tuple(build("defense", o, own=self.own) for o in stack)
+        except ExhumeError:
+            return  # said by `options`, or an own module of a stored run
+        self.run(lambda: Mechanism(built, defenses))
 
     def report(self) -> None:
         """Raise every problem in one message, if there is any."""
@@ -243,18 +295,6 @@ def _check_names(settings: AuditSettings) -> None:
     ThreatModel(settings.threat)
     if settings.loss not in LOSSES:
         raise InvalidInput(did_you_mean("loss", settings.loss, sorted(LOSSES)))
-
-
-def check_order(observation: Options, stack: Stack) -> None:
-    """Raise InvalidInput if the defenses cannot follow each other."""
-    from exhume.problem.mechanism import Mechanism
-
-    try:
-        built = build("observation", observation)
-        defenses = tuple(build("defense", options) for options in stack)
-    except ExhumeError:
-        return  # already told, with its own sentence
-    Mechanism(built, defenses)
 
 
 def _stacks(

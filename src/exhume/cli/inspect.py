@@ -95,7 +95,7 @@ def _observation(record: Metadata, header: Header) -> None:
     defense = (
         "withheld"
         if record.defense is None
-        else " → ".join(str(d.get("options")) for d in record.defense) or "none"
+        else " → ".join(str(d.options) for d in record.defense) or "none"
     )
     say("observation:")
     columns(
@@ -158,7 +158,7 @@ def _results(path: Path) -> None:
         with closing(sqlite3.connect(address, uri=True)) as database:
             query = "SELECT status, record FROM results ORDER BY rowid"
             trials = [(s, json.loads(r)["spec"]) for s, r in database.execute(query)]
-    except (sqlite3.Error, ValueError, KeyError) as error:
+    except (sqlite3.Error, ValueError, KeyError, TypeError, RecursionError) as error:
         msg = f"{str(path)!r} holds no results of an audit, or is damaged ({error})"
         raise InvalidInput(msg) from error
     states = Counter(status for status, _ in trials)

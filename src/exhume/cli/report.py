@@ -68,8 +68,10 @@ def _rebuild(folder: Path) -> Path:
         raise InvalidInput(msg)
     settings = load_settings(folder / SETTINGS_FILE)
     with Store(folder / RESULTS_FILE, create=False) as store:
-        wanted = {spec.id for spec in expand(settings)} & store.ids()
-        results = [r for r in store.results() if r.spec.id in wanted or not wanted]
+        found = store.results()
+    recorded = [result.spec for result in found]
+    wanted = {spec.id for spec in expand(settings, recorded=recorded)}
+    results = [r for r in found if r.spec.id in wanted] or found
     if not results:
         msg = f"no trial has finished in {str(folder)!r}; run the audit again"
         raise InvalidInput(msg)

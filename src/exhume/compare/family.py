@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from exhume.audit.settings import as_options
-from exhume.audit.sweep import Checked, check_order
+from exhume.audit.sweep import Checked
 from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
 from exhume.report.naming import label_without
@@ -110,7 +110,7 @@ def families(settings: CompareSettings, checked: Checked) -> list[Family]:
         for options in family.at(family.strongest):
             checked.options("defense", options)
         stack = tuple(checked.options("defense", options) for options in family.stack)
-        checked.run(lambda stack=stack: check_order(observation, stack))
+        checked.order(observation, stack)
         found.append(replace(family, stack=stack))
     labels = [family.label for family in found]
     for label in sorted({label for label in labels if labels.count(label) > 1}):

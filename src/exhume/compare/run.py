@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from exhume.audit.settings import AuditSettings
     from exhume.compare.family import Family
     from exhume.compare.search import Searched, UtilityLoss
-    from exhume.runs.records import Options
+    from exhume.runs.records import Options, TrialSpec
 
 __all__ = ["Comparison", "Progress", "attacking", "load", "run"]
 
@@ -111,7 +112,7 @@ def load(folder: str | Path) -> Comparison:
         msg = f"{str(folder)!r} holds no comparison; exhume compare makes one"
         raise InvalidInput(msg)
     settings = load_settings(folder / SETTINGS_FILE)
-    loss, families = _prepared(settings)
+    loss, families = _prepared(settings, recorded=())
     unfinished = InvalidInput(
         f"the comparison in {str(folder)!r} has not finished; run it again with "
         f"exhume compare {folder / SETTINGS_FILE} --out {folder}"
@@ -126,12 +127,13 @@ def load(folder: str | Path) -> Comparison:
     attacks = attack_settings(settings, searches)
     from exhume.audit.sweep import expand
 
-    wanted = [spec.id for spec in expand(attacks)]
     with Store(results_file, create=False) as results:
-        found = [results.get(spec_id) for spec_id in wanted]
-    ended = [result for result in found if result is not None]
-    if len(ended) < len(wanted):
+        found = {result.spec.id: result for result in results.results()}
+    recorded = [result.spec for result in found.values()]
+    wanted = [spec.id for spec in expand(attacks, recorded=recorded)]
+    if not found.keys() >= set(wanted):
         raise unfinished
+    ended = [found[spec_id] for spec_id in wanted]
     comparison = collect(settings, attacks, plain, searches, ended, folder)
     write_report(comparison)
     return comparison
@@ -152,17 +154,22 @@ def _make(folder: Path) -> None:
         raise InvalidInput(msg) from error
 
 
-def _prepared(settings: CompareSettings) -> tuple[UtilityLoss, list[Family]]:
-    """Check every name and option at once, and complete them."""
+def _prepared(
+    settings: CompareSettings, *, recorded: Sequence[TrialSpec] | None = None
+) -> tuple[UtilityLoss, list[Family]]:
+    """Check every name and option at once, and complete them.
+
+    The settings in a folder are complete, so there nothing need be ``recorded``.
+    """
     from exhume.audit.settings import as_options
     from exhume.audit.sweep import Checked, expand
     from exhume.compare.family import families
     from exhume.compare.search import UtilityLoss
 
-    checked = Checked()
+    checked = Checked(recorded)
     found = families(settings, checked)
     # An audit without defenses has everything else that there is to check.
-    checked.run(lambda: expand(attack_settings(settings, [])))
+    checked.run(lambda: expand(attack_settings(settings, []), recorded=recorded))
     checked.report()
     common: dict[str, Any] = {
         name: getattr(settings, name)

@@ -5,7 +5,8 @@ Tensors: ``gradient/<parameter>`` or ``update/<parameter>``; optionally
 ``known/labels`` and ``known/batch-norm/<layer>/mean|variance`` (facts that the attacker
 is given), and ``plan/<i>/<name>`` (arrays of the i-th defense's plan). The metadata
 entry ``exhume`` is JSON, see :class:`exhume.observations.metadata.Metadata`. **The
-private inputs are never in it**, and reading it never executes code.
+private inputs are never in it**, and reading it never executes code: the observation
+model and the defenses that it names are looked up among the registered ones.
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from exhume.config import build, describe
-from exhume.errors import InvalidInput
+from exhume.errors import ExhumeError, InvalidInput, shown
 from exhume.files import read_header
-from exhume.observations.metadata import FORMAT, EventRecord, Metadata, TaskRecord
+from exhume.observations.metadata import (
+    FORMAT,
+    DefenseRecord,
+    EventRecord,
+    Metadata,
+    TaskRecord,
+)
 from exhume.observations.metadata import parse as parse_metadata
 from exhume.observations.shared import SharedObservation, Statistics
 from exhume.problem.defense import Defense, Plan
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Unknown
+from exhume.problem.observation import ObservationModel
 from exhume.problem.task import Normalisation
 from exhume.problem.tree import Tree
 
@@ -134,15 +142,15 @@ def _in_clear(shared: SharedObservation) -> list[str]:
     return [name for name in shared.values if name not in covered]
 
 
-def _defense_records(shared: SharedObservation) -> list[dict[str, Any]] | None:
+def _defense_records(shared: SharedObservation) -> list[DefenseRecord] | None:
     if shared.defenses is UNKNOWN:
         return None
     return [
-        {
-            "options": describe(defense),
-            "covers": list(plan.covers),
-            "numbers": dict(plan.numbers),
-        }
+        DefenseRecord(
+            options=describe(defense),
+            covers=list(plan.covers),
+            numbers=dict(plan.numbers),
+        )
         for defense, plan in zip(shared.defenses, shared.plans, strict=True)
     ]
 
@@ -165,8 +173,8 @@ def load(path: Path | str) -> SharedObservation:
     """Read an observation file, or a plain file of gradients named as parameters.
 
     Raises:
-        InvalidInput: not a safetensors file, truncated, of another format, or without
-            any gradient in it.
+        InvalidInput: not a safetensors file, truncated, of another format, without any
+            gradient in it, or a name, option or plan in it is not valid.
     """
     what = repr(Path(path).name)
     metadata = parse_metadata(read_header(path).metadata, what=what)
@@ -180,7 +188,7 @@ def load(path: Path | str) -> SharedObservation:
         return SharedObservation(values=values)
     shared = SharedObservation(
         values=values,
-        observation=build("observation", metadata.observation or "gradient"),
+        observation=_observation_model(metadata, what),
         spec=_spec(metadata.task.event),
         loss=metadata.task.loss,
         mode=metadata.task.mode,
@@ -194,7 +202,28 @@ def load(path: Path | str) -> SharedObservation:
     )
     if metadata.defense is None:
         return shared
-    return replace(shared, **_defenses(metadata.defense, shared.values, tensors, what))
+    stack = _defenses(metadata.defense, shared.values, tensors, what)
+    return _fitting(replace(shared, **stack), what)
+
+
+def _registered(kind: str, options: Mapping[str, Any] | str, where: str) -> Any:
+    """Build what a file names, without importing anything for it."""
+    try:
+        return build(kind, options, own="refused")
+    except ExhumeError as error:
+        msg = f"{where}: {error}"
+        raise InvalidInput(msg) from error
+
+
+def _observation_model(metadata: Metadata, what: str) -> ObservationModel:
+    model = _registered("observation", metadata.observation or "gradient", what)
+    if model.kind != metadata.kind:
+        msg = (
+            f"{what} holds a {metadata.kind}, and its observation model describes "
+            f"{model.kind}; write the file again"
+        )
+        raise InvalidInput(msg)
+    return model
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tree:
@@ -228,27 +257,40 @@ def _statistics(tensors: Tree, what: str) -> Statistics | Unknown:
 
 
 def _defenses(
-    records: list[dict[str, Any]], values: Tree, tensors: Tree, what: str
+    records: list[DefenseRecord], values: Tree, tensors: Tree, what: str
 ) -> dict[str, Any]:
     shapes = {name: tuple(t.shape) for name, t in values.items()}
     defenses: list[Defense] = []
     plans: list[Plan] = []
     for i, record in enumerate(records):
-        if not {"options", "covers", "numbers"} <= set(record):
-            msg = f"defense {i} in {what} lacks options, covers or numbers"
-            raise InvalidInput(msg)
-        foreign = [str(n) for n in record["covers"] if n not in values]
+        where = f"defense {i} in {what}"
+        foreign = [n for n in record.covers if n not in values]
         if foreign:
-            msg = f"defense {i} in {what} covers {foreign[0]!r}, which it does not hold"
+            msg = f"{where} covers {shown(foreign[0])}, which it does not hold"
             raise InvalidInput(msg)
-        defenses.append(build("defense", record["options"]))
+        defenses.append(_registered("defense", record.options, where))
         plans.append(
             Plan(
-                defense=record["options"]["name"],
+                defense=record.options["name"],
                 shapes=shapes,
-                covers=tuple(record["covers"]),
-                numbers=record["numbers"],
+                covers=tuple(record.covers),
+                numbers=record.numbers,
                 arrays=_under(f"plan/{i}/", tensors),
             )
         )
     return {"defenses": tuple(defenses), "plans": tuple(plans)}
+
+
+def _fitting(shared: SharedObservation, what: str) -> SharedObservation:
+    """Return what was read if its plans are those of its defenses, or raise."""
+    try:
+        _ = shared.law
+    except ExhumeError:
+        raise
+    except Exception as error:  # a plan from a file may lack, or hold, anything
+        msg = (
+            f"the plan of a defense in {what} does not fit it ({type(error).__name__}: "
+            f"{error}); write the file again with exhume.observations.file.save"
+        )
+        raise InvalidInput(msg) from error
+    return shared

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from exhume.config import validate
-from exhume.errors import InvalidInput
+from exhume.errors import InvalidInput, shown
 
-__all__ = ["ENTRY", "FORMAT", "EventRecord", "Metadata", "TaskRecord", "parse"]
+__all__ = [
+    "ENTRY",
+    "FORMAT",
+    "DefenseRecord",
+    "EventRecord",
+    "Metadata",
+    "TaskRecord",
+    "parse",
+]
 
 #: name of the one metadata entry of the safetensors file
 ENTRY = "exhume"
@@ -26,6 +35,11 @@ class EventRecord:
     shape: list[int]
     range: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.range or ())):
+            msg = f"range is {self.range}; give two finite numbers, or null"
+            raise InvalidInput(msg)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
@@ -36,6 +50,21 @@ class TaskRecord:
     event: EventRecord
     reduction: Literal["mean"] = "mean"
     normalise: dict[str, list[float]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseRecord:
+    """Name and options of a defense, and its plan but for the arrays."""
+
+    options: dict[str, Any]
+    covers: list[str]
+    numbers: dict[str, int | float]
+
+    def __post_init__(self) -> None:
+        for name, value in self.numbers.items():
+            if not math.isfinite(value):
+                msg = f"number {name!r} is {value}; expected a finite one"
+                raise InvalidInput(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +96,16 @@ class Metadata:
     reference_sha256: str | None = None
     batch_size: int | None = None
     clients: Literal[1] = 1
-    defense: list[dict[str, Any]] | None = None
+    defense: list[DefenseRecord] | None = None
     facts: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     released_in_clear: list[str] = field(default_factory=list)
     made_by: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            msg = f"batch_size is {self.batch_size}; expected at least 1, or null"
+            raise InvalidInput(msg)
 
     def dump(self) -> dict[str, str]:
         """Return the metadata of the safetensors file: one entry, a JSON string."""
@@ -92,13 +126,13 @@ def parse(metadata: Mapping[str, str], *, what: str) -> Metadata | None:
         return None
     try:
         raw = json.loads(metadata[ENTRY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"the metadata of {what} is not valid JSON; write the file again"
         raise InvalidInput(msg) from error
     number = raw.get("format") if isinstance(raw, dict) else None
     if number != FORMAT:
         msg = (
-            f"{what} has observation format {number!r}, this version reads format "
+            f"{what} has observation format {shown(number)}, this version reads format "
             f"{FORMAT}; use the version of exhume that wrote it"
         )
         raise InvalidInput(msg)

@@ -68,6 +68,19 @@ class TrialSpec:
         """Hash of everything but the attack and the bound: the same observation."""
         return content_hash({**self._record(), "attack": None, "bound": None})
 
+    def objects(self) -> list[tuple[str, Options]]:
+        """List kind and options of every registered object that it names."""
+        single = {
+            "attack": self.attack,
+            "bound": self.bound,
+            "data": self.data,
+            "model": self.model,
+            "observation": self.observation,
+            "prior": self.prior,
+        }
+        found = [(kind, o) for kind, o in single.items() if o is not None]
+        return found + [("defense", options) for options in self.defenses]
+
     def _record(self) -> dict[str, Any]:
         record = asdict(self)
         if not self.public_examples:

@@ -43,6 +43,9 @@ CREATE TABLE IF NOT EXISTS {table} (
 )"""
 _WAIT_SECONDS = 60.0
 
+# What a record of the wrong structure raises as it is taken apart.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
 
 class ResultFile(Generic[Result]):
     """Results of one kind by the id of their spec; a context manager.
@@ -212,7 +215,7 @@ class ResultFile(Generic[Result]):
         except sqlite3.OperationalError as error:
             msg = f"{self.path} cannot be used ({error}); check the folder and the disk"
             raise InvalidInput(msg) from error
-        except (sqlite3.DatabaseError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        except (sqlite3.DatabaseError, zipfile.BadZipFile, *_MALFORMED) as e:
             if isinstance(e, InvalidInput):
                 raise
             msg = (
@@ -239,3 +242,14 @@ class Store(ResultFile[TrialResult]):
     """The results of trials."""
 
     kind = TrialResult
+
+    def restore(
+        self, record: dict[str, Any], arrays: dict[str, np.ndarray]
+    ) -> TrialResult:
+        """Make a result of what was stored of it; every object in it has a name."""
+        result = super().restore(record, arrays)
+        for kind, options in result.spec.objects():
+            if not isinstance(options.get("name"), str):
+                msg = f"the {kind} of a trial has no name"
+                raise ValueError(msg)
+        return result

@@ -114,7 +114,8 @@ def _unfinished(settings: AuditSettings, results: Sequence[TrialResult]) -> str:
     from exhume.audit.sweep import expand
 
     try:
-        planned = {spec.id for spec in expand(settings)}
+        recorded = [result.spec for result in results]
+        planned = {spec.id for spec in expand(settings, recorded=recorded)}
     except ExhumeError:  # made elsewhere, from settings that do not build here
         return ""
     ended = {result.spec.id for result in results}
@@ -191,7 +192,7 @@ def _described(kind: str, options: Options) -> str:
 
 def _defaults(kind: str, name: str) -> dict[str, Any]:
     try:
-        options = fields(find(kind, name))
+        options = fields(find(kind, name, own="loaded"))
     except UnknownName:
         return {}
     given = {f.name: f.default for f in options if f.default is not MISSING}
@@ -201,7 +202,7 @@ def _defaults(kind: str, name: str) -> dict[str, Any]:
 
 def _licence(name: str) -> str:
     try:
-        return find("data", name).licence or "not stated"
+        return find("data", name, own="loaded").licence or "not stated"
     except UnknownName:
         return "not known here"
 

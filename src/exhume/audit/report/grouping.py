@@ -270,6 +270,7 @@ def _is_failed_baseline(result: TrialResult) -> bool:
     if result.status == "done" or result.spec.attack is None:
         return False
     try:
-        return bool(find("attack", result.spec.attack["name"]).baseline)
-    except UnknownName:  # an attack of somebody else's, stored with the run
+        name = result.spec.attack["name"]
+        return bool(find("attack", name, own="loaded").baseline)
+    except UnknownName:  # an own module, which is not imported for a page
         return False

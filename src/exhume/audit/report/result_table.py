@@ -67,7 +67,7 @@ def metric_units(metrics: Iterable[str]) -> dict[str, str]:
     units = {}
     for metric in metrics:
         try:
-            units[metric] = find("metric", metric).unit
+            units[metric] = find("metric", metric, own="loaded").unit
         except UnknownName:
             units[metric] = "dB" if metric == "psnr" else ""
     return units
