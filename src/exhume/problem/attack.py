@@ -8,7 +8,6 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from exhume.errors import Unsuited
-from exhume.problem.event import EventKind
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Reconstruction
@@ -40,7 +39,7 @@ class Attack(ABC):
     Attributes:
         needs: facts without which it cannot run.
         uses: facts that it uses where they are given.
-        kinds: kinds of events that it can reconstruct.
+        events: kinds of examples that it can reconstruct; empty for every kind.
         inverts: kinds of observations that it can invert. One that inverts gradients
             gets the gradient behind an update of one plain step.
         baseline: a chance level that every table shows, not an attack.
@@ -49,7 +48,7 @@ class Attack(ABC):
 
     needs: ClassVar[frozenset[Fact]]
     uses: ClassVar[frozenset[Fact]] = frozenset()
-    kinds: ClassVar[frozenset[EventKind]] = frozenset({"image", "vector"})
+    events: ClassVar[frozenset[str]] = frozenset()
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient"})
     baseline: ClassVar[bool] = False
     bibtex: ClassVar[str] = ""
@@ -64,7 +63,7 @@ class Attack(ABC):
 
         Raises:
             MissingKnowledge: the problem lacks a fact that the attack needs.
-            Unsuited: it inverts another kind of observation.
+            Unsuited: it reconstructs examples, or inverts observations, of other kinds.
             Inconsistent: the observation holds NaN or infinity, or its tensors are not
                 those of the model.
         """
@@ -78,6 +77,13 @@ class Attack(ABC):
 
     def _suited(self, problem: Problem) -> Problem:
         """Return what the attack may see, as a kind of observation that it inverts."""
+        if self.events and problem.spec.kind not in self.events:
+            kinds = " or ".join(sorted(self.events))
+            msg = (
+                f"this attack reconstructs examples of kind {kinds}, and these are of "
+                f"kind {problem.spec.kind}; choose another attack"
+            )
+            raise Unsuited(msg)
         own = problem.restricted(self.needs | self.uses)
         model = problem.observation_model
         if model is UNKNOWN or model.kind in self.inverts:

@@ -126,6 +126,9 @@ class TrialResult:
         notes: sentences of the attack.
         scores: metric → one value per example (matched); None where undefined.
         not_applicable: metric → why it does not fit this data.
+        event: record of the ``EventSpec`` of an example; None in results of versions
+            that did not keep it.
+        headline: metric that ranks attacks on such examples, smaller for better ones.
         true_labels: labels of the private batch.
         guessed_labels: labels of the matched estimates.
         bound: fields of ``BoundValue`` (plus ``mse``, ``mse_standard_error`` and
@@ -160,6 +163,8 @@ class TrialResult:
     notes: tuple[str, ...] = ()
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     not_applicable: dict[str, str] = field(default_factory=dict)
+    event: dict[str, Any] | None = None
+    headline: str = "mse"
     true_labels: list[Any] = field(default_factory=list)
     guessed_labels: list[Any] = field(default_factory=list)
     bound: dict[str, Any] | None = None

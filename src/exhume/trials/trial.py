@@ -264,6 +264,8 @@ def _evaluate(spec: TrialSpec) -> TrialResult:
         facts=collect_facts(world, observation),
         privacy=collect_privacy(world, observation),
         released_in_clear=released_in_clear(observation),
+        event=world.batch.spec.record(),
+        headline=world.batch.spec.error,
         true_labels=world.batch.targets.tolist(),
     )
     if spec.bound is not None:
