@@ -9,6 +9,7 @@ from torch import Tensor
 
 from exhume.errors import Unsuited
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.member import Member
 from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.tree import check_finite, check_same_layout
@@ -30,7 +31,7 @@ _SHORT: dict[ObservationKind, str] = {
 }
 
 
-class Attack(ABC):
+class Attack(Member, ABC):
     """A reconstructor A(O, knowledge); leaves are frozen dataclasses of numbers.
 
     An attack gets the facts it declares and no others, so it cannot touch what it did
@@ -43,7 +44,6 @@ class Attack(ABC):
         inverts: kinds of observations that it can invert. One that inverts gradients
             gets the gradient behind an update of one plain step.
         baseline: a chance level that every table shows, not an attack.
-        bibtex: the entries to cite, or "".
     """
 
     needs: ClassVar[frozenset[Fact]]
@@ -51,7 +51,6 @@ class Attack(ABC):
     events: ClassVar[frozenset[str]] = frozenset()
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient"})
     baseline: ClassVar[bool] = False
-    bibtex: ClassVar[str] = ""
 
     @final
     def __call__(self, problem: Problem, key: int = 0) -> Reconstruction:
