@@ -56,7 +56,6 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "bound": ("exhume.bounds", "exhume.problem.bound", "Bound"),
     "data": ("exhume.data", "exhume.problem.source", "DataSource"),
     "defense": ("exhume.defenses", "exhume.problem.defense", "Defense"),
-    "event": ("exhume.events", "exhume.problem.event", "EventSpec"),
     "metric": ("exhume.metrics", "exhume.problem.metric", "Metric"),
     "model": ("exhume.models", "exhume.problem.source", "ModelSource"),
     "observation": (

@@ -72,7 +72,8 @@ def write(
     }
     _put(folder / "attack.json", dumps(record).encode())
     _put(folder / _ANSWER, save(ready))
-    _pictures(folder, problem, answer)
+    if problem.spec.kind == "image":
+        _pictures(folder, problem, answer)
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -82,11 +83,13 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def _pictures(folder: Path, problem: Problem, answer: Reconstruction) -> None:
+    from exhume.report.pictures import limits, png
+
     for i, example in enumerate(answer.inputs.detach().cpu().double().numpy()):
-        picture = problem.spec.draw(example, example)
-        if picture.png:
-            encoded = picture.png.partition(",")[2]
-            _put(folder / f"example-{i}.png", base64.b64decode(encoded))
+        low, high = problem.spec.low, problem.spec.high
+        ends = limits(example) if low is None or high is None else (low, high)
+        encoded = png(example, *ends).partition(",")[2]
+        _put(folder / f"example-{i}.png", base64.b64decode(encoded))
 
 
 def show(answer: Reconstruction, scores: Scores, folder: Path) -> None:

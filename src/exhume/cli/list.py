@@ -22,7 +22,6 @@ LISTED = {
     "bounds": "bound",
     "data": "data",
     "defenses": "defense",
-    "events": "event",
     "metrics": "metric",
     "models": "model",
     "observations": "observation",

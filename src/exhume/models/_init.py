@@ -78,13 +78,13 @@ def require_image(spec: EventSpec, net: str, least_side: int = 1) -> None:
         net: registered name, for the message.
         least_side: least height and width in pixels.
     """
-    if spec.grid is None:
+    if spec.kind != "image":
         msg = (
             f"the model {net!r} reads images, but the data are of kind {spec.kind!r} "
             f"with shape {list(spec.shape)}; use 'mlp' or 'two-layer'"
         )
         raise InvalidInput(msg)
-    _, height, width = spec.grid
+    height, width = spec.shape[1:]
     if min(height, width) < least_side:
         msg = (
             f"the model {net!r} needs images of at least {least_side} x {least_side} "

@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from exhume.problem.member import Member
 from exhume.problem.prior import Density
 from exhume.problem.world import World
 
@@ -106,8 +105,14 @@ class RiskValue:
     details: Mapping[str, float] = field(default_factory=dict)
 
 
-class Bound(Member, ABC):
-    """A bound on reconstruction error or success; leaves are frozen dataclasses."""
+class Bound(ABC):
+    """A bound on reconstruction error or success; leaves are frozen dataclasses.
+
+    Attributes:
+        bibtex: the entries to cite, or "".
+    """
+
+    bibtex: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(

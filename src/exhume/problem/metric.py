@@ -9,12 +9,11 @@ from torch import Tensor
 
 from exhume.problem.bound import NotApplicable
 from exhume.problem.event import EventSpec
-from exhume.problem.member import Member
 
 __all__ = ["Metric"]
 
 
-class Metric(Member, ABC):
+class Metric(ABC):
     """A score of matched examples; leaves are frozen dataclasses.
 
     Attributes:
@@ -26,6 +25,7 @@ class Metric(Member, ABC):
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool]
     compares: ClassVar[Literal["inputs", "targets"]] = "inputs"
+    bibtex: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(

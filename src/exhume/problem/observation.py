@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from exhume.errors import InvalidInput
-from exhume.problem.member import Member
 from exhume.problem.tree import Tree, subtract
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Candidate:
     nuisance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class ObservationModel(Member, ABC):
+class ObservationModel(ABC):
     """A forward model F; leaves are frozen dataclasses.
 
     Attributes:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from exhume.errors import InvalidInput
-from exhume.problem.member import Member
 
 if TYPE_CHECKING:
     from exhume.problem.batch import Batch
@@ -75,13 +74,15 @@ class Density(ABC):
         )
 
 
-class Prior(Member, ABC):
+class Prior(ABC):
     """A family of densities; leaves are frozen dataclasses of numbers.
 
     Attributes:
+        bibtex: the entry to cite, or "".
         variant_bibtex: option → its value → further entries to cite for this choice.
     """
 
+    bibtex: ClassVar[str] = ""
     variant_bibtex: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     @abstractmethod

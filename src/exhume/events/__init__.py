@@ -1,1 +1,0 @@
-"""Events: one file per kind of example; the file's name is the registered name."""
