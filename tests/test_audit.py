@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from exhume.audit import AuditSettings, TrialSpec, run, run_trial
-from exhume.audit.run import slug
 from exhume.audit.sweep import (
     default_settings,
     example_names,
@@ -21,6 +20,7 @@ from exhume.audit.sweep import (
 )
 from exhume.errors import InvalidInput, UnknownName
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
+from exhume.runs.common_settings import slug
 from exhume.runs.store import Store
 from exhume.trials.facts import (
     cosine,
@@ -28,7 +28,7 @@ from exhume.trials.facts import (
     ordered_error,
     relative_noise,
 )
-from exhume.trials.world import make_world
+from exhume.trials.trial import make_world
 
 SPEC = TrialSpec(
     data={"name": "digits"},
@@ -186,7 +186,7 @@ def test_the_embedded_default_expands():
         ("batch_size = 0", r"batch_size is 0; it must be at least 1"),
         ("batch_size = 'four'", r"batch_size: .*integer.*\(got 'four'\)"),
         ("mode = 'training'", r"mode: .*'eval' or 'train'.*\(got 'training'\)"),
-        ("executor = 'gpu'", r"executor: .*'serial' or 'processes'"),
+        ("executor = 'gpu'", r"no executor is called 'gpu'; known: processes"),
         ("defenses = []", r"defenses is an empty list"),
         ("data = []", r"data is an empty list"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections import deque
 from dataclasses import fields, replace
 from statistics import fmean
 
@@ -66,7 +65,7 @@ from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.tree import flatten
 from exhume.report.words import number
-from exhume.runs.executors import Job, map_jobs
+from exhume.runs.job import Job
 from exhume.runs.records import TrialResult, TrialSpec
 from exhume.runs.store import Store
 from exhume.trials.one_step import (
@@ -78,7 +77,7 @@ from exhume.trials.one_step import (
 )
 from exhume.trials.training import accuracy, falling_rate, mean_loss, train
 from exhume.trials.trial import run_trial
-from exhume.trials.utility import UtilitySpec, UtilityStore, measure
+from exhume.trials.utility import UtilityResult, UtilitySpec, UtilityStore, measure
 
 NOISE = {"name": "gaussian-noise", "std": {"weakest": 0.01, "strongest": 3.0}}
 CLIP = {"name": "clipping", "max_norm": {"weakest": 10, "strongest": 1.0}}
@@ -955,7 +954,7 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
     def forbidden(spec):
         raise AssertionError(spec)
 
-    monkeypatch.setattr("exhume.compare.search.MEASURE", Job(forbidden, forbidden))
+    monkeypatch.setattr("exhume.compare.search.MEASURE", Job(forbidden, UtilityResult))
     monkeypatch.setattr("exhume.trials.trial.run_trial", forbidden)
     again = run(TINY, out=finished.folder)
     assert again.frontiers == finished.frontiers
@@ -1017,16 +1016,6 @@ def test_one_step_utilities_calibrate_without_training(tmp_path):
         found = done.frontiers[0].at(budget)
         assert found is not None
         assert found.strength == pytest.approx(budget, abs=0.003)
-
-
-def test_a_queue_may_grow_while_it_is_worked_off():
-    queue = deque([1])
-    seen = []
-    for result in map_jobs(Job(abs, abs), queue, executor="serial"):
-        seen.append(result)
-        if result < 3:
-            queue.append(result + 1)
-    assert seen == [1, 2, 3]
 
 
 # Report and command line

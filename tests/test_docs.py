@@ -293,6 +293,7 @@ NEW = {
     "largest_error.py": "metric",
     "wine.py": "data",
     "softmax_regression.py": "model",
+    "fresh_process.py": "executor",
 }
 
 
@@ -413,6 +414,24 @@ sys.exit(pytest.main([*options, "tests/test_attacks.py"]))
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= 20
+
+
+def test_the_new_executor_survives_a_death_and_gives_the_same_bits(here):
+    (here / "my_lab").mkdir()
+    text = files(EXTENDING)["fresh_process.py"]
+    (here / "my_lab" / "fresh_process.py").write_text(text, encoding="utf-8")
+    settings = exhume.audit.AuditSettings(
+        data="digits",
+        model={"name": "mlp", "hidden": [8]},
+        attacks=["audit_lab.dies"],
+        prior=None,
+        executor="my_lab.fresh_process",
+    )
+    done = exhume.audit.run(settings, out=here / "run")
+    assert [r.status for r in done.results] == ["done", "done", "failed"]
+    assert done.results[2].reason == "the process of this trial has died"
+    for result in done.results[:2]:
+        assert exhume.audit.run_trial(result.spec).scores == result.scores
 
 
 def test_the_page_runs_an_attack_of_ones_own_by_dotted_name(here):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from exhume.audit import AuditSettings, TrialSpec, run_trial
+from exhume import audit
+from exhume.audit import AuditSettings, TrialResult, TrialSpec, run_trial
 from exhume.audit.sweep import expand
-from exhume.errors import InvalidInput
-from exhume.runs.executors import single_threaded
+from exhume.errors import InvalidInput, UnknownName
+from exhume.registry import names
+from exhume.runs.executor import executor_named, single_threaded
+from exhume.runs.job import Job, measured
 from exhume.runs.store import Store
-from exhume.trials.job import map_trials
+from exhume.trials.job import TRIAL
 
 TESTS = Path(__file__).parent
 DIGITS = TrialSpec(
@@ -32,6 +36,10 @@ DIGITS = TrialSpec(
 
 def with_attack(name, **changes):
     return replace(DIGITS, attack={"name": f"audit_lab.{name}"}, **changes)
+
+
+def run(specs, executor, workers=2):
+    return executor_named(executor, workers).map(TRIAL, deque(specs))
 
 
 def bits(result):
@@ -51,7 +59,8 @@ def bits(result):
     )
 
 
-def test_serial_and_processes_give_the_same_bits():
+@pytest.mark.parametrize("executor", sorted(set(names("executor")) - {"serial"}))
+def test_every_executor_gives_the_bits_of_one_process(executor):
     settings = AuditSettings(
         data="digits",
         model={"name": "mlp", "hidden": [8], "activation": "tanh"},
@@ -62,10 +71,8 @@ def test_serial_and_processes_give_the_same_bits():
         batch_size=2,
     )
     specs = expand(settings)
-    serial = {r.spec.id: bits(r) for r in map_trials(specs, executor="serial")}
-    parallel = {
-        r.spec.id: bits(r) for r in map_trials(specs, executor="processes", workers=2)
-    }
+    serial = {r.spec.id: bits(r) for r in run(specs, "serial")}
+    parallel = {r.spec.id: bits(r) for r in run(specs, executor)}
     assert serial.keys() == {spec.id for spec in specs}
     assert Counter(value[0] for value in serial.values()) == {
         "done": len(specs) - 2,
@@ -92,7 +99,7 @@ def test_a_dying_worker_costs_one_failed_row():
         with_attack("dies", seed=1),
         with_attack("guesses", seed=2),
     ]
-    found = {r.spec.seed: r for r in map_trials(specs, executor="processes", workers=2)}
+    found = {r.spec.seed: r for r in run(specs, "processes")}
     assert {seed: r.status for seed, r in found.items()} == {
         0: "done",
         1: "failed",
@@ -108,9 +115,57 @@ def test_a_defect_becomes_a_row_with_its_type_message_and_place():
     assert "raises.py, line" in result.reason
 
 
+def test_what_ends_a_program_does_not_end_a_sweep():
+    result = run_trial(with_attack("exits"))
+    assert result.status == "failed"
+    assert result.reason.startswith("SystemExit: 3 (exits.py, line")
+    assert result.versions["torch"] == torch.__version__
+
+    @measured(TrialResult)
+    def interrupted(spec):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(DIGITS)
+
+
+@pytest.mark.parametrize("executor", names("executor"))
+def test_a_queue_may_grow_while_it_is_worked_off(executor):
+    queue = deque([3])
+    seen = []
+    for result in executor_named(executor).map(Job(math.factorial, int), queue):
+        seen.append(result)
+        if result < 700:
+            queue.append(result)
+    assert seen == [6, 720]
+
+
 def test_an_unknown_executor_is_refused():
-    with pytest.raises(InvalidInput, match=r"'dask'; known: serial, processes"):
-        map_trials([DIGITS], executor="dask")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match=r"'serail'; did you mean 'serial'\? known"):
+        executor_named("serail")
+    with pytest.raises(InvalidInput, match=r"'dask'; known: processes, serial"):
+        AuditSettings(executor="dask")
+    with pytest.raises(InvalidInput, match="workers is -1; it must be at least 0"):
+        executor_named("processes", -1)
+    # One process is one worker, whatever the settings say.
+    assert executor_named("serial", 4).parallel == 1
+    assert executor_named("processes", 4).parallel == 4
+    assert executor_named("processes").parallel >= 1
+
+
+def test_an_executor_of_one_s_own_is_a_module(tmp_path):
+    settings = AuditSettings(
+        data="digits",
+        model={"name": "mlp", "hidden": [8]},
+        attacks=[],
+        prior=None,
+        executor="audit_lab.backwards",
+    )
+    done = audit.run(settings, out=tmp_path)
+    assert [r.status for r in done.results] == ["done", "done"]
+    with Store(tmp_path / "results.sqlite") as store:
+        order = [r.spec.id for r in store.results()]
+    assert order == [spec.id for spec in reversed(expand(settings))]
 
 
 SWEEP = """
@@ -211,8 +266,11 @@ def test_a_script_without_guard_gets_a_sentence(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
         "from audit_lab_specs import SPECS\n"
-        "from exhume.trials.job import map_trials\n"
-        "print(len(list(map_trials(SPECS, workers=2))))\n"
+        "from collections import deque\n"
+        "from exhume.runs.executor import executor_named\n"
+        "from exhume.trials.job import TRIAL\n"
+        "executor = executor_named('processes', 2)\n"
+        "print(len(list(executor.map(TRIAL, deque(SPECS)))))\n"
     )
     (tmp_path / "audit_lab_specs.py").write_text(
         f"from exhume.audit import TrialSpec\nSPECS = [{DIGITS!r}]\n"

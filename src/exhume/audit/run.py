@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
 from exhume.audit.settings import AuditSettings
-from exhume.errors import InvalidInput
+from exhume.runs.folder import made, write_text
 from exhume.runs.records import TrialResult, TrialSpec
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def run(
         settings = load_settings(settings)
     specs = expand(settings)
     _prepare(specs)
-    folder = _folder(settings, out)
+    folder = made(settings.folder(out))
     with Store(folder / RESULTS_FILE) as store:
         _write_settings(settings, folder)
         try:
@@ -103,38 +102,21 @@ def run(
 
 def _prepare(specs: Sequence[TrialSpec]) -> None:
     """Load every data source and build every setting once, to fail before the sweep."""
-    from exhume.runs.executors import single_threaded
+    from exhume.runs.executor import single_threaded
 
     # Trials in this process find the fitted prior in a cache: the bits must be theirs.
     with single_threaded():
-        from exhume.trials.setting import prepare
+        from exhume.trials.trial import prepare
 
         first = specs[0].seed
-        settings = [s.released for s in specs if s.seed == first]
-        for setting in {s.id: s for s in settings}.values():
-            prepare(setting)
-
-
-def _folder(settings: AuditSettings, out: str | Path | None) -> Path:
-    folder = Path(out or settings.out or Path("runs") / slug(settings.title))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"the folder {folder} cannot be made ({error}); choose another with out"
-        raise InvalidInput(msg) from error
-    return folder
-
-
-def slug(title: str) -> str:
-    """Make a folder name of a title: ``"Faces, B = 4"`` gives ``faces-b-4``."""
-    ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_only.lower()).strip("-") or "audit"
+        for spec in {s.setting: s for s in specs if s.seed == first}.values():
+            prepare(spec)
 
 
 def _write_settings(settings: AuditSettings, folder: Path) -> None:
     from exhume.runs.settings_file import to_toml
 
-    (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
+    write_text(folder / SETTINGS_FILE, to_toml(settings))
 
 
 def _run_missing(
@@ -143,18 +125,16 @@ def _run_missing(
     store: Store,
     progress: Progress | None,
 ) -> None:
-    from exhume.runs.executors import worker_count
-    from exhume.trials.job import map_trials
+    from exhume.trials.job import TRIAL
 
     tell: Callable[..., None] = progress or (lambda *_: None)
     finished = store.finished()
     missing = [spec for spec in specs if spec.id not in finished]
     done = len(specs) - len(missing)
-    parallel = 1 if settings.executor == "serial" else worker_count(settings.workers)
-    clock = _Clock(missing, parallel)
+    where = settings.where
+    clock = _Clock(missing, where.parallel)
     tell(done, len(specs), None, None)
-    trials = map_trials(missing, executor=settings.executor, workers=settings.workers)
-    with closing(trials):
+    with closing(where.map(TRIAL, deque(missing))) as trials:
         for result in trials:
             store.put(result)
             done += 1

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from exhume.errors import InvalidInput
+from exhume.runs.common_settings import RunSettings, check_least
 from exhume.runs.records import Options
 
 __all__ = ["AuditSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditSettings:
+class AuditSettings(RunSettings):
     """A sweep: attacks × defenses × data × seeds, with bounds.
 
     In a defense, a list of numbers stands for several strengths:
@@ -38,7 +39,8 @@ class AuditSettings:
         prior: prior fitted to the public examples, or None.
         public_examples: that defenses are calibrated on, drawn at random for each seed;
             0 for all. The prior and the attacks always have all.
-        executor: ``serial`` or ``processes``.
+        executor: where trials run, ``processes`` or ``serial`` (see ``exhume list
+            executors``), or a module of one's own.
         workers: number of processes; 0 takes one per core.
         out: folder of the run; "" makes ``runs/<title>``.
 
@@ -64,34 +66,17 @@ class AuditSettings:
     threat: str = "labels-known"
     prior: Options | str | None = "gaussian"
     public_examples: int = 0
-    executor: Literal["serial", "processes"] = "processes"
+    executor: str = "processes"
     workers: int = 0
     out: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch_size", 1),
-            ("classes", 0),
-            ("public_examples", 0),
-            ("workers", 0),
-        ):
-            if getattr(self, name) < least:
-                msg = f"{name} is {getattr(self, name)}; it must be at least {least}"
-                raise InvalidInput(msg)
-        if not self.seed_list:
-            msg = f"seeds is {self.seeds!r}; give how many (at least 1), or a list"
-            raise InvalidInput(msg)
+        self.check_run()
+        check_least(self, batch_size=1, classes=0, public_examples=0)
         for name in ("data", "defenses"):
             if getattr(self, name) == []:
                 msg = f"{name} is an empty list, so there is nothing to audit"
                 raise InvalidInput(msg)
-
-    @property
-    def seed_list(self) -> list[int]:
-        """The seeds, without repetition."""
-        if isinstance(self.seeds, int):
-            return list(range(self.seeds))
-        return list(dict.fromkeys(self.seeds))
 
 
 def as_options(value: Options | str) -> dict[str, Any]:

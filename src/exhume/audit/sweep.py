@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,6 +15,7 @@ from exhume.config import build, describe, validate
 from exhume.errors import ExhumeError, InvalidInput, NotImported, UnknownName
 from exhume.registry import OwnModules, did_you_mean
 from exhume.runs.records import Options, TrialSpec
+from exhume.runs.settings_file import parse_toml, read_toml
 
 __all__ = [
     "BASELINES",
@@ -26,8 +26,6 @@ __all__ = [
     "expand",
     "load_settings",
     "parse_settings",
-    "parse_toml",
-    "read_toml",
 ]
 
 #: chance levels that every sweep runs beside its attacks
@@ -49,24 +47,6 @@ def load_settings(path: str | Path) -> AuditSettings:
     return validate(AuditSettings, read_toml(path), what=str(path))
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read settings from a TOML file, with "none" as None.
-
-    Raises:
-        InvalidInput: the file is missing, cannot be read, or is not TOML.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        msg = f"there is no file {path}; give the path of a TOML file of settings"
-        raise InvalidInput(msg) from error
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path} cannot be read as text ({error}); give a TOML file"
-        raise InvalidInput(msg) from error
-    return parse_toml(text, what=str(path))
-
-
 def parse_settings(text: str, *, what: str) -> AuditSettings:
     """Read an audit from the text of a TOML file.
 
@@ -75,19 +55,6 @@ def parse_settings(text: str, *, what: str) -> AuditSettings:
         what: how messages call it.
     """
     return validate(AuditSettings, parse_toml(text, what=what), what=what)
-
-
-def parse_toml(text: str, *, what: str) -> dict[str, Any]:
-    """Read settings from TOML, with "none" as None.
-
-    Raises:
-        InvalidInput: it is not TOML.
-    """
-    try:
-        return _with_null(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        msg = f"{what} is not valid TOML: {error}"
-        raise InvalidInput(msg) from error
 
 
 def default_settings() -> AuditSettings:
@@ -116,15 +83,6 @@ def example_settings(name: str) -> AuditSettings:
         raise UnknownName(did_you_mean("audit", name, example_names()))
     file = resources.files("exhume.audit") / "examples" / f"{name}.toml"
     return parse_settings(file.read_text("utf-8"), what=f"the audit {name!r}")
-
-
-def _with_null(value: Any) -> Any:
-    """Replace the string "none" by None, which TOML cannot write."""
-    if isinstance(value, dict):
-        return {key: _with_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_null(item) for item in value]
-    return None if value == "none" else value
 
 
 def expand(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exhume.cli.console import columns, say
 from exhume.errors import InvalidInput
+from exhume.runs.folder import write_bytes
 
 if TYPE_CHECKING:
     from exhume.problem.attack import Attack
@@ -70,16 +70,10 @@ def write(
         "scores": scores,
         "checked": list(findings),
     }
-    _put(folder / "attack.json", dumps(record).encode())
-    _put(folder / _ANSWER, save(ready))
+    write_bytes(folder / "attack.json", dumps(record).encode())
+    write_bytes(folder / _ANSWER, save(ready))
     if problem.spec.kind == "image":
         _pictures(folder, problem, answer)
-
-
-def _put(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _pictures(folder: Path, problem: Problem, answer: Reconstruction) -> None:
@@ -89,7 +83,7 @@ def _pictures(folder: Path, problem: Problem, answer: Reconstruction) -> None:
         low, high = problem.spec.low, problem.spec.high
         ends = limits(example) if low is None or high is None else (low, high)
         encoded = png(example, *ends).partition(",")[2]
-        _put(folder / f"example-{i}.png", base64.b64decode(encoded))
+        write_bytes(folder / f"example-{i}.png", base64.b64decode(encoded))
 
 
 def show(answer: Reconstruction, scores: Scores, folder: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from exhume.cli.console import say, warn
+from exhume.cli.progress import ExecutorOption, OutOption, WorkersOption, overridden
 
 if TYPE_CHECKING:
     from exhume.audit.run import AuditRun
@@ -21,13 +20,6 @@ if TYPE_CHECKING:
     from exhume.runs.records import TrialResult
 
 __all__ = ["audit"]
-
-
-class Executor(StrEnum):
-    """Where trials run."""
-
-    SERIAL = "serial"
-    PROCESSES = "processes"
 
 
 def audit(
@@ -39,17 +31,9 @@ def audit(
             "exhume list audits); without it, a gradient on real faces.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run; runs/TITLE if omitted."),
-    ] = None,
-    executor: Annotated[
-        Executor | None, typer.Option(help="In this process, or in several.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of processes; 0 takes one per core."),
-    ] = None,
+    out: OutOption = None,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of seeds (private batches).")
     ] = None,
@@ -60,48 +44,32 @@ def audit(
     """
     from exhume.audit.run import run
 
-    settings = _settings(file, executor, workers, seeds)
+    settings = overridden(
+        _settings(file), executor=executor, workers=workers, seeds=seeds
+    )
     progress = _Progress()
     try:
         with progress:
             done = run(settings, out=out, progress=progress)
     except KeyboardInterrupt:
-        folder = _folder(settings, out)
         warn(
-            f"{progress.done} of {progress.total} trials are kept in {folder}, and "
-            f"report.html there shows them; run the same command again to go on",
+            f"{progress.done} of {progress.total} trials are kept in "
+            f"{settings.folder(out)}, and report.html there shows them; run the same "
+            f"command again to go on",
             "stopped",
         )
         raise typer.Exit(130) from None
     _show(settings, done)
 
 
-def _settings(
-    file: str | None,
-    executor: Executor | None,
-    workers: int | None,
-    seeds: int | None,
-) -> AuditSettings:
+def _settings(file: str | None) -> AuditSettings:
     from exhume.audit.sweep import default_settings, example_settings, load_settings
 
     if file is None:
-        settings = default_settings()
-    elif file.endswith(".toml") or Path(file).exists():
-        settings = load_settings(file)
-    else:
-        settings = example_settings(file)
-    given: dict[str, Any] = {
-        "executor": executor and executor.value,
-        "workers": workers,
-        "seeds": seeds,
-    }
-    return replace(settings, **{k: v for k, v in given.items() if v is not None})
-
-
-def _folder(settings: AuditSettings, out: Path | None) -> Path:
-    from exhume.audit.run import slug
-
-    return Path(out or settings.out or Path("runs") / slug(settings.title))
+        return default_settings()
+    if file.endswith(".toml") or Path(file).exists():
+        return load_settings(file)
+    return example_settings(file)
 
 
 def _show(settings: AuditSettings, done: AuditRun) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from exhume.cli.audit import Executor
 from exhume.cli.console import say, warn
+from exhume.cli.progress import ExecutorOption, OutOption, WorkersOption, overridden
 
 if TYPE_CHECKING:
-    from exhume.compare import CompareSettings, Comparison
+    from exhume.compare import Comparison
     from exhume.compare.leaderboard import Board
 
 __all__ = ["CompareProgress", "compare", "show"]
@@ -30,52 +29,35 @@ def compare(
             help="What to compare; without it, an embedded comparison on real digits.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run; runs/TITLE if omitted."),
-    ] = None,
-    executor: Annotated[
-        Executor | None, typer.Option(help="In this process, or in several.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of processes; 0 takes one per core."),
-    ] = None,
+    out: OutOption = None,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Bring every defense to the same utility, then attack it with every attack.
 
     Each strength is calibrated by really training with the defense. What has finished
     is kept: stop with Ctrl-C, run the same command again to go on.
     """
-    from exhume.compare.run import folder_of, run
+    from exhume.compare.run import run
+    from exhume.compare.settings import default_settings, load_settings
 
-    settings = _settings(file, executor, workers)
+    settings = overridden(
+        default_settings() if file is None else load_settings(file),
+        executor=executor,
+        workers=workers,
+    )
     progress = CompareProgress()
     try:
         with progress:
             done = run(settings, out=out, progress=progress)
     except KeyboardInterrupt:
-        folder = folder_of(settings, out)
         warn(
-            f"what has finished is kept in {folder}; run the same command again to go "
-            f"on",
+            f"what has finished is kept in {settings.folder(out)}; run the same "
+            f"command again to go on",
             "stopped",
         )
         raise typer.Exit(130) from None
     show(done)
-
-
-def _settings(
-    file: Path | None, executor: Executor | None, workers: int | None
-) -> CompareSettings:
-    from exhume.compare.settings import default_settings, load_settings
-
-    settings = default_settings() if file is None else load_settings(file)
-    given: dict[str, Any] = {
-        "executor": executor and executor.value,
-        "workers": workers,
-    }
-    return replace(settings, **{k: v for k, v in given.items() if v is not None})
 
 
 def show(done: Comparison) -> None:

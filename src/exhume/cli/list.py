@@ -22,6 +22,7 @@ LISTED = {
     "bounds": "bound",
     "data": "data",
     "defenses": "defense",
+    "executors": "executor",
     "metrics": "metric",
     "models": "model",
     "observations": "observation",

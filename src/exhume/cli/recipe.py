@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from exhume.cli.audit import Executor
 from exhume.cli.compare import CompareProgress
 from exhume.cli.console import columns, say, warn
+from exhume.cli.progress import ExecutorOption, WorkersOption
 
 if TYPE_CHECKING:
     from exhume.recipes import Outcome
@@ -52,12 +52,8 @@ def run_(
     out: Annotated[
         Path | None, typer.Option(help="Folder; runs/recipes/NAME if omitted.")
     ] = None,
-    executor: Annotated[
-        Executor, typer.Option(help="In this process, or in several.")
-    ] = Executor.PROCESSES,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Number of processes; 0 takes one per core.")
-    ] = 0,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Run a recipe and print ours | published | ratio.
 
@@ -73,8 +69,8 @@ def run_(
                 full=full,
                 data=data,
                 out=out,
-                executor=executor.value,
-                workers=workers,
+                executor=executor or "processes",
+                workers=workers or 0,
                 progress=progress,
             )
     except KeyboardInterrupt:

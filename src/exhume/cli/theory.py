@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from exhume.cli.audit import Executor
 from exhume.cli.compare import CompareProgress
 from exhume.cli.console import say, warn
+from exhume.cli.progress import ExecutorOption, OutOption, WorkersOption, overridden
 from exhume.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -37,40 +36,27 @@ def theory(
         Path | None,
         typer.Option(metavar="FOLDER", help="MNIST, for the images of --full."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run; runs/TITLE if omitted."),
-    ] = None,
-    executor: Annotated[
-        Executor | None, typer.Option(help="In this process, or in several.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Number of processes; 0 takes one per core."),
-    ] = None,
+    out: OutOption = None,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Measure how errors of the tensor attack scale, under every defense.
 
     The exponents stand beside those that the theory predicts. What has finished is
     kept: stop with Ctrl-C, run the same command again to go on.
     """
-    from exhume.theory.run import folder_of, run
+    from exhume.theory.run import run
 
-    settings = _settings(file, full=full, mnist=mnist)
-    given: dict[str, Any] = {
-        "executor": executor and executor.value,
-        "workers": workers,
-    }
-    settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+    chosen = _settings(file, full=full, mnist=mnist)
+    settings = overridden(chosen, executor=executor, workers=workers)
     progress = CompareProgress()
     try:
         with progress:
             done = run(settings, out=out, progress=progress)
     except KeyboardInterrupt:
-        folder = folder_of(settings, out)
         warn(
-            f"what has finished is kept in {folder}; run the same command again to go "
-            f"on",
+            f"what has finished is kept in {settings.folder(out)}; run the same "
+            f"command again to go on",
             "stopped",
         )
         raise typer.Exit(130) from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
+from exhume.runs.folder import made, write_text
 
 if TYPE_CHECKING:
     from exhume.audit.settings import AuditSettings
@@ -73,11 +74,10 @@ def run(
         settings = load_settings(settings)
     tell: Progress = progress or _silent
     loss, families = _prepared(settings)
-    folder = folder_of(settings, out)
-    _make(folder)
+    folder = made(settings.folder(out))
     # A default that changes later leaves what this folder asks for as it is.
     complete = to_toml(_completed(settings, families), complete=True)
-    (folder / SETTINGS_FILE).write_text(complete, encoding="utf-8")
+    write_text(folder / SETTINGS_FILE, complete)
     with UtilityStore(folder / UTILITY_FILE) as store:
         search(loss, families, store, _calibrating(tell))
         plain, searches, _ = replay(loss, families, store)
@@ -137,21 +137,6 @@ def load(folder: str | Path) -> Comparison:
     comparison = collect(settings, attacks, plain, searches, ended, folder)
     write_report(comparison)
     return comparison
-
-
-def folder_of(settings: CompareSettings, out: str | Path | None) -> Path:
-    """Return the folder of a run."""
-    from exhume.audit.run import slug
-
-    return Path(out or settings.out or Path("runs") / slug(settings.title))
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"the folder {folder} cannot be made ({error}); choose another with out"
-        raise InvalidInput(msg) from error
 
 
 def _prepared(

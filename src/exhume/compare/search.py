@@ -12,7 +12,6 @@ from typing import Any
 from exhume.compare.calibration import FIRST_ROUND, Settled, Step, rounds, settle
 from exhume.compare.family import Family
 from exhume.compare.settings import CompareSettings
-from exhume.runs.executors import map_jobs, worker_count
 from exhume.runs.records import Options
 from exhume.trials.utility import MEASURE, UtilityResult, UtilitySpec, UtilityStore
 
@@ -206,10 +205,7 @@ def search(
     tell(len(state.known), len(state.known) + left, "", None)
     if not queue:
         return
-    jobs = map_jobs(
-        MEASURE, queue, executor=settings.executor, workers=settings.workers
-    )
-    with closing(jobs):
+    with closing(settings.where.map(MEASURE, queue)) as jobs:
         for result in jobs:
             store.put(result)
             state.known[result.spec.id] = result
@@ -232,8 +228,7 @@ class _Clock:
     """Estimates what is left: strengths that families took so far × mean seconds."""
 
     def __init__(self, settings: CompareSettings) -> None:
-        serial = settings.executor == "serial"
-        self._parallel = 1 if serial else worker_count(settings.workers)
+        self._parallel = settings.where.parallel
         self._seeds = len(settings.training_seed_list)
         self._guess = (len(FIRST_ROUND) + settings.evaluations) / 2
         self._seconds: list[float] = []

@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exhume.errors import InvalidInput
+from exhume.runs.common_settings import (
+    RunSettings,
+    check_least,
+    check_positive,
+    seed_list,
+)
 from exhume.runs.records import Options
 
 __all__ = ["CompareSettings", "Utility", "default_settings", "load_settings"]
@@ -18,7 +24,7 @@ Utility = Literal["accuracy", "loss", "u1", "u2"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings:
+class CompareSettings(RunSettings):
     """Families of defenses, each brought to the same utility and then attacked.
 
     In every entry of ``defenses`` one option is a range instead of a number,
@@ -60,7 +66,7 @@ class CompareSettings:
         dtype: ``float32`` or ``float64``.
         threat: name of a threat model.
         prior: prior fitted to the public examples, or None.
-        executor: ``serial`` or ``processes``.
+        executor: where trainings and trials run, as in an audit.
         workers: number of processes; 0 takes one per core.
         out: folder of the run; "" makes ``runs/<title>``.
 
@@ -95,32 +101,26 @@ class CompareSettings:
     dtype: Literal["float32", "float64"] = "float32"
     threat: str = "labels-known"
     prior: Options | str | None = "gaussian"
-    executor: Literal["serial", "processes"] = "processes"
+    executor: str = "processes"
     workers: int = 0
     out: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("evaluations", 2),
-            ("steps", 1),
-            ("held_out", 1),
-            ("public_examples", 1),
-            ("recalibrate", 0),
-            ("batch_size", 1),
-            ("classes", 0),
-            ("workers", 0),
-        ):
-            if getattr(self, name) < least:
-                msg = f"{name} is {getattr(self, name)}; it must be at least {least}"
-                raise InvalidInput(msg)
-        for name in ("tolerance", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                msg = f"{name} is {getattr(self, name)}; expected a positive number"
-                raise InvalidInput(msg)
-        for name in ("seeds", "training_seeds"):
-            if not seed_list(getattr(self, name)):
-                msg = f"{name} is {getattr(self, name)!r}; give how many, or a list"
-                raise InvalidInput(msg)
+        self.check_run()
+        check_least(
+            self,
+            evaluations=2,
+            steps=1,
+            held_out=1,
+            public_examples=1,
+            recalibrate=0,
+            batch_size=1,
+            classes=0,
+        )
+        check_positive(self, "tolerance", "learning_rate")
+        if not self.training_seed_list:
+            msg = f"training_seeds is {self.training_seeds!r}; give how many, or a list"
+            raise InvalidInput(msg)
         self._check_budgets()
 
     def _check_budgets(self) -> None:
@@ -139,11 +139,6 @@ class CompareSettings:
         return seed_list(self.training_seeds)
 
 
-def seed_list(given: list[int] | int) -> list[int]:
-    """List seeds that were given as a list, or as how many."""
-    return list(range(given)) if isinstance(given, int) else list(dict.fromkeys(given))
-
-
 def load_settings(path: str | Path) -> CompareSettings:
     """Read a comparison from a TOML file; the keys are those of ``CompareSettings``.
 
@@ -151,14 +146,14 @@ def load_settings(path: str | Path) -> CompareSettings:
         InvalidInput: the file is missing, is not TOML, or has a key or value that is
             not known; the message names it and offers the nearest.
     """
-    from exhume.audit.sweep import read_toml
+    from exhume.runs.settings_file import read_toml
 
     return _parse(read_toml(path), what=str(path))
 
 
 def default_settings() -> CompareSettings:
     """Return the comparison that ``exhume compare`` runs without arguments."""
-    from exhume.audit.sweep import parse_toml
+    from exhume.runs.settings_file import parse_toml
 
     text = (resources.files("exhume.compare") / "default.toml").read_text("utf-8")
     what = "the embedded default"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, field
 
 from exhume.errors import InvalidInput
@@ -12,7 +11,6 @@ from exhume.problem.mechanism import Mechanism
 from exhume.problem.prior import Density
 from exhume.problem.release import Observation
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
 
 __all__ = ["World"]
 
@@ -27,6 +25,7 @@ class World:
         mechanism: D∘F.
         public: public examples, disjoint from the batch, or None.
         prior: a density fitted to public data, or None.
+        calibrated: plans by key, as far as they are known; :meth:`plans` adds to it.
 
     Raises:
         InvalidInput: a private example is among the public ones, or a label is not one
@@ -38,7 +37,7 @@ class World:
     mechanism: Mechanism
     public: Batch | None = None
     prior: Density | None = None
-    _plans: dict[int, tuple[Plan, ...]] = field(
+    calibrated: dict[int, tuple[Plan, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -81,23 +80,10 @@ class World:
             )
             raise InvalidInput(msg)
 
-    def observe(
-        self, key: int = 0, *, exact: tuple[Tree, ...] | None = None
-    ) -> Observation:
-        """Run the mechanism once; equal keys give equal bits.
-
-        Args:
-            key: all randomness of the run.
-            exact: F(S) of each client, if :meth:`exact` has computed it for this key.
-        """
+    def observe(self, key: int = 0) -> Observation:
+        """Run the mechanism once; equal keys give equal bits."""
         plans = self.plans(key)
-        return self.mechanism.sample(
-            self.task, self.batch, key, plans=plans, exact=exact
-        )
-
-    def exact(self, key: int = 0) -> tuple[Tree, ...]:
-        """Return F(S) of each client, see :meth:`Mechanism.exact`."""
-        return self.mechanism.exact(self.task, self.batch, key, self.plans(key))
+        return self.mechanism.sample(self.task, self.batch, key, plans=plans)
 
     def plans(self, key: int) -> tuple[Plan, ...]:
         """Return the plans of ``observe(key)``; they are made once, on public data.
@@ -106,18 +92,7 @@ class World:
             InvalidInput: a defense is made for batches of another size.
         """
         self.mechanism.check_batch(self.batch)
-        if key not in self._plans:
+        if key not in self.calibrated:
             plans = self.mechanism.calibrate(self.task, self.public, key)
-            self._plans[key] = plans
-        return self._plans[key]
-
-    def with_plans(self, key: int, plans: tuple[Plan, ...]) -> World:
-        """Return a world whose defenses have these plans in ``observe(key)``.
-
-        Args:
-            key: of the run.
-            plans: one per defense, as the mechanism calibrates them.
-        """
-        world = copy(self)  # nothing else changes, so nothing is checked again
-        object.__setattr__(world, "_plans", {**self._plans, key: plans})
-        return world
+            self.calibrated[key] = plans
+        return self.calibrated[key]

@@ -125,7 +125,7 @@ def train_missing(
 ) -> dict[Any, list[UtilityResult]]:
     """Train what is missing; every result is durable at once."""
     from exhume.report.naming import defense_label
-    from exhume.runs.executors import map_jobs
+    from exhume.runs.executor import executor_named
     from exhume.trials.utility import MEASURE, UtilityStore
 
     wanted = {spec.id: spec for listed in specs.values() for spec in listed}
@@ -135,8 +135,8 @@ def train_missing(
         done, seconds = len(wanted) - len(missing), []
         tell("training", done, len(wanted), "", None)
         if missing:
-            jobs = map_jobs(MEASURE, missing, **where)
-            with closing(jobs):
+            executor = executor_named(where["executor"], where["workers"])
+            with closing(executor.map(MEASURE, missing)) as jobs:
                 for result in jobs:
                     store.put(result)
                     done += 1

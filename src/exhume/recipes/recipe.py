@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from exhume.audit.settings import as_options
 from exhume.errors import InvalidInput
+from exhume.runs.common_settings import check_least, check_positive
 from exhume.runs.records import Options
 
 __all__ = ["Gain", "Recipe", "Series", "Stack", "Training", "differences", "merged"]
@@ -137,19 +137,14 @@ class Training:
     seeds: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("examples", "public_examples", "clients", "steps", "seeds"):
-            if getattr(self, name) < 1:
-                msg = f"{name} is {getattr(self, name)}; it must be at least 1"
-                raise InvalidInput(msg)
+        check_least(self, examples=1, public_examples=1, clients=1, steps=1, seeds=1)
         if self.batch_size < 1 or self.batch_size % self.clients:
             msg = (
                 f"batch_size is {self.batch_size}; expected a multiple of the "
                 f"{self.clients} clients"
             )
             raise InvalidInput(msg)
-        if not 0 < self.learning_rate < math.inf:
-            msg = f"learning_rate is {self.learning_rate}; expected a positive number"
-            raise InvalidInput(msg)
+        check_positive(self, "learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)

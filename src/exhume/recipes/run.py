@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from exhume.config import validate
 from exhume.recipes.agreement import Point, Row, rows
@@ -41,7 +41,7 @@ def run(
     full: bool = False,
     data: str | None = None,
     out: str | Path | None = None,
-    executor: Literal["serial", "processes"] = "processes",
+    executor: str = "processes",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -53,7 +53,7 @@ def run(
         data: path of the data set; by default the recipe's environment variable.
         out: folder; by default ``runs/recipes/NAME``, with ``-reduced`` behind it for
             the reduced version.
-        executor: ``serial`` or ``processes``.
+        executor: where trials and trainings run, as in an audit.
         workers: number of processes; 0 takes one per core.
         progress: told how far it is.
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Flag", "Options", "SettingSpec", "TrialResult", "TrialSpec"]
+__all__ = ["Flag", "Options", "TrialResult", "TrialSpec"]
 
 #: a registered object as plain data: ``{"name": "gaussian-noise", "std": 0.01}``
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettingSpec:
-    """One client and one release, as plain data: what all attacks and bounds face.
+class TrialSpec:
+    """One cell of a sweep, as plain data: run one attack, or evaluate one bound.
 
     Everything random is folded from ``seed`` and names, never from the order of
-    execution.
+    execution, and the data, weights and noise do not depend on the attack: trials that
+    differ in the attack alone face the same observation.
 
     Attributes:
         data: data source.
@@ -33,7 +34,10 @@ class SettingSpec:
         batch_size: B.
         seed: chooses examples, weights, noise and starts.
         defenses: stack of defenses, in order; empty for none.
+        threat: name of a threat model.
         prior: prior fitted to the public examples, or None.
+        attack: the attack of this trial, or None.
+        bound: the bound of this trial, or None; exactly one of the two is set.
         public_examples: that defenses are calibrated on; 0 for all. The prior and the
             attacks have all.
     """
@@ -48,7 +52,10 @@ class SettingSpec:
     batch_size: int = 1
     seed: int = 0
     defenses: tuple[Options, ...] = ()
+    threat: str = "labels-known"
     prior: Options | None = None
+    attack: Options | None = None
+    bound: Options | None = None
     public_examples: int = 0
 
     @property
@@ -56,41 +63,10 @@ class SettingSpec:
         """SHA-256 of the canonical JSON: equal specs have equal ids everywhere."""
         return content_hash(self._record())
 
-    def _record(self) -> dict[str, Any]:
-        record = asdict(self)
-        if not self.public_examples:
-            # It came later: specs that do not use it keep their ids.
-            del record["public_examples"]
-        return record
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec(SettingSpec):
-    """One cell of a sweep, as plain data: run one attack, or evaluate one bound.
-
-    The data, weights and noise do not depend on the attack: trials that differ in the
-    attack alone face the same observation.
-
-    Attributes:
-        threat: name of a threat model.
-        attack: the attack of this trial, or None.
-        bound: the bound of this trial, or None; exactly one of the two is set.
-    """
-
-    threat: str = "labels-known"
-    attack: Options | None = None
-    bound: Options | None = None
-
     @property
     def setting(self) -> str:
         """Hash of everything but the attack and the bound: the same observation."""
         return content_hash({**self._record(), "attack": None, "bound": None})
-
-    @property
-    def released(self) -> SettingSpec:
-        """The client and its release, whatever is tried on it."""
-        names = [f.name for f in fields(SettingSpec)]
-        return SettingSpec(**{name: getattr(self, name) for name in names})
 
     def objects(self) -> list[tuple[str, Options]]:
         """List kind and options of every registered object that it names."""
@@ -104,6 +80,13 @@ class TrialSpec(SettingSpec):
         }
         found = [(kind, o) for kind, o in single.items() if o is not None]
         return found + [("defense", options) for options in self.defenses]
+
+    def _record(self) -> dict[str, Any]:
+        record = asdict(self)
+        if not self.public_examples:
+            # It came later: specs that do not use it keep their ids.
+            del record["public_examples"]
+        return record
 
 
 def content_hash(value: Any) -> str:

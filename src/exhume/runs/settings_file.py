@@ -1,12 +1,56 @@
-"""Settings as the TOML that asks for the same run again."""
+"""Settings as TOML: read from a file, and written so that it asks for the same run."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any
 
-__all__ = ["to_toml", "toml_value"]
+from exhume.errors import InvalidInput
+
+__all__ = ["parse_toml", "read_toml", "to_toml", "toml_value"]
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read settings from a TOML file, with "none" as None.
+
+    Raises:
+        InvalidInput: the file is missing, cannot be read, or is not TOML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        msg = f"there is no file {path}; give the path of a TOML file of settings"
+        raise InvalidInput(msg) from error
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path} cannot be read as text ({error}); give a TOML file"
+        raise InvalidInput(msg) from error
+    return parse_toml(text, what=str(path))
+
+
+def parse_toml(text: str, *, what: str) -> dict[str, Any]:
+    """Read settings from TOML, with "none" as None.
+
+    Raises:
+        InvalidInput: it is not TOML.
+    """
+    try:
+        return _with_null(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{what} is not valid TOML: {error}"
+        raise InvalidInput(msg) from error
+
+
+def _with_null(value: Any) -> Any:
+    """Replace the string "none" by None, which TOML cannot write."""
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_null(item) for item in value]
+    return None if value == "none" else value
 
 
 def to_toml(settings: Any, *, complete: bool = False) -> str:

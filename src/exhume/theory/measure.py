@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from exhume.errors import ExhumeError, InvalidInput
-from exhume.runs.executors import Job
+from exhume.runs.job import Job, measured
 from exhume.theory.point import PointResult, PointSpec
 
 if TYPE_CHECKING:
@@ -31,28 +30,14 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+@measured(PointResult)
 def measure(spec: PointSpec) -> PointResult:
     """Measure a point; never raises, whatever goes wrong inside."""
-    from exhume.trials.trial import sentence_of, versions
-
-    started = time.perf_counter()
-    try:
-        result = PointResult(spec=spec, status="done", **_found(spec))
-    except ExhumeError as error:
-        result = _failed(spec, str(error))
-    except Exception as error:
-        # As in a trial: a defect in one defense must not end the whole experiment.
-        result = _failed(spec, sentence_of(error))
-    seconds = time.perf_counter() - started
-    return dataclasses.replace(result, seconds=seconds, versions=versions())
-
-
-def _failed(spec: PointSpec, reason: str) -> PointResult:
-    return PointResult(spec=spec, status="failed", reason=reason)
+    return PointResult(spec=spec, status="done", **_found(spec))
 
 
 #: how executors measure points
-MEASURE = Job(measure, _failed)
+MEASURE = Job(measure, PointResult)
 
 
 def _found(spec: PointSpec) -> dict[str, Any]:
@@ -204,5 +189,5 @@ def _told_mask(spec: PointSpec, world: World, released: Tensor | None) -> World:
         plans = told.plans(spec.seed)
         arrays = {RELEASED[spec.layer]: released != 0}
         own = dataclasses.replace(plans[-1], arrays=arrays)
-        told = told.with_plans(spec.seed, (*plans[:-1], own))
+        told.calibrated[spec.seed] = (*plans[:-1], own)
     return told

@@ -16,7 +16,6 @@ _LEAST = {
     "dimension": 1,
     "batch_size": 1,
     "count": 1,
-    "workers": 0,
     "noise": 0.0,
     "clip": 0.0,
     "ratio": 0.0,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from exhume.errors import InvalidInput
+from exhume.runs.folder import made, write_text
 from exhume.theory.findings import Findings, to_toml
 from exhume.theory.settings import TheorySettings
 
@@ -67,9 +68,8 @@ def run(
     elif not isinstance(settings, TheorySettings):
         settings = load_settings(settings)
     specs = _specs(settings)
-    folder = folder_of(settings, out)
-    _make(folder)
-    (folder / SETTINGS_FILE).write_text(to_toml(settings), encoding="utf-8")
+    folder = made(settings.folder(out))
+    write_text(folder / SETTINGS_FILE, to_toml(settings))
     with PointStore(folder / POINTS_FILE) as store:
         try:
             _measure_missing(settings, specs, store, progress or _silent)
@@ -101,13 +101,6 @@ def load(folder: str | Path) -> Findings:
         return _reported(folder, settings, _specs(settings), store)
 
 
-def folder_of(settings: TheorySettings, out: str | Path | None) -> Path:
-    """Return the folder of a run."""
-    from exhume.audit.run import slug
-
-    return Path(out or settings.out or Path("runs") / slug(settings.title))
-
-
 def _specs(settings: TheorySettings) -> list[PointSpec]:
     """List every point once; small ones first, so that curves show early."""
     from exhume.theory.plan import points
@@ -118,21 +111,12 @@ def _specs(settings: TheorySettings) -> list[PointSpec]:
     return sorted(listed.values(), key=lambda s: s.width * s.dimension * s.examples)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"the folder {folder} cannot be made ({error}); choose another with out"
-        raise InvalidInput(msg) from error
-
-
 def _measure_missing(
     settings: TheorySettings,
     specs: Sequence[PointSpec],
     store: PointStore,
     tell: Progress,
 ) -> None:
-    from exhume.runs.executors import map_jobs, worker_count
     from exhume.theory.measure import MEASURE
 
     ended = store.finished()
@@ -143,9 +127,7 @@ def _measure_missing(
         return
     weights = {s.id: s.width * s.dimension * s.examples for s in queue}
     left, spent = sum(weights.values()), 0.0
-    workers = 1 if settings.executor == "serial" else worker_count(settings.workers)
-    jobs = map_jobs(MEASURE, queue, executor=settings.executor, workers=workers)
-    with closing(jobs):
+    with closing(settings.where.map(MEASURE, queue)) as jobs:
         for result in jobs:
             store.put(result)
             done += 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exhume.errors import InvalidInput
+from exhume.runs.common_settings import RunSettings
 from exhume.runs.records import Options
 from exhume.theory.measure import ARMS
 from exhume.theory.point import Inputs, Kind, Layer
@@ -113,7 +114,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TheorySettings:
+class TheorySettings(RunSettings):
     """Scaling experiments of the tensor attack, and what they have in common.
 
     Attributes:
@@ -130,7 +131,7 @@ class TheorySettings:
         width: m.
         dimension: d.
         batch_size: B.
-        executor: ``serial`` or ``processes``.
+        executor: where points are measured, as trials in an audit.
         workers: number of processes; 0 takes one per core.
         out: folder of the run; "" makes ``runs/<title>``.
 
@@ -149,29 +150,20 @@ class TheorySettings:
     width: int = 4000
     dimension: int = 25
     batch_size: int = 2
-    executor: Literal["serial", "processes"] = "processes"
+    executor: str = "processes"
     workers: int = 0
     out: str = ""
 
     def __post_init__(self) -> None:
+        self.check_run()
         check_numbers(self)
         if not self.experiments:
             msg = "experiments is empty, so there is nothing to measure"
-            raise InvalidInput(msg)
-        if not self.seed_list:
-            msg = f"seeds is {self.seeds!r}; give how many, or a list"
             raise InvalidInput(msg)
         if not self.arms:
             msg = f"arms is empty; choose among {', '.join(ARMS)}"
             raise InvalidInput(msg)
         _check_arms(self.arms)
-
-    @property
-    def seed_list(self) -> list[int]:
-        """The seeds, without repetition."""
-        from exhume.compare.settings import seed_list
-
-        return seed_list(self.seeds)
 
     def option(self, experiment: Experiment, name: str) -> Any:
         """Return an option of an experiment, or the one in common."""
@@ -193,7 +185,7 @@ def load_settings(path: str | Path) -> TheorySettings:
         InvalidInput: the file is missing, is not TOML, or has a key or value that is
             not known; the message names it and offers the nearest.
     """
-    from exhume.audit.sweep import read_toml
+    from exhume.runs.settings_file import read_toml
 
     return _parse(read_toml(path), what=str(path))
 
@@ -225,7 +217,7 @@ def _embedded(name: str) -> TheorySettings:
 
 
 def _read(name: str) -> dict[str, Any]:
-    from exhume.audit.sweep import parse_toml
+    from exhume.runs.settings_file import parse_toml
 
     text = (resources.files("exhume.theory") / name).read_text("utf-8")
     return parse_toml(text, what=f"the embedded {name}")

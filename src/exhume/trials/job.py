@@ -1,14 +1,11 @@
-"""Trials as jobs of an executor."""
+"""Trials as jobs of an executor; the libraries are loaded where they run."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Sequence
-
-from exhume.runs.executors import Executor, Job, map_jobs, worker_count
+from exhume.runs.job import Job
 from exhume.runs.records import TrialResult, TrialSpec
 
-__all__ = ["TRIAL", "map_trials"]
+__all__ = ["TRIAL"]
 
 
 def _run(spec: TrialSpec) -> TrialResult:
@@ -17,28 +14,4 @@ def _run(spec: TrialSpec) -> TrialResult:
     return run_trial(spec)
 
 
-def _failed(spec: TrialSpec, reason: str) -> TrialResult:
-    return TrialResult(spec=spec, status="failed", reason=reason)
-
-
-TRIAL = Job(_run, _failed)
-
-
-def map_trials(
-    specs: Sequence[TrialSpec],
-    *,
-    executor: Executor = "processes",
-    workers: int = 0,
-) -> Generator[TrialResult, None, None]:
-    """Run trials and yield each result as soon as it is there, see :func:`map_jobs`.
-
-    Args:
-        specs: what to run.
-        executor: ``serial`` or ``processes``.
-        workers: number of processes; 0 takes one per core.
-
-    Raises:
-        InvalidInput: the executor is not known, or no worker process can start.
-    """
-    workers = min(worker_count(workers), len(specs)) or 1
-    return map_jobs(TRIAL, deque(specs), executor=executor, workers=workers)
+TRIAL = Job(_run, TrialResult)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
-from exhume.errors import ExhumeError, InvalidInput
-from exhume.runs.executors import Job
+from exhume.errors import InvalidInput
+from exhume.runs.job import Job, measured
 from exhume.runs.records import Options, content_hash
 from exhume.runs.store import ResultFile
 
@@ -112,28 +111,14 @@ class UtilityStore(ResultFile[UtilityResult]):
     kind = UtilityResult
 
 
+@measured(UtilityResult)
 def measure(spec: UtilitySpec) -> UtilityResult:
     """Train, or take one step; never raises, whatever goes wrong inside."""
-    from exhume.trials.trial import sentence_of, versions
-
-    started = time.perf_counter()
-    try:
-        result = UtilityResult(spec=spec, status="done", values=_values(spec))
-    except ExhumeError as error:
-        result = UtilityResult(spec=spec, status="failed", reason=str(error))
-    except Exception as error:
-        # As in a trial: a defect in one defense must not end the whole comparison.
-        result = UtilityResult(spec=spec, status="failed", reason=sentence_of(error))
-    seconds = time.perf_counter() - started
-    return replace(result, seconds=seconds, versions=versions())
-
-
-def _failed(spec: UtilitySpec, reason: str) -> UtilityResult:
-    return UtilityResult(spec=spec, status="failed", reason=reason)
+    return UtilityResult(spec=spec, status="done", values=_values(spec))
 
 
 #: how executors measure utilities
-MEASURE = Job(measure, _failed)
+MEASURE = Job(measure, UtilityResult)
 
 
 def _values(spec: UtilitySpec) -> dict[str, float]:
@@ -145,7 +130,7 @@ def _values(spec: UtilitySpec) -> dict[str, float]:
     from exhume.problem.task import Task
     from exhume.trials.one_step import u1_u2
     from exhume.trials.training import accuracy, mean_loss, train
-    from exhume.trials.world import class_count
+    from exhume.trials.trial import class_count
 
     dtype = getattr(torch, spec.dtype)
     whole = _loaded(json.dumps(spec.data, sort_keys=True))

@@ -12,7 +12,7 @@ from exhume.compare.leaderboard import boards, undefended_row
 from exhume.compare.places import at_budget
 from exhume.compare.remarks import dropped
 from exhume.compare.report.plot import frontier_plot, legend
-from exhume.compare.settings import CompareSettings, seed_list
+from exhume.compare.settings import CompareSettings
 from exhume.compare.wording import shown, told_loss
 from exhume.report.words import number, several
 from exhume.runs.settings_file import to_toml
@@ -160,7 +160,7 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "Attacked",
             f"one client at the initial weights, batch size {s.batch_size}; "
-            f"{len(seed_list(s.seeds))} seeds",
+            f"{len(s.seed_list)} seeds",
         ),
         ("Threat model", s.threat),
         ("Bounds", several([_described(bound) for bound in s.bounds]) or "none"),

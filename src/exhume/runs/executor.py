@@ -1,0 +1,117 @@
+"""The role of an executor: where jobs run. The bits are the same everywhere.
+
+Every job runs on one thread, because the order of a sum depends on the number of
+threads, and because processes are the faster way to use the cores.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+
+from exhume.errors import InvalidInput
+from exhume.registry import did_you_mean, find, names
+from exhume.runs.job import Job, Result, Spec
+
+__all__ = [
+    "THREAD_VARIABLES",
+    "Executor",
+    "check_executor",
+    "executor_named",
+    "single_threaded",
+    "work",
+]
+
+#: what numerical libraries read when they are loaded
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Executor(ABC):
+    """Where jobs run: in this process, in others, on a cluster.
+
+    A member is a frozen dataclass. It runs every job by :func:`work`; an option that is
+    called ``workers`` gets what the settings of a run say.
+    """
+
+    @property
+    @abstractmethod
+    def parallel(self) -> int:
+        """How many jobs run at the same time, for the estimate of the time left."""
+
+    @abstractmethod
+    def map(
+        self, job: Job[Spec, Result], queue: deque[Spec]
+    ) -> Generator[Result, None, None]:
+        """Run what is in a queue and yield each result as soon as it is there.
+
+        The caller may append to the queue between two results: the end is when nothing
+        waits and nothing runs. The order of the results is free. A spec that kills its
+        worker, again and alone, becomes ``job.failed(spec, reason)``. When the
+        generator is closed or interrupted, what still runs is stopped.
+
+        Args:
+            job: what to do with a spec; its functions and data can be pickled.
+            queue: of specs; it is emptied.
+
+        Raises:
+            InvalidInput: nothing can run here at all.
+        """
+
+
+def check_executor(name: str) -> None:
+    """Raise unless an executor is registered; a dotted name is looked up when it runs.
+
+    Raises:
+        InvalidInput: no executor has the name; the message offers the nearest.
+    """
+    known = names("executor")
+    if "." not in name and name not in known:
+        raise InvalidInput(did_you_mean("executor", name, known))
+
+
+def executor_named(name: str, workers: int = 0) -> Executor:
+    """Make an executor.
+
+    Args:
+        name: registered, or a module of one's own.
+        workers: for executors that have such an option; 0 leaves it to them.
+
+    Raises:
+        UnknownName: no executor has the name.
+    """
+    cls = find("executor", name)
+    takes = {field.name for field in fields(cls)}
+    return cls(workers=workers) if "workers" in takes else cls()
+
+
+def work(job: Job[Spec, Result], spec: Spec) -> Result:
+    """Run one job as every executor has to, on one thread."""
+    with single_threaded():
+        return job.run(spec)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run with one thread in torch and in every numerical library; restore after."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    # Libraries that are first loaded inside read the environment, others are told.
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        threads = torch.get_num_threads()
+        with ExitStack() as undo:
+            undo.enter_context(threadpool_limits(1))
+            undo.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(1)
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
