@@ -27,7 +27,7 @@ from exhume.defenses._public_scales import metric_columns, public_batches
 from exhume.defenses._utility_cost import Metric, matched, public_metric
 from exhume.defenses.matrix_optimal_noise import MatrixOptimalNoise
 from exhume.runs.records import TrialSpec
-from exhume.trials.trial import make_world
+from exhume.trials.world import make_world
 
 MODEL = {"name": "lenet-zhu", "activation": "tanh", "weight_range": 0.15}
 

@@ -32,7 +32,7 @@ from exhume.problem.law import Law
 from exhume.problem.tree import flatten, size
 from exhume.runs.records import TrialSpec
 from exhume.trials.one_step import noise_along
-from exhume.trials.trial import make_world
+from exhume.trials.world import make_world
 
 SIZES = ("180", "300,250", "1000,950")
 FORMS = ("low-rank", "kronecker")

@@ -35,7 +35,7 @@ from exhume.problem.tree import Tree, flatten
 from exhume.problem.world import World
 from exhume.runs.records import TrialSpec
 from exhume.trials.one_step import noise_along
-from exhume.trials.trial import make_world
+from exhume.trials.world import make_world
 
 DESIGNS = {
     "isotropic": lambda std: GaussianNoise(std=std),

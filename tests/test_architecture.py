@@ -28,7 +28,9 @@ FOUNDATION = {"errors", "keys", "formula", "registry", "config", "files", "moved
 _SIGNAL = {"problem", "observations", "defenses", "priors", "models", "data"}
 #: room → rooms that it may import (its own is always allowed)
 ARROWS = {
-    "problem": set(),
+    # An event draws itself for a page: it returns a Picture, which is plain data.
+    "problem": {"report"},
+    "events": {"problem", "report"},
     "observations": {"problem"},
     "defenses": {"problem", "observations"},
     "priors": {"problem"},
@@ -151,7 +153,7 @@ def test_files_and_functions_are_short():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 lengths.append(length)
-                if length > 60:
+                if length > 80:
                     offenders.append(f"{name}:{node.lineno} {node.name}: {length}")
     assert offenders == []
     assert median(lengths) <= 12

@@ -152,7 +152,6 @@ def test_every_row_has_an_attack():
 @pytest.mark.parametrize("kind", SPECS)
 def test_the_answer_is_well_formed(name, kind, labels):
     spec, size = SPECS[kind], len(labels)
-    assert spec.kind in registry.find("attack", name).kinds
     guess = answer(name, kind, "labels-known", labels)
     assert guess.inputs.shape == (size, *spec.shape)
     assert guess.inputs.dtype == torch.float32

@@ -28,7 +28,7 @@ from exhume.trials.facts import (
     ordered_error,
     relative_noise,
 )
-from exhume.trials.trial import make_world
+from exhume.trials.world import make_world
 
 SPEC = TrialSpec(
     data={"name": "digits"},

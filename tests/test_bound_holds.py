@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from torch import nn
 
 import exhume
-from exhume.keys import fold, generator
-from exhume.observations.gradient import Gradient
-from exhume.priors.gaussian import GaussianDensity
-from exhume.problem.release import Observation
+from conformance.worlds import observations, random_world
+from exhume.keys import fold
 from exhume.trials.facts import ordered_error
 
-NETWORKS, DRAWS, CLASSES, PUBLIC = 6, 5, 5, 48
-ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.Softplus)
+NETWORKS, DRAWS = 6, 5
 
 
 def noise(std):
@@ -87,57 +81,13 @@ ATTACKS = {
 }
 
 
-def random_world(stack, size, key):
-    """A random smooth network, prior, labels and noise level; the inputs are drawn."""
-    local = generator(key, "world")
-
-    def normal(*shape):
-        return torch.randn(shape, generator=local, dtype=torch.float64)
-
-    def choice(low, high):
-        return int(torch.randint(low, high, (), generator=local))
-
-    dimension, width = choice(3, 6), choice(12, 20)
-    net = nn.Sequential(
-        nn.Linear(dimension, width),
-        ACTIVATIONS[choice(0, len(ACTIVATIONS))](),
-        nn.Linear(width, CLASSES),
-    ).double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(normal(*p.shape) / p.shape[-1] ** 0.5)
-    root = normal(dimension, dimension) / dimension**0.5
-    covariance = root @ root.T + 0.1 * torch.eye(dimension).double()
-    prior = GaussianDensity.from_covariance(normal(dimension), covariance / 4)
-    std = 10 ** float(-3 + 2.5 * torch.rand((), generator=local))
-    labels = torch.randperm(CLASSES, generator=local)[:size]
-    spec = exhume.EventSpec.vector(dimension)
-    batch = exhume.Batch(prior.sample(size, key), labels, spec)
-    # The designs of noise read public data, which here are of the same law.
-    known = torch.randint(0, CLASSES, (PUBLIC,), generator=local)
-    public = exhume.Batch(prior.sample(PUBLIC, fold(key, "public")), known, spec)
-    mechanism = exhume.Mechanism(Gradient(), STACKS[stack](std, size))
-    return exhume.World(exhume.Task(net), batch, mechanism, public, prior)
-
-
-def observations(world, key):
-    """Draw data from the prior and the noise again and again; plans are the bound's."""
-    plans = world.plans(key)
-    for draw in range(DRAWS):
-        inputs = world.prior.sample(len(world.batch), fold(key, "truth", draw))
-        batch = replace(world.batch, inputs=inputs)
-        secret = fold(key, "release", draw)
-        values = world.mechanism.values(world.task, batch, secret, plans)
-        yield replace(world, batch=batch), Observation(values, {}, plans, key)
-
-
 @pytest.mark.parametrize(("stack", "size"), ROWS)
 def test_no_attack_is_below_the_bound_on_average(stack, size):
     ratios = {name: [] for name in ATTACKS}
     errors = []
     for network in range(NETWORKS):
         key = fold(0, stack, size, network)
-        one = random_world(stack, size, key)
+        one = random_world(STACKS[stack], size, key)
         bound = exhume.bound("bayesian-cramer-rao", draws=12)(one, key=key)
         if isinstance(bound, exhume.NotApplicable):
             # Whether the kink is met does not depend on the truth.
@@ -145,7 +95,7 @@ def test_no_attack_is_below_the_bound_on_average(stack, size):
             assert "jumps" in bound.reason
             continue
         errors.append(bound.standard_error / bound.total)
-        for draw, (world, observation) in enumerate(observations(one, key)):
+        for draw, (world, observation) in enumerate(observations(one, key, DRAWS)):
             problem = exhume.ThreatModel("labels-known").reveal(world, observation)
             batch = world.batch
             for name, options in ATTACKS.items():

@@ -1,18 +1,16 @@
-"""Bounds: every registered one, closed forms, order, and the reasons to refuse."""
+"""Bounds: closed forms, order, and the reasons to refuse."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import exhume
-from exhume import registry
+from conformance.worlds import gaussian_prior, network_world, normal
 from exhume.bounds.bayesian_cramer_rao import BayesianCramerRao
 from exhume.bounds.cramer_rao import CramerRao
 from exhume.bounds.fisher import fisher_information
@@ -34,12 +32,10 @@ from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
 from exhume.errors import InvalidInput
-from exhume.keys import generator
 from exhume.observations.gradient import Gradient
-from exhume.priors.gaussian import GaussianDensity
 from exhume.priors.total_variation import TotalVariationDensity
 from exhume.problem.batch import Batch
-from exhume.problem.bound import Binds, BoundValue, NotApplicable, RiskValue
+from exhume.problem.bound import Binds, BoundValue, NotApplicable
 from exhume.problem.event import EventSpec
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
@@ -47,29 +43,6 @@ from exhume.problem.world import World
 
 DIMENSION, OBSERVED, STD = 8, 20, 0.7
 SPEC = EventSpec.vector(DIMENSION)
-
-#: name → options under which the suite evaluates the bound
-ROWS = {
-    "bayes-security": {},
-    "bayesian-cramer-rao": {"draws": 4},
-    "bayesian-trace": {"draws": 4},
-    "cramer-rao": {"draws": 4},
-    "fisher-information-leakage": {},
-    "hammersley-chapman-robbins": {"diameter": 1.0},
-    "no-prior-gaussian": {"radius": 0.1},
-    "reconstruction-robustness": {"radius": 0.1},
-}
-
-
-def normal(*shape, key):
-    return torch.randn(shape, generator=generator(key), dtype=torch.float64)
-
-
-def gaussian_prior(std=1.3, dimension=DIMENSION):
-    variance = std**2 * torch.eye(dimension, dtype=torch.float64)
-    mean = torch.full((dimension,), 0.5, dtype=torch.float64)
-    return GaussianDensity.from_covariance(mean, variance)
-
 
 MATRIX = normal(OBSERVED, DIMENSION, key=0) / 2
 
@@ -88,24 +61,7 @@ def linear_world(*defenses, batch_size=1, prior=None):
     targets = torch.full((batch_size, 1), -0.5, dtype=torch.float64)
     batch = Batch(normal(batch_size, DIMENSION, key=5), targets, SPEC)
     mechanism = Mechanism(Gradient(), defenses)
-    return World(task, batch, mechanism, prior=prior or gaussian_prior())
-
-
-def network_world(*defenses, activation=None, batch_size=1, inputs=None):
-    net = nn.Sequential(nn.Linear(6, 10), activation or nn.Tanh(), nn.Linear(10, 4))
-    with torch.no_grad():
-        for index, p in enumerate(net.parameters()):
-            p.copy_(0.5 * normal(*p.shape, key=index))
-    if inputs is None:
-        inputs = normal(batch_size, 6, key=9).float()
-    batch = Batch(inputs, torch.arange(batch_size) % 4, EventSpec.vector(6))
-    mechanism = Mechanism(Gradient(), defenses)
-    return World(Task(net), batch, mechanism, prior=gaussian_prior(0.5, 6))
-
-
-def defended_world(std, **options):
-    """A world to which every bound applies: clipped, then noisy."""
-    return network_world(Clipping(max_norm=0.1), GaussianNoise(std=std), **options)
+    return World(task, batch, mechanism, prior=prior or gaussian_prior(1.3, DIMENSION))
 
 
 def value(bound):
@@ -116,64 +72,6 @@ def value(bound):
 def refusal(bound):
     assert isinstance(bound, NotApplicable), bound
     return bound.reason
-
-
-# --- every bound ---------------------------------------------------------------------
-
-
-def test_every_registered_bound_has_a_row():
-    assert sorted(ROWS) == registry.names("bound")
-
-
-@pytest.mark.parametrize("name", sorted(ROWS))
-class TestEveryBound:
-    def evaluate(self, name, world, key=0):
-        return exhume.bound(name, **ROWS[name])(world, key=key)
-
-    def test_value_is_finite_positive_plain_data(self, name):
-        found = self.evaluate(name, defended_world(0.05))
-        assert isinstance(found, BoundValue | RiskValue), found
-        assert found.name == name
-        assert found.standard_error >= 0
-        assert found.binds in Binds
-        assert found.reference
-        assert all(math.isfinite(number) for number in found.details.values())
-        assert all(sentence.endswith(".") for sentence in found.assumptions)
-        assert len(found.assumptions) > 0
-        plain = {**asdict(found), "per_coordinate": None}
-        json.dumps(plain, allow_nan=False)
-        if isinstance(found, RiskValue):
-            assert 0 < found.value < 1
-            assert found.quantity
-            return
-        assert found.total > 0
-        assert (found.unknowns, found.batch_size) == (6, 1)
-        assert found.mse == found.total / 6
-        assert found.mse_standard_error == found.standard_error / 6
-
-    def test_deterministic_without_touching_global_randomness(self, name):
-        world = defended_world(0.05)
-        before = torch.random.get_rng_state()
-        first, second = (self.evaluate(name, world, key=3) for _ in range(2))
-        assert first == second
-        assert torch.equal(before, torch.random.get_rng_state())
-
-    def test_private_inputs_are_not_used(self, name):
-        one = self.evaluate(name, defended_world(0.05))
-        swapped = defended_world(0.05, inputs=normal(1, 6, key=77).float())
-        assert self.evaluate(name, swapped) == one
-
-    def test_less_is_possible_with_more_noise(self, name):
-        stds = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
-        found = [self.evaluate(name, defended_world(std)) for std in stds]
-        assert len({type(one) for one in found}) == 1
-        levels = [-b.value if isinstance(b, RiskValue) else b.total for b in found]
-        assert levels == sorted(levels)
-        assert levels[0] < levels[-1]
-
-    def test_no_noise_is_refused(self, name):
-        found = self.evaluate(name, network_world(Clipping(max_norm=0.1)))
-        assert re.search("no noise", refusal(found))
 
 
 # --- closed forms --------------------------------------------------------------------
@@ -275,7 +173,7 @@ def leakage(**options):
 def test_an_attack_that_shrinks_beats_the_bound_of_unbiased_attacks(dfil):
     # The reference: prior std .2, tr JᵀJ / d = 18.63, noise 5 and .7.
     std = (float(MATRIX.square().sum()) / DIMENSION * dfil) ** 0.5
-    prior = gaussian_prior(0.2)
+    prior = gaussian_prior(0.2, DIMENSION)
     world = linear_world(GaussianNoise(std=std), prior=prior)
     found = value(leakage()(world))
     assert found.mse == pytest.approx(dfil)

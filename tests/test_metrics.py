@@ -17,11 +17,12 @@ from exhume.config import build
 from exhume.errors import InvalidInput, UnknownName
 from exhume.keys import generator
 from exhume.metrics.label_accuracy import label_agreement
-from exhume.metrics.matching import align_labels, match, squared_distances
+from exhume.metrics.matching import align_labels, match
 from exhume.metrics.mse import mean_squared_errors
 from exhume.metrics.ncc import pearson_correlations
 from exhume.metrics.psnr import CAP_DB, peak_signal_to_noise_ratios
 from exhume.metrics.ssim import structural_similarities
+from exhume.problem.event import squared_distances
 from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
 from exhume.registry import names
 
@@ -264,7 +265,7 @@ def test_the_assignment_is_optimal(guesses, truths, seed):
     g = generator(seed, "matching")
     guess = torch.rand((guesses, 2), generator=g, dtype=torch.float64)
     truth = torch.rand((truths, 2), generator=g, dtype=torch.float64)
-    index = match(guess, truth)
+    index = match(guess, truth, EventSpec.vector(guess.shape[1]))
     assert index.shape == (truths,)
     assert index.dtype == torch.int64
     used = index[index >= 0].tolist()

@@ -306,6 +306,48 @@ def test_every_activation_can_be_chosen(activation):
         assert bool(torch.isfinite(net(draw(GRAY, dtype=torch.float32))).all())
 
 
-def test_a_layer_without_a_known_law_is_not_left_empty():
-    with pytest.raises(TypeError, match="PReLU"):
-        fresh(nn.PReLU, generator(0, "x"))
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(3))
+
+
+class Position(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("offset", torch.arange(3.0))
+
+
+@pytest.mark.parametrize("layer", [Scale, Position])
+def test_a_layer_that_cannot_initialise_itself_is_not_left_empty(layer):
+    with pytest.raises(TypeError, match=f"{layer.__name__}.*reset_parameters"):
+        fresh(layer, generator(0, "x"))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Conv1d(2, 3, 5),
+        lambda: nn.GRU(3, 4, batch_first=True),
+        lambda: nn.BatchNorm1d(3),
+        lambda: nn.Embedding(5, 2),
+        nn.PReLU,
+    ],
+)
+def test_any_layer_of_pytorch_has_its_own_initialisation(layer):
+    before = torch.get_rng_state()
+    one, same, other = (fresh(layer, generator(key, "x")) for key in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    for name, value in one.state_dict().items():
+        assert bool(torch.isfinite(value.float()).all()), name
+        assert torch.equal(value, same.state_dict()[name]), name
+    drawn = isinstance(one, nn.Conv1d | nn.GRU | nn.Embedding)
+    changed = [
+        not torch.equal(v, other.state_dict()[n]) for n, v in one.state_dict().items()
+    ]
+    assert any(changed) == drawn
+    with torch.random.fork_rng(devices=[]):
+        plain = layer()
+    assert {n: v.shape for n, v in plain.state_dict().items()} == {
+        n: v.shape for n, v in one.state_dict().items()
+    }

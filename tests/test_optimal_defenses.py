@@ -818,7 +818,7 @@ def test_private_scales_cost_the_utility_of_isotropic_noise_on_every_batch():
         world = World(TASK, own, mechanism, PUBLIC.select(range(3, 30)))
         with pytest.warns(UserWarning, match="private"):
             observation = world.observe(0)
-        facts = collect_facts(world, observation)
+        facts = collect_facts(world, observation, g)
         assert (u1, u2) == (pytest.approx(0, abs=1e-9), pytest.approx(0.1, rel=1e-4))
         ratio = float(flatten(v).sum()) / power
         assert facts["relative_noise"] == pytest.approx(ratio**0.5)

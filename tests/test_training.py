@@ -17,7 +17,7 @@ from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Candidate
 from exhume.problem.task import Task
 from exhume.problem.world import World
-from exhume.trials.trial import class_count
+from exhume.trials.world import class_count
 from toys import GRAY, mlp, seeded, smooth
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])

@@ -23,6 +23,9 @@ from exhume.defenses.pruning import Pruning
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Fact
 from exhume.problem.threat import PRESETS, ThreatModel
+from exhume.runs.records import SettingSpec
+from exhume.trials.exact import exact_of, make_exact
+from exhume.trials.setting import make_setting
 from test_attacks import NAMES, QUICK, quick, shared_with
 from toys import (
     GRAY,
@@ -84,7 +87,12 @@ def test_a_pickled_problem_gives_the_same_bits_in_a_fresh_process():
     problems = {
         shared: _with_prior(shared) for shared in {shared_with(n) for n in NAMES}
     }
-    given = {n: (problems[shared_with(n)], QUICK.get(n, {})) for n in NAMES}
+    assert_same_answers_elsewhere({n: problems[shared_with(n)] for n in NAMES})
+
+
+def assert_same_answers_elsewhere(problems):
+    """Attack problems here and in a fresh process, by the name of the attack."""
+    given = {n: (problem, QUICK.get(n, {})) for n, problem in problems.items()}
     done = subprocess.run(
         [sys.executable, "-c", _ELSEWHERE],
         input=pickle.dumps(given),
@@ -96,8 +104,8 @@ def test_a_pickled_problem_gives_the_same_bits_in_a_fresh_process():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for name in NAMES:
-            here = quick(name)(problems[shared_with(name)], key=4)
+        for name, problem in problems.items():
+            here = quick(name)(problem, key=4)
             inputs, targets, objective = elsewhere[name]
             assert inputs.tobytes() == here.inputs.numpy().tobytes(), name
             assert targets.tolist() == here.targets.tolist(), name
@@ -289,13 +297,86 @@ def test_garbage_in_place_of_the_truth_changes_no_bit(name):
 
 def test_the_observation_is_a_copy():
     """An attack that wrote to its observation could not reach the evaluator's."""
-    world = make_world()
+    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 5))
+    world = make_world(labels=(2, 4), model=seeded(norm, 0), mode="train")
     observation = world.observe()
-    problem = ThreatModel("labels-known").reveal(world, observation)
-    kept = {n: t.clone() for n, t in observation.values.items()}
-    for t in problem.observed.values():
-        t.zero_()
-    assert all(torch.equal(observation.values[n], kept[n]) for n in kept)
+    threat = ThreatModel("all", frozenset(Fact))
+    problem, again = (threat.reveal(world, observation) for _ in range(2))
+    statistics = [t for pair in problem.require(_STATISTICS).values() for t in pair]
+    for t in (*problem.observed.values(), *statistics, problem.require(Fact.LABELS)):
+        t.fill_(7)
+    after = threat.reveal(world, observation)
+    assert carried_bytes(after) == carried_bytes(again) != carried_bytes(problem)
+    assert world.batch.targets.tolist() == [2, 4]
+
+
+def carried_bytes(problem) -> list[bytes]:
+    return [t.numpy().tobytes() for t in carried(problem)]
+
+
+# --- (g) a setting is made once, and shared by all attacks on it ---------------------
+
+TRAINED = SettingSpec(
+    data={"name": "digits"},
+    model={"name": "homogeneous-mlp", "hidden": [8]},
+    observation={"name": "weights", "iterations": 40},
+    defenses=({"name": "gaussian-noise", "std": 1e-3},),
+    batch_size=2,
+)
+
+
+def holds_tree(found: list[torch.Tensor], tree) -> bool:
+    return any(
+        t.shape == own.shape and torch.equal(t, own.double())
+        for t in found
+        for own in tree.values()
+    )
+
+
+@pytest.mark.parametrize("threat", sorted(PRESETS))
+def test_a_problem_carries_nothing_of_the_exact_update(threat, tmp_path):
+    """What a training left is on the evaluator's side: noise was added to it."""
+    setting = make_setting(TRAINED, tmp_path)
+    exact = exact_of(setting.world, TRAINED, tmp_path).whole
+    assert holds_tree(carried(setting), setting.release.observation.values)
+    problem = ThreatModel(threat).reveal(setting.world, setting.release.observation)
+    found = carried(problem)
+    assert holds_tree(found, problem.observed)
+    assert not holds_tree(found, exact)
+    assert not holds_inputs(found, setting.world.batch.inputs)
+
+
+def test_a_problem_of_a_setting_from_a_file_gives_the_same_bits_elsewhere(tmp_path):
+    """Neither the process that trained nor the file of the training is needed."""
+    make_exact(TRAINED, tmp_path)
+    fresh = TRAINED, tmp_path
+    done = subprocess.run(
+        [sys.executable, "-c", _REVEALS],
+        input=pickle.dumps(fresh),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    problem = pickle.loads(done.stdout)
+    for file in (tmp_path / "exact").iterdir():
+        file.unlink()
+    setting = make_setting(TRAINED)
+    own = ThreatModel("labels-known").reveal(setting.world, setting.release.observation)
+    assert carried_bytes(problem) == carried_bytes(own)
+    assert_same_answers_elsewhere({"kkt": own})
+
+
+_REVEALS = """
+import pickle, sys
+import torch
+from exhume.problem.threat import ThreatModel
+from exhume.trials.setting import make_setting
+torch.set_num_threads(1)
+setting = make_setting(*pickle.loads(sys.stdin.buffer.read()))
+problem = ThreatModel("labels-known").reveal(setting.world, setting.release.observation)
+sys.stdout.buffer.write(pickle.dumps(problem))
+"""
+_STATISTICS = Fact.BATCH_NORM_STATISTICS
 
 
 def test_attacks_and_priors_cannot_name_the_evaluators_side():

@@ -217,7 +217,7 @@ def test_the_evaluator_sees_what_training_left(decay):
     model, own = world.mechanism.observation, world.batch
     assert isinstance(model, Weights)
     trained = model.train(world.task, Candidate(own.inputs, own.targets))
-    facts = collect_facts(world, world.observe())
+    facts = collect_facts(world, world.observe(), world.exact()[0])
     name, other = ("training_loss", "stationarity")[:: -1 if decay else 1]
     expected = trained.stationarity if decay else trained.loss
     assert facts[name] == pytest.approx(expected, rel=1e-9)

@@ -63,4 +63,4 @@ class MissingKnowledge(ExhumeError):
 
 
 class Unsuited(ExhumeError):
-    """The attack inverts another kind of observation than the one it was given."""
+    """The attack is for other kinds of examples or observations than those given."""

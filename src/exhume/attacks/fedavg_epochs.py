@@ -164,7 +164,7 @@ class FedavgEpochs(MatchingAttack):
         if not several or self.invariance == 0:
             return ()
         kernel = None
-        if self.invariant == "convolution" and spec.kind == "image":
+        if self.invariant == "convolution" and spec.grid is not None:
             kernel = random_kernel(spec.shape[0], 0)
         weight = self.invariance / (spec.peak or 1.0) ** 2
         size: int = problem.require(Fact.BATCH_SIZE)

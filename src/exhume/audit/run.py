@@ -106,11 +106,12 @@ def _prepare(specs: Sequence[TrialSpec]) -> None:
 
     # Trials in this process find the fitted prior in a cache: the bits must be theirs.
     with single_threaded():
-        from exhume.trials.trial import prepare
+        from exhume.trials.setting import prepare
 
         first = specs[0].seed
-        for spec in {s.setting: s for s in specs if s.seed == first}.values():
-            prepare(spec)
+        settings = [s.released for s in specs if s.seed == first]
+        for setting in {s.id: s for s in settings}.values():
+            prepare(setting)
 
 
 def _write_settings(settings: AuditSettings, folder: Path) -> None:

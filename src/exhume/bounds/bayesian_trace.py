@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
@@ -62,6 +62,11 @@ class BayesianTrace(Bound):
             if count < 2:
                 msg = f"{name} is {count}; the bound needs 2 or more to state its error"
                 raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return few draws."""
+        return (cls(draws=4),)
 
     def __call__(
         self, world: World, prior: Density | None = None, key: int = 0

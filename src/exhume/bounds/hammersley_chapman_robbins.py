@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from exhume.bounds.accounting import (
     check_training,
@@ -90,6 +90,11 @@ class HammersleyChapmanRobbins(Bound):
         if self.diameter is not None and not 0 < self.diameter < math.inf:
             msg = f"diameter is {self.diameter}; expected a positive length"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a range of length 1."""
+        return (cls(diameter=1.0),)
 
     def __call__(
         self, world: World, prior: Density | None = None, key: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
@@ -93,6 +93,11 @@ class NoPriorGaussian(Bound):
         if self.draws < 2:
             msg = f"draws is {self.draws}; 2 or more are needed to state the error"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return the expected error, and the success within a radius."""
+        return (cls(), cls(radius=0.1))
 
     def __call__(
         self, world: World, prior: Density | None = None, key: int = 0

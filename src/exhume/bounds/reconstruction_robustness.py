@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,6 +147,11 @@ class ReconstructionRobustness(Bound):
         if self.radius is not None and not 0 < self.radius < math.inf:
             msg = f"radius is {self.radius}; expected a positive mean squared error"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a stated chance level, and the one of a radius."""
+        return (cls(), cls(radius=0.1))
 
     def __call__(
         self, world: World, prior: Density | None = None, key: int = 0

@@ -72,18 +72,15 @@ def write(
     }
     write_bytes(folder / "attack.json", dumps(record).encode())
     write_bytes(folder / _ANSWER, save(ready))
-    if problem.spec.kind == "image":
-        _pictures(folder, problem, answer)
+    _pictures(folder, problem, answer)
 
 
 def _pictures(folder: Path, problem: Problem, answer: Reconstruction) -> None:
-    from exhume.report.pictures import limits, png
-
     for i, example in enumerate(answer.inputs.detach().cpu().double().numpy()):
-        low, high = problem.spec.low, problem.spec.high
-        ends = limits(example) if low is None or high is None else (low, high)
-        encoded = png(example, *ends).partition(",")[2]
-        write_bytes(folder / f"example-{i}.png", base64.b64decode(encoded))
+        picture = problem.spec.draw(example, example)
+        if picture.png:
+            encoded = picture.png.partition(",")[2]
+            write_bytes(folder / f"example-{i}.png", base64.b64decode(encoded))
 
 
 def show(answer: Reconstruction, scores: Scores, folder: Path) -> None:

@@ -104,6 +104,10 @@ Schedule = Annotated[
 ]
 Mode = Annotated[str | None, _says("eval or train.")]
 Shape = Annotated[str | None, _says("Of one example: 3,32,32 or 100.")]
+Event = Annotated[
+    str | None,
+    _says("Kind of the examples (exhume list events), if the shape does not tell it."),
+]
 Range = Annotated[str | None, _says("Of its values: 0,1 or none.", "--range")]
 Loss = Annotated[str | None, _says("cross-entropy (if omitted), logistic or mse.")]
 Mean = Annotated[str | None, _says("Of the normalisation: 0.5 or one per channel.")]
@@ -137,6 +141,7 @@ def attack(
     out: Out = None,
     mode: Mode = None,
     shape: Shape = None,
+    event: Event = None,
     range_: Range = None,
     loss: Loss = None,
     mean: Mean = None,
@@ -159,6 +164,7 @@ def attack(
     said = Said(
         mode=mode,
         shape=shape,
+        event=event,
         range_=range_,
         loss=loss,
         mean=mean,

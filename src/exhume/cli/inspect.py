@@ -90,8 +90,11 @@ def _safetensors(path: Path) -> None:
 
 
 def _observation(record: Metadata, header: Header) -> None:
-    event, task = record.task.event, record.task
-    low_high = f" in [{event.range[0]:g}, {event.range[1]:g}]" if event.range else ""
+    from exhume.problem.event import EventSpec
+
+    event, task = EventSpec.from_record(record.task.event), record.task
+    bounded = event.peak is not None
+    low_high = f" in [{event.low:g}, {event.high:g}]" if bounded else ""
     defense = (
         "withheld"
         if record.defense is None

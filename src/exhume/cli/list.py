@@ -22,6 +22,7 @@ LISTED = {
     "bounds": "bound",
     "data": "data",
     "defenses": "defense",
+    "events": "event",
     "executors": "executor",
     "metrics": "metric",
     "models": "model",

@@ -90,7 +90,7 @@ def observe(
         raise InvalidInput(msg)
     shared = shared and complete(shared, said)
     spec = said.facts().get("spec") if shared is None else shared.spec
-    own = None if data is None else load_batch(data, spec and spec.shape)
+    own = None if data is None else load_batch(data, spec)
     if shared is None:
         assert own is not None  # one of the two is given
         own = own.select(range(min(said.batch_size or 1, len(own))))
@@ -154,7 +154,7 @@ def known(
             raise InvalidInput(msg)
         return {}
     assert shared.spec is not None  # `complete` or `simulate` set it
-    examples = load_batch(public, shared.spec.shape)
+    examples = load_batch(public, shared.spec)
     if examples.spec.shape != shared.spec.shape:
         msg = (
             f"the public examples have shape {list(examples.spec.shape)}, the private "

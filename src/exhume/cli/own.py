@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exhume.cli.said import Said
     from exhume.observations.shared import SharedObservation
     from exhume.problem.batch import Batch
+    from exhume.problem.event import EventSpec
 
 __all__ = ["load_batch", "load_model", "simulate"]
 
@@ -88,24 +89,28 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def load_batch(where: str, like: Sequence[int] | None = None) -> Batch:
+def load_batch(where: str, like: EventSpec | None = None) -> Batch:
     """Load examples from a registered source, a folder of images or an .npz file.
 
     Args:
-        where: a name, or a path.
-        like: shape of one example, to which a folder of images is shrunk.
+        where: a name, a path, or name and options as in a settings file:
+            ``{name = "mnist", path = "mnist"}``.
+        like: one example; a folder of images is shrunk to its size.
     """
     from exhume.config import build
     from exhume.files import refuse_pickle
     from exhume.registry import names
 
     path = Path(where)
-    if where in names("data"):
-        given: dict[str, Any] = {"name": where}
+    if where.lstrip().startswith("{"):
+        given: dict[str, Any] = _table(where)
+    elif where in names("data"):
+        given = {"name": where}
     elif path.is_dir():
         given = {"name": "folder", "path": where}
-        if like is not None and len(like) == 3:
-            given |= {"size": like[-1], "gray": like[0] == 1}
+        grid = None if like is None else like.grid
+        if grid is not None:
+            given |= {"size": grid[-1], "gray": grid[0] == 1}
     elif path.exists():
         refuse_pickle(path)
         given = {"name": "npz", "path": where}
@@ -114,3 +119,14 @@ def load_batch(where: str, like: Sequence[int] | None = None) -> Batch:
         msg = f"there is no data called {where!r}, nor a path; known names: {known}"
         raise UnknownName(msg)
     return build("data", given).load()
+
+
+def _table(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(f"data = {text}")["data"]
+    except tomllib.TOMLDecodeError as error:
+        msg = (
+            f"{text!r} is no table of a settings file ({error}); expected something "
+            f'like {{name = "mnist", path = "mnist"}}'
+        )
+        raise InvalidInput(msg) from error

@@ -23,6 +23,7 @@ class Said:
 
     Attributes:
         shape: of one example, ``3,32,32`` or ``100``.
+        event: kind of the examples; None takes it from the shape.
         range_: ``0,1``, or ``none`` for unbounded.
         mode: ``eval`` or ``train``.
         loss: name of the training loss.
@@ -37,6 +38,7 @@ class Said:
     """
 
     shape: str | None = None
+    event: str | None = None
     range_: str | None = None
     mode: str | None = None
     loss: str | None = None
@@ -96,15 +98,23 @@ class Said:
         from exhume.problem.event import EventSpec
 
         shape = tuple(int(n) for n in _numbers("shape", self.shape or "", int))
-        kind = "image" if len(shape) == 3 else "vector"
-        bounded = self.range_ or ("0,1" if kind == "image" else "none")
-        if bounded == "none":
-            return EventSpec(kind, shape)
-        ends = _numbers("range", bounded, float)
+        ends = self._range()
+        if self.event is None:
+            spec = EventSpec.of_shape(shape)
+        else:
+            spec = EventSpec.of(self.event, shape)
+        low, high = spec.usual or (None, None) if ends is None else ends
+        return replace(spec, low=low, high=high)
+
+    def _range(self) -> tuple[float | None, float | None] | None:
+        """Return the range that is said, or None if nothing is said of it."""
+        if self.range_ in (None, "none"):
+            return None if self.range_ is None else (None, None)
+        ends = _numbers("range", self.range_, float)
         if len(ends) != 2:
-            msg = f"--range is {bounded!r}; expected two numbers, like 0,1, or none"
+            msg = f"--range is {self.range_!r}; expected two numbers, like 0,1, or none"
             raise InvalidInput(msg)
-        return EventSpec(kind, shape, *ends)
+        return ends[0], ends[1]
 
     def _normalise(self) -> Any:
         from exhume.problem.task import Normalisation

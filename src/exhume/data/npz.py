@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import numpy as np
@@ -96,11 +96,11 @@ class Npz(DataSource):
         raise InvalidInput(msg)
 
     def _spec(self, inputs: np.ndarray) -> EventSpec:
-        low, high = self.low, self.high
-        kind = "vector" if inputs.ndim == 2 else "image"
-        if low is None and (kind == "image" or inputs.dtype == np.uint8):
-            low, high = 0.0, 1.0
-        return EventSpec(kind, inputs.shape[1:], low, high)
+        spec = EventSpec.of_shape(inputs.shape[1:], self.low, self.high)
+        usual = (0.0, 1.0) if inputs.dtype == np.uint8 else spec.usual
+        if spec.low is None and usual is not None:
+            spec = replace(spec, low=usual[0], high=usual[1])
+        return spec
 
 
 def _checked_targets(targets: np.ndarray, name: str) -> np.ndarray:

@@ -71,7 +71,7 @@ class Relabelled(DataSource):
             targets, kept = self._grouped(targets)
         inputs, spec = whole.inputs[kept], whole.spec
         if self.pool > 1:
-            if spec.kind != "image" or min(spec.shape[1:]) < self.pool:
+            if spec.grid is None or min(spec.grid[1:]) < self.pool:
                 msg = (
                     f"pool is {self.pool}, but the examples are of kind {spec.kind!r} "
                     f"with shape {list(spec.shape)}; it averages squares of pixels"

@@ -6,42 +6,25 @@ import torch
 from torch import Tensor
 
 from exhume.errors import InvalidInput
-from exhume.formula import formula
+from exhume.problem.event import EventSpec
 
-__all__ = ["UNMATCHED", "align_labels", "match", "squared_distances"]
+__all__ = ["UNMATCHED", "align_labels", "match"]
 
 #: in the result of :func:`match`: this truth has no estimate
 UNMATCHED = -1
 
 
-@formula(r"C_{ij} = \lVert \hat x_i - x_j \rVert_2^2", reference="definition")
-def squared_distances(guess: Tensor, truth: Tensor) -> Tensor:
-    r"""Return all pairwise squared distances.
+def match(guess: Tensor, truth: Tensor, spec: EventSpec) -> Tensor:
+    """Assign estimates to truths so that the total distance is least.
 
-    C_{ij} = ‖x̂_i − x_j‖².
-
-    Args:
-        guess: x̂, shape [B̂, *event].
-        truth: x, shape [B, *event].
-
-    Returns:
-        C, shape [B̂, B], float64, in squared units of the data.
-    """
-    rows = guess.detach().double().flatten(1)
-    columns = truth.detach().double().flatten(1)
-    # The differences themselves: ‖a‖² + ‖b‖² − 2ab loses every digit at an exact guess.
-    return torch.stack([(rows - x).square().sum(dim=1) for x in columns], dim=1)
-
-
-def match(guess: Tensor, truth: Tensor) -> Tensor:
-    """Assign estimates to truths so that the total squared error is least.
-
-    The assignment reads inputs only. With B̂ < B estimates, B − B̂ truths stay without
+    The distance is that of the event, a squared error unless it says otherwise. The
+    assignment reads inputs only. With B̂ < B estimates, B − B̂ truths stay without
     one (:data:`UNMATCHED`) and have no score; with B̂ > B, the surplus is ignored.
 
     Args:
         guess: x̂, shape [B̂, *event].
         truth: x, shape [B, *event].
+        spec: kind of the examples, whose distance is used.
 
     Returns:
         shape [B], int64: for each truth the index of its estimate, or −1.
@@ -63,7 +46,7 @@ def match(guess: Tensor, truth: Tensor) -> Tensor:
     if not bool(torch.isfinite(guess).all()):
         msg = "the estimates contain NaN or infinity; a diverged attack has no scores"
         raise InvalidInput(msg)
-    cost = squared_distances(guess, truth).cpu().numpy()
+    cost = spec.distance(guess, truth).cpu().numpy()
     estimates, truths = linear_sum_assignment(cost)
     assignment = torch.full((len(truth),), UNMATCHED, dtype=torch.int64)
     assignment[torch.from_numpy(truths)] = torch.from_numpy(estimates)

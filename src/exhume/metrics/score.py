@@ -106,7 +106,7 @@ def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
     Raises:
         InvalidInput: the estimates have another shape, or are not finite.
     """
-    index = match(reconstruction.inputs, batch.inputs)
+    index = match(reconstruction.inputs, batch.inputs, batch.spec)
     rows = (index != UNMATCHED).nonzero().flatten()
     found = {
         "inputs": reconstruction.inputs.detach()[index[rows]],

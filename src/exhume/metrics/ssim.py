@@ -92,7 +92,7 @@ class Ssim(Metric):
         self, guess: Tensor, truth: Tensor, spec: EventSpec
     ) -> Tensor | NotApplicable:
         """Score each image."""
-        if spec.kind != "image":
+        if spec.grid is None:
             return NotApplicable(f"SSIM compares images; this is a {spec.kind}")
         if spec.peak is None:
             return NotApplicable("SSIM needs images with a known range; this has none")

@@ -38,8 +38,12 @@ def fresh(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Modu
     costs time nor touches the global random state.
 
     Args:
-        build: makes the network from linear, convolution and BatchNorm layers.
+        build: makes the network from layers of PyTorch, or from own ones that have a
+            ``reset_parameters``.
         generator: source of the weights; parameters are drawn in module order.
+
+    Raises:
+        TypeError: a layer with parameters or buffers cannot initialise itself.
     """
     with torch.device("meta"):
         net = build()
@@ -50,10 +54,29 @@ def fresh(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Modu
             uniform_(module, bound, generator)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-        elif list(module.parameters(recurse=False)):
-            msg = f"no initialisation is known for {type(module).__name__}"
-            raise TypeError(msg)
+        elif _holds_numbers(module):
+            _reset(module, generator)
     return net
+
+
+def _holds_numbers(module: nn.Module) -> bool:
+    own = (module.parameters(recurse=False), module.buffers(recurse=False))
+    return any(True for tensors in own for _ in tensors)
+
+
+def _reset(module: nn.Module, generator: torch.Generator) -> None:
+    """Let a layer draw its own parameters; the global random state is as before."""
+    reset = getattr(module, "reset_parameters", None)
+    if reset is None:
+        msg = (
+            f"no initialisation is known for {type(module).__name__}; give it a method "
+            f"reset_parameters"
+        )
+        raise TypeError(msg)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # noqa: TID251 - forgotten when the fork ends
+        reset()
 
 
 def uniform_(module: nn.Module, bound: float, generator: torch.Generator) -> None:
@@ -78,13 +101,13 @@ def require_image(spec: EventSpec, net: str, least_side: int = 1) -> None:
         net: registered name, for the message.
         least_side: least height and width in pixels.
     """
-    if spec.kind != "image":
+    if spec.grid is None:
         msg = (
             f"the model {net!r} reads images, but the data are of kind {spec.kind!r} "
             f"with shape {list(spec.shape)}; use 'mlp' or 'two-layer'"
         )
         raise InvalidInput(msg)
-    height, width = spec.shape[1:]
+    _, height, width = spec.grid
     if min(height, width) < least_side:
         msg = (
             f"the model {net!r} needs images of at least {least_side} x {least_side} "

@@ -25,13 +25,7 @@ from torch import Tensor
 from exhume.config import build, describe
 from exhume.errors import ExhumeError, InvalidInput, shown
 from exhume.files import read_header
-from exhume.observations.metadata import (
-    FORMAT,
-    DefenseRecord,
-    EventRecord,
-    Metadata,
-    TaskRecord,
-)
+from exhume.observations.metadata import FORMAT, DefenseRecord, Metadata, TaskRecord
 from exhume.observations.metadata import parse as parse_metadata
 from exhume.observations.shared import SharedObservation, Statistics
 from exhume.problem.defense import Defense, Plan
@@ -91,7 +85,6 @@ def _metadata(shared: SharedObservation) -> Metadata:
             f"trained weights as a plain checkpoint"
         )
         raise InvalidInput(msg)
-    unbounded = spec.low is None or spec.high is None
     normalise = shared.normalise
     given = {
         "weights": bool(shared.reference),
@@ -111,11 +104,7 @@ def _metadata(shared: SharedObservation) -> Metadata:
         task=TaskRecord(
             loss=shared.loss,
             mode=mode,
-            event=EventRecord(
-                kind=spec.kind,
-                shape=list(spec.shape),
-                range=None if unbounded else (spec.low, spec.high),  # type: ignore[arg-type]
-            ),
+            event=spec.record(),
             normalise=normalise
             and {"mean": list(normalise.mean), "std": list(normalise.std)},
         ),
@@ -189,7 +178,7 @@ def load(path: Path | str) -> SharedObservation:
     shared = SharedObservation(
         values=values,
         observation=_observation_model(metadata, what),
-        spec=_spec(metadata.task.event),
+        spec=_spec(metadata.task.event, what),
         loss=metadata.task.loss,
         mode=metadata.task.mode,
         normalise=_normalisation(metadata.task.normalise, what),
@@ -230,9 +219,12 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tree:
     return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _spec(event: EventRecord) -> EventSpec:
-    low, high = event.range or (None, None)
-    return EventSpec(event.kind, tuple(event.shape), low, high)
+def _spec(event: dict[str, Any], what: str) -> EventSpec:
+    try:
+        return EventSpec.from_record(event)
+    except ExhumeError as error:
+        msg = f"the metadata of {what}: {error}"
+        raise InvalidInput(msg) from error
 
 
 def _normalisation(

@@ -11,15 +11,7 @@ from typing import Any, Literal
 from exhume.config import validate
 from exhume.errors import InvalidInput, shown
 
-__all__ = [
-    "ENTRY",
-    "FORMAT",
-    "DefenseRecord",
-    "EventRecord",
-    "Metadata",
-    "TaskRecord",
-    "parse",
-]
+__all__ = ["ENTRY", "FORMAT", "DefenseRecord", "Metadata", "TaskRecord", "parse"]
 
 #: name of the one metadata entry of the safetensors file
 ENTRY = "exhume"
@@ -28,26 +20,15 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventRecord:
-    """Kind, shape and range of one example; ``range`` is null if unbounded."""
-
-    kind: Literal["image", "vector"]
-    shape: list[int]
-    range: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.range or ())):
-            msg = f"range is {self.range}; give two finite numbers, or null"
-            raise InvalidInput(msg)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """What the client trained: loss, mode, event, and the map applied to inputs."""
+    """What the client trained: loss, mode, event, and the map applied to inputs.
+
+    ``event`` is the record of an :class:`~exhume.problem.event.EventSpec`.
+    """
 
     loss: str
     mode: Literal["eval", "train"]
-    event: EventRecord
+    event: dict[str, Any]
     reduction: Literal["mean"] = "mean"
     normalise: dict[str, list[float]] | None = None
 

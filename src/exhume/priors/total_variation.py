@@ -128,12 +128,12 @@ class TotalVariationDensity(Density):
 
     def energy(self, inputs: Tensor) -> Tensor:
         """Return w TV(x) summed over the batch, a scalar."""
-        _check_images(inputs.shape[1:])
+        _check_grid(inputs)
         return self.weight * total_variation(inputs, self.kind, self.smoothing)
 
     def curvature(self, inputs: Tensor, direction: Tensor) -> Tensor:
         """Return w H(x) t with H the lagged diffusivity, shape [B, C, H, W]."""
-        _check_images(inputs.shape[1:])
+        _check_grid(inputs)
         product = lagged_diffusivity(inputs, direction, self.kind, self.smoothing)
         return self.weight * product
 
@@ -201,7 +201,8 @@ class TotalVariation(Prior):
             InvalidInput: the examples are no images, or they are all constant.
         """
         del task
-        _check_images(public.spec.shape)
+        if public.spec.grid is None:
+            raise _no_grid(public.spec.shape)
         weight = self.weight if self.weight is not None else self._weight(public)
         return TotalVariationDensity(
             weight=weight, kind=self.kind, smoothing=self.smoothing
@@ -212,14 +213,18 @@ class TotalVariation(Prior):
         if float(total) <= 0:
             msg = "every public image is constant; give the weight of total variation"
             raise InvalidInput(msg)
-        freedom = public.spec.dimension - public.spec.shape[0]
+        assert public.spec.grid is not None  # `fit` has checked
+        freedom = public.spec.dimension - public.spec.grid[0]
         return homogeneous_weight(freedom, float(total) / len(public))
 
 
-def _check_images(shape: tuple[int, ...]) -> None:
-    if len(shape) != 3:
-        msg = (
-            f"total variation needs images of shape [C, H, W], got examples of shape "
-            f"{list(shape)}; use the prior 'gaussian' for other data"
-        )
-        raise InvalidInput(msg)
+def _check_grid(inputs: Tensor) -> None:
+    if inputs.dim() != 4:
+        raise _no_grid(tuple(inputs.shape[1:]))
+
+
+def _no_grid(shape: tuple[int, ...]) -> InvalidInput:
+    return InvalidInput(
+        f"total variation needs images of shape [C, H, W], got examples of shape "
+        f"{list(shape)}; use the prior 'gaussian' for other data"
+    )

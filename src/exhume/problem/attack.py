@@ -8,8 +8,8 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from exhume.errors import Unsuited
-from exhume.problem.event import EventKind
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.member import Member
 from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.tree import check_finite, check_same_layout
@@ -31,7 +31,7 @@ _SHORT: dict[ObservationKind, str] = {
 }
 
 
-class Attack(ABC):
+class Attack(Member, ABC):
     """A reconstructor A(O, knowledge); leaves are frozen dataclasses of numbers.
 
     An attack gets the facts it declares and no others, so it cannot touch what it did
@@ -40,19 +40,17 @@ class Attack(ABC):
     Attributes:
         needs: facts without which it cannot run.
         uses: facts that it uses where they are given.
-        kinds: kinds of events that it can reconstruct.
+        events: kinds of examples that it can reconstruct; empty for every kind.
         inverts: kinds of observations that it can invert. One that inverts gradients
             gets the gradient behind an update of one plain step.
         baseline: a chance level that every table shows, not an attack.
-        bibtex: the entries to cite, or "".
     """
 
     needs: ClassVar[frozenset[Fact]]
     uses: ClassVar[frozenset[Fact]] = frozenset()
-    kinds: ClassVar[frozenset[EventKind]] = frozenset({"image", "vector"})
+    events: ClassVar[frozenset[str]] = frozenset()
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient"})
     baseline: ClassVar[bool] = False
-    bibtex: ClassVar[str] = ""
 
     @final
     def __call__(self, problem: Problem, key: int = 0) -> Reconstruction:
@@ -64,7 +62,7 @@ class Attack(ABC):
 
         Raises:
             MissingKnowledge: the problem lacks a fact that the attack needs.
-            Unsuited: it inverts another kind of observation.
+            Unsuited: it reconstructs examples, or inverts observations, of other kinds.
             Inconsistent: the observation holds NaN or infinity, or its tensors are not
                 those of the model.
         """
@@ -78,6 +76,13 @@ class Attack(ABC):
 
     def _suited(self, problem: Problem) -> Problem:
         """Return what the attack may see, as a kind of observation that it inverts."""
+        if self.events and problem.spec.kind not in self.events:
+            kinds = " or ".join(sorted(self.events))
+            msg = (
+                f"this attack reconstructs examples of kind {kinds}, and these are of "
+                f"kind {problem.spec.kind}; choose another attack"
+            )
+            raise Unsuited(msg)
         own = problem.restricted(self.needs | self.uses)
         model = problem.observation_model
         if model is UNKNOWN or model.kind in self.inverts:

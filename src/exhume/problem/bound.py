@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
+from exhume.problem.member import Member
 from exhume.problem.prior import Density
 from exhume.problem.world import World
 
@@ -105,14 +106,8 @@ class RiskValue:
     details: Mapping[str, float] = field(default_factory=dict)
 
 
-class Bound(ABC):
-    """A bound on reconstruction error or success; leaves are frozen dataclasses.
-
-    Attributes:
-        bibtex: the entries to cite, or "".
-    """
-
-    bibtex: ClassVar[str] = ""
+class Bound(Member, ABC):
+    """A bound on reconstruction error or success; leaves are frozen dataclasses."""
 
     @abstractmethod
     def __call__(

@@ -85,8 +85,7 @@ class Mechanism:
         """Raise where a defense acts inside of one gradient and none is shared."""
         kind = self.observation.kind
         for defense in self.defenses if kind != "gradient" else ():
-            inside = type(defense).transform_model is not Defense.transform_model
-            if inside or defense.stage is Stage.EXAMPLE:
+            if _acts_inside(defense) or defense.stage is Stage.EXAMPLE:
                 msg = (
                     f"{registered_name(type(defense))!r} changes how one gradient is "
                     f"computed, and the client shares {kind}; use a defense of the "
@@ -139,9 +138,10 @@ class Mechanism:
         particular = [d for d in self.defenses if d.designed_for is not None]
         if not particular:
             return
-        own, last = len(batch), self.defenses[-1]
-        if isinstance(last, Aggregation):
-            own = len(last.split(Candidate(batch.inputs, batch.targets))[0].inputs)
+        own = len(batch)
+        if self.aggregation is not None:
+            parts = self.aggregation.split(Candidate(batch.inputs, batch.targets))
+            own = len(parts[0].inputs)
         for defense in particular:
             if defense.designed_for != own:
                 msg = (
@@ -167,6 +167,7 @@ class Mechanism:
         key: int,
         public: Batch | None = None,
         plans: tuple[Plan, ...] | None = None,
+        exact: tuple[Tree, ...] | None = None,
     ) -> Observation:
         """Run the mechanism once on private data.
 
@@ -176,6 +177,7 @@ class Mechanism:
             key: all randomness of the run.
             public: public data for calibration.
             plans: calibrated plans, if there are any already.
+            exact: F(S) of each client, if :meth:`exact` has computed it for this run.
 
         Raises:
             InvalidInput: a defense is made for batches of another size.
@@ -183,9 +185,8 @@ class Mechanism:
         self.check_batch(batch)
         if plans is None:
             plans = self.calibrate(task, public, key)
-        values = self.values(task, batch, key, plans)
-        for defense, plan in zip(self.defenses, plans, strict=True):
-            task = defense.transform_task(task, plan)
+        values = self.values(task, batch, key, plans, exact)
+        task, _ = self.transformed(task, plans)
         statistics = {
             name: (mean.detach(), var.detach())
             for name, (mean, var) in task.batch_statistics(
@@ -194,37 +195,103 @@ class Mechanism:
         }
         return Observation(values, statistics, plans, key)
 
+    def transformed(
+        self, task: Task, plans: tuple[Plan, ...]
+    ) -> tuple[Task, ObservationModel]:
+        """Return the task and F of one client after every defense, as is public."""
+        model = self.observation
+        for defense, plan in zip(self.defenses, plans, strict=True):
+            task = defense.transform_task(task, plan)
+            model = defense.transform_model(model, plan)
+        return task, model
+
     def values(
-        self, task: Task, batch: Batch, key: int, plans: tuple[Plan, ...]
+        self,
+        task: Task,
+        batch: Batch,
+        key: int,
+        plans: tuple[Plan, ...],
+        exact: tuple[Tree, ...] | None = None,
     ) -> Tree:
         """Return what :meth:`sample` releases, and nothing else of the observation."""
-        self.check_batch(batch)
-        whole = Candidate(batch.inputs.to(task.dtype), batch.targets)
-        last = self.defenses[-1] if self.defenses else None
-        if not isinstance(last, Aggregation):
-            return self._client(task, whole, plans, key)
-        clients = Mechanism(self.observation, self.defenses[:-1])
-        updates = [
-            clients._client(task, part, plans[:-1], fold(key, "client", k))
-            for k, part in enumerate(last.split(whole))
-        ]
-        return last.combine(updates, plans[-1], fold(key, "combine"))
+        if exact is None:
+            exact = self.exact(task, batch, key, plans)
+        own = self.defenses if self.aggregation is None else self.defenses[:-1]
+        client = Mechanism(self.observation, own)
+        updates = []
+        for (part, secret), update in zip(
+            self._clients(task, batch, key), exact, strict=True
+        ):
+            _, _, personal = self._personalise(len(own), task, part, plans, secret)
+            updates.append(client.release(update, personal, secret))
+        if self.aggregation is None:
+            return updates[0]
+        return self.aggregation.combine(updates, plans[-1], fold(key, "combine"))
 
-    def _client(
-        self, task: Task, own: Candidate, plans: tuple[Plan, ...], key: int
-    ) -> Tree:
-        """Release one client's update."""
+    def exact(
+        self, task: Task, batch: Batch, key: int, plans: tuple[Plan, ...]
+    ) -> tuple[Tree, ...]:
+        """Return F(S) of each client; there is one client without an aggregation.
+
+        It depends on the first :attr:`shaping` defenses and on the aggregation, so that
+        mechanisms which differ in the others share it.
+
+        Args:
+            task: model, loss, mode.
+            batch: the private S, of all clients together.
+            key: all randomness of the run.
+            plans: calibrated plans.
+
+        Raises:
+            InvalidInput: a defense is made for batches of another size.
+        """
+        self.check_batch(batch)
+        updates = []
+        for part, secret in self._clients(task, batch, key):
+            seen, model, _ = self._personalise(self.shaping, task, part, plans, secret)
+            update = model.forward(seen, part)
+            updates.append({name: t.detach() for name, t in update.items()})
+        return tuple(updates)
+
+    @property
+    def aggregation(self) -> Aggregation | None:
+        """What combines several clients, or None if there is one client."""
+        last = self.defenses[-1] if self.defenses else None
+        return last if isinstance(last, Aggregation) else None
+
+    @property
+    def shaping(self) -> int:
+        """How many of the first defenses F(S) depends on: later ones need it alone."""
+        changes = [
+            type(d).transform_task is not Defense.transform_task or _acts_inside(d)
+            for d in self.defenses
+        ]
+        return max((i for i, shapes in enumerate(changes, 1) if shapes), default=0)
+
+    def _clients(
+        self, task: Task, batch: Batch, key: int
+    ) -> list[tuple[Candidate, int]]:
+        """Cut the batch into the parts of the clients; each has a key of its own."""
+        whole = Candidate(batch.inputs.to(task.dtype), batch.targets)
+        if self.aggregation is None:
+            return [(whole, key)]
+        parts = self.aggregation.split(whole)
+        return [(part, fold(key, "client", k)) for k, part in enumerate(parts)]
+
+    def _personalise(
+        self, count: int, task: Task, own: Candidate, plans: tuple[Plan, ...], key: int
+    ) -> tuple[Task, ObservationModel, tuple[Plan, ...]]:
+        """Return the task, F and plans of a client after the first defenses."""
         model, personal = self.observation, []
         for i, (defense, public_plan) in enumerate(
-            zip(self.defenses, plans, strict=True)
+            zip(self.defenses[:count], plans[:count], strict=True)
         ):
             secret = fold(key, "personalise", i)
             plan = defense.personalise(task, model, own, public_plan, secret)
             task = defense.transform_task(task, plan)
             model = defense.transform_model(model, plan)
             personal.append(plan)
-        exact = {n: t.detach() for n, t in model.forward(task, own).items()}
-        return self.release(exact, tuple(personal), key)
+        return task, model, tuple(personal)
 
     def induced(
         self,
@@ -272,6 +339,11 @@ class Mechanism:
             seen = all(later.preserves_zeros for later in self.defenses[i + 1 :])
             laws.append(defense.push(laws[-1], plan, observed if seen else None))
         return laws
+
+
+def _acts_inside(defense: Defense) -> bool:
+    """Say whether a defense changes how the update is computed."""
+    return type(defense).transform_model is not Defense.transform_model
 
 
 def _examples(count: int) -> str:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from exhume.problem.bound import NotApplicable
 from exhume.problem.event import EventSpec
+from exhume.problem.member import Member
 
 __all__ = ["Metric"]
 
 
-class Metric(ABC):
+class Metric(Member, ABC):
     """A score of matched examples; leaves are frozen dataclasses.
 
     Attributes:
@@ -25,7 +26,6 @@ class Metric(ABC):
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool]
     compares: ClassVar[Literal["inputs", "targets"]] = "inputs"
-    bibtex: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(

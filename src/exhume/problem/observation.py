@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from exhume.errors import InvalidInput
+from exhume.problem.member import Member
 from exhume.problem.tree import Tree, subtract
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Candidate:
     nuisance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class ObservationModel(ABC):
+class ObservationModel(Member, ABC):
     """A forward model F; leaves are frozen dataclasses.
 
     Attributes:

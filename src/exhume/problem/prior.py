@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from exhume.errors import InvalidInput
+from exhume.problem.member import Member
 
 if TYPE_CHECKING:
     from exhume.problem.batch import Batch
@@ -74,15 +75,13 @@ class Density(ABC):
         )
 
 
-class Prior(ABC):
+class Prior(Member, ABC):
     """A family of densities; leaves are frozen dataclasses of numbers.
 
     Attributes:
-        bibtex: the entry to cite, or "".
         variant_bibtex: option → its value → further entries to cite for this choice.
     """
 
-    bibtex: ClassVar[str] = ""
     variant_bibtex: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     @abstractmethod

@@ -99,7 +99,7 @@ def _variants(task: Task, own: Batch) -> Iterator[tuple[str, Task, Batch]]:
     free = replace(own.spec, low=None, high=None)
     bytes_ = Batch(own.inputs * 255, own.targets, free)
     yield "with inputs in 0–255 instead of the declared range", task, bytes_
-    if own.spec.kind == "image" and own.spec.shape[0] == 3:
+    if own.spec.grid is not None and own.spec.grid[0] == 3:
         swapped = Batch(own.inputs.flip(1), own.targets, own.spec)
         yield "with the colour channels in the order blue, green, red", task, swapped
 

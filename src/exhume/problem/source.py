@@ -9,20 +9,19 @@ from torch import nn
 
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
+from exhume.problem.member import Member
 
 __all__ = ["DataSource", "ModelSource"]
 
 
-class DataSource(ABC):
+class DataSource(Member, ABC):
     """Loads real examples; leaves are frozen dataclasses of paths and sizes.
 
     Attributes:
         licence: of the data, for the report.
-        bibtex: the entry to cite, or "".
     """
 
     licence: ClassVar[str] = ""
-    bibtex: ClassVar[str] = ""
 
     @abstractmethod
     def load(self) -> Batch:
@@ -37,14 +36,8 @@ class DataSource(ABC):
         return list(range(len(batch)))
 
 
-class ModelSource(ABC):
-    """Builds a network; leaves are frozen dataclasses of sizes.
-
-    Attributes:
-        bibtex: the entry to cite, or "".
-    """
-
-    bibtex: ClassVar[str] = ""
+class ModelSource(Member, ABC):
+    """Builds a network; leaves are frozen dataclasses of sizes."""
 
     @abstractmethod
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:

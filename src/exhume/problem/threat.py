@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from exhume.errors import UnknownName
-from exhume.problem.defense import Aggregation
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import Candidate
 from exhume.problem.presets import PRESETS
@@ -84,7 +83,7 @@ class ThreatModel:
             Fact.WEIGHTS: task,
             Fact.LABELS: self._labels(world),
             Fact.BATCH_SIZE: len(world.batch),
-            Fact.BATCH_NORM_STATISTICS: observation.batch_statistics or UNKNOWN,
+            Fact.BATCH_NORM_STATISTICS: _copies(observation) or UNKNOWN,
             Fact.LOCAL_SCHEDULE: model.informed(None, None),
             Fact.LEARNING_RATE: UNKNOWN
             if model.known_rate is None
@@ -114,20 +113,26 @@ class ThreatModel:
     def _labels(self, world: World) -> Tensor:
         """Return the labels, sorted unless their order is known too."""
         return (
-            world.batch.targets
+            world.batch.targets.clone()
             if Fact.BATCH_ORDER in self.known
             else _without_order(world)
         )
 
 
+def _copies(observation: Observation) -> dict[str, tuple[Tensor, Tensor]]:
+    """Copy the statistics: others face the same observation."""
+    found = observation.batch_statistics.items()
+    return {name: (mean.clone(), variance.clone()) for name, (mean, variance) in found}
+
+
 def _without_order(world: World) -> Tensor:
     """Return the labels, sorted; behind an aggregation those of each client."""
-    last = world.mechanism.defenses[-1] if world.mechanism.defenses else None
-    if not isinstance(last, Aggregation):
+    aggregation = world.mechanism.aggregation
+    if aggregation is None:
         return sorted_targets(world.batch.targets)
     # Sorted over all clients they would no longer be those of the parts that the
     # forward model of the aggregation cuts.
-    parts = last.split(Candidate(world.batch.inputs, world.batch.targets))
+    parts = aggregation.split(Candidate(world.batch.inputs, world.batch.targets))
     return torch.cat([sorted_targets(part.targets) for part in parts])
 
 

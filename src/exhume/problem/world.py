@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 
 from exhume.errors import InvalidInput
@@ -11,6 +12,7 @@ from exhume.problem.mechanism import Mechanism
 from exhume.problem.prior import Density
 from exhume.problem.release import Observation
 from exhume.problem.task import Task
+from exhume.problem.tree import Tree
 
 __all__ = ["World"]
 
@@ -25,7 +27,6 @@ class World:
         mechanism: D∘F.
         public: public examples, disjoint from the batch, or None.
         prior: a density fitted to public data, or None.
-        calibrated: plans by key, as far as they are known; :meth:`plans` adds to it.
 
     Raises:
         InvalidInput: a private example is among the public ones, or a label is not one
@@ -37,7 +38,7 @@ class World:
     mechanism: Mechanism
     public: Batch | None = None
     prior: Density | None = None
-    calibrated: dict[int, tuple[Plan, ...]] = field(
+    _plans: dict[int, tuple[Plan, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -80,10 +81,23 @@ class World:
             )
             raise InvalidInput(msg)
 
-    def observe(self, key: int = 0) -> Observation:
-        """Run the mechanism once; equal keys give equal bits."""
+    def observe(
+        self, key: int = 0, *, exact: tuple[Tree, ...] | None = None
+    ) -> Observation:
+        """Run the mechanism once; equal keys give equal bits.
+
+        Args:
+            key: all randomness of the run.
+            exact: F(S) of each client, if :meth:`exact` has computed it for this key.
+        """
         plans = self.plans(key)
-        return self.mechanism.sample(self.task, self.batch, key, plans=plans)
+        return self.mechanism.sample(
+            self.task, self.batch, key, plans=plans, exact=exact
+        )
+
+    def exact(self, key: int = 0) -> tuple[Tree, ...]:
+        """Return F(S) of each client, see :meth:`Mechanism.exact`."""
+        return self.mechanism.exact(self.task, self.batch, key, self.plans(key))
 
     def plans(self, key: int) -> tuple[Plan, ...]:
         """Return the plans of ``observe(key)``; they are made once, on public data.
@@ -92,7 +106,18 @@ class World:
             InvalidInput: a defense is made for batches of another size.
         """
         self.mechanism.check_batch(self.batch)
-        if key not in self.calibrated:
+        if key not in self._plans:
             plans = self.mechanism.calibrate(self.task, self.public, key)
-            self.calibrated[key] = plans
-        return self.calibrated[key]
+            self._plans[key] = plans
+        return self._plans[key]
+
+    def with_plans(self, key: int, plans: tuple[Plan, ...]) -> World:
+        """Return a world whose defenses have these plans in ``observe(key)``.
+
+        Args:
+            key: of the run.
+            plans: one per defense, as the mechanism calibrates them.
+        """
+        world = copy(self)  # nothing else changes, so nothing is checked again
+        object.__setattr__(world, "_plans", {**self._plans, key: plans})
+        return world

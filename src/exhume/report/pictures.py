@@ -1,51 +1,53 @@
-"""One example as a picture: a PNG in a data address, or a small drawing of a vector."""
+"""One example as a picture: a PNG in a data address, or a small drawing of lines."""
 
 from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Picture", "is_image", "limits", "png", "vector"]
+__all__ = ["Picture", "limits", "line", "png", "points"]
 
+#: size of a drawing, in units of its own
 _WIDTH, _HEIGHT = 120.0, 60.0
+# Space above and below the truth's own range, which estimates may leave.
+_MARGIN = 0.08
 _MOST_POINTS = 240
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One example as the page shows it.
+    """One example as the page shows it: what an event draws, and what is said of it.
 
     Attributes:
         alt: what it is, for those who do not see it.
         captions: scores, one line each; or why there is no picture.
         png: data address of an image, or "".
-        lines: polylines of a vector, or empty.
-        original: it is the truth itself.
+        svg: elements of a drawing in a box of 120 × 60 units, or ""; the page colours
+            the classes ``truth`` and ``guess``.
         width: pixels of the original image.
         best: the smallest error of its row, and better than every guess.
         reason: why there is no picture, in a sentence, or "".
     """
 
-    alt: str
+    alt: str = ""
     captions: tuple[str, ...] = ()
     png: str = ""
-    lines: dict[str, str] = field(default_factory=dict)
-    original: bool = False
+    svg: str = ""
     width: int = 0
     best: bool = False
     reason: str = ""
 
+    @property
+    def drawn(self) -> bool:
+        """Whether there is a picture."""
+        return bool(self.png or self.svg)
+
     def across(self, target: int) -> int:
         """Return the width on the page: a whole multiple near ``target`` pixels."""
         return self.width * max(1, round(target / self.width))
-
-
-def is_image(example: np.ndarray) -> bool:
-    """Say whether one example is an image, of shape [C, H, W]."""
-    return example.ndim == 3
 
 
 def limits(truth: np.ndarray) -> tuple[float, float]:
@@ -73,18 +75,32 @@ def png(example: np.ndarray, black: float, white: float) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def vector(example: np.ndarray, truth: np.ndarray) -> dict[str, str]:
-    """Draw a vector over the truth: two polylines in a box of 120 × 60 units.
+def line(example: np.ndarray, truth: np.ndarray) -> Picture:
+    """Draw the numbers of an example in their order, over those of the truth.
 
-    Returns:
-        "truth" and "guess", each the points of an SVG polyline, on the truth's scale.
+    Args:
+        example: of any shape; drawn only once if it is the truth itself.
+        truth: of the same shape; its range is the scale.
+    """
+    drawn = [("truth", truth), ("guess", example)][: 1 if example is truth else 2]
+    return Picture(
+        svg="\n".join(
+            f'<polyline class="{name}" points="{points(values.reshape(-1), truth)}"/>'
+            for name, values in drawn
+        )
+    )
+
+
+def points(values: np.ndarray, truth: np.ndarray) -> str:
+    """Return numbers as the points of an SVG polyline, from left to right.
+
+    Args:
+        values: shape [n]; long ones are thinned.
+        truth: whose range, with a margin, is the scale; what leaves it is cut.
     """
     low, high = limits(truth)
-    margin = 0.08 * (high - low)
-    return {
-        "truth": _points(truth.reshape(-1), low - margin, high + margin),
-        "guess": _points(example.reshape(-1), low - margin, high + margin),
-    }
+    margin = _MARGIN * (high - low)
+    return _points(values, low - margin, high + margin)
 
 
 def _points(vector: np.ndarray, low: float, high: float) -> str:

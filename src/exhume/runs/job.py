@@ -44,7 +44,7 @@ def measured(
     result: type[Result],
     *,
     not_applicable: tuple[type[ExhumeError], ...] = (),
-) -> Callable[[Callable[[Spec], Result]], Callable[[Spec], Result]]:
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Let a function of a spec never raise, and say how long it took, and with what.
 
     An error becomes a ``failed`` result that says what happened: a defect in one method
@@ -55,12 +55,12 @@ def measured(
         not_applicable: errors that say that the question does not arise here.
     """
 
-    def decorate(function: Callable[[Spec], Result]) -> Callable[[Spec], Result]:
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
         @wraps(function)
-        def run(spec: Spec) -> Result:
+        def run(spec: Any, *further: Any) -> Result:
             started = time.perf_counter()
             try:
-                found = function(spec)
+                found = function(spec, *further)
             except not_applicable as error:
                 found = result(spec=spec, status="not-applicable", reason=str(error))
             except ExhumeError as error:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Flag", "Options", "TrialResult", "TrialSpec"]
+__all__ = ["Flag", "Options", "SettingSpec", "TrialResult", "TrialSpec"]
 
 #: a registered object as plain data: ``{"name": "gaussian-noise", "std": 0.01}``
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSpec:
-    """One cell of a sweep, as plain data: run one attack, or evaluate one bound.
+class SettingSpec:
+    """One client and one release, as plain data: what all attacks and bounds face.
 
     Everything random is folded from ``seed`` and names, never from the order of
-    execution, and the data, weights and noise do not depend on the attack: trials that
-    differ in the attack alone face the same observation.
+    execution.
 
     Attributes:
         data: data source.
@@ -34,10 +33,7 @@ class TrialSpec:
         batch_size: B.
         seed: chooses examples, weights, noise and starts.
         defenses: stack of defenses, in order; empty for none.
-        threat: name of a threat model.
         prior: prior fitted to the public examples, or None.
-        attack: the attack of this trial, or None.
-        bound: the bound of this trial, or None; exactly one of the two is set.
         public_examples: that defenses are calibrated on; 0 for all. The prior and the
             attacks have all.
     """
@@ -52,10 +48,7 @@ class TrialSpec:
     batch_size: int = 1
     seed: int = 0
     defenses: tuple[Options, ...] = ()
-    threat: str = "labels-known"
     prior: Options | None = None
-    attack: Options | None = None
-    bound: Options | None = None
     public_examples: int = 0
 
     @property
@@ -63,10 +56,41 @@ class TrialSpec:
         """SHA-256 of the canonical JSON: equal specs have equal ids everywhere."""
         return content_hash(self._record())
 
+    def _record(self) -> dict[str, Any]:
+        record = asdict(self)
+        if not self.public_examples:
+            # It came later: specs that do not use it keep their ids.
+            del record["public_examples"]
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec(SettingSpec):
+    """One cell of a sweep, as plain data: run one attack, or evaluate one bound.
+
+    The data, weights and noise do not depend on the attack: trials that differ in the
+    attack alone face the same observation.
+
+    Attributes:
+        threat: name of a threat model.
+        attack: the attack of this trial, or None.
+        bound: the bound of this trial, or None; exactly one of the two is set.
+    """
+
+    threat: str = "labels-known"
+    attack: Options | None = None
+    bound: Options | None = None
+
     @property
     def setting(self) -> str:
         """Hash of everything but the attack and the bound: the same observation."""
         return content_hash({**self._record(), "attack": None, "bound": None})
+
+    @property
+    def released(self) -> SettingSpec:
+        """The client and its release, whatever is tried on it."""
+        names = [f.name for f in fields(SettingSpec)]
+        return SettingSpec(**{name: getattr(self, name) for name in names})
 
     def objects(self) -> list[tuple[str, Options]]:
         """List kind and options of every registered object that it names."""
@@ -80,13 +104,6 @@ class TrialSpec:
         }
         found = [(kind, o) for kind, o in single.items() if o is not None]
         return found + [("defense", options) for options in self.defenses]
-
-    def _record(self) -> dict[str, Any]:
-        record = asdict(self)
-        if not self.public_examples:
-            # It came later: specs that do not use it keep their ids.
-            del record["public_examples"]
-        return record
 
 
 def content_hash(value: Any) -> str:
@@ -126,6 +143,9 @@ class TrialResult:
         notes: sentences of the attack.
         scores: metric → one value per example (matched); None where undefined.
         not_applicable: metric → why it does not fit this data.
+        event: record of the ``EventSpec`` of an example; None in results of versions
+            that did not keep it.
+        headline: metric that ranks attacks on such examples, smaller for better ones.
         true_labels: labels of the private batch.
         guessed_labels: labels of the matched estimates.
         bound: fields of ``BoundValue`` (plus ``mse``, ``mse_standard_error`` and
@@ -160,6 +180,8 @@ class TrialResult:
     notes: tuple[str, ...] = ()
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     not_applicable: dict[str, str] = field(default_factory=dict)
+    event: dict[str, Any] | None = None
+    headline: str = "mse"
     true_labels: list[Any] = field(default_factory=list)
     guessed_labels: list[Any] = field(default_factory=list)
     bound: dict[str, Any] | None = None

@@ -189,5 +189,5 @@ def _told_mask(spec: PointSpec, world: World, released: Tensor | None) -> World:
         plans = told.plans(spec.seed)
         arrays = {RELEASED[spec.layer]: released != 0}
         own = dataclasses.replace(plans[-1], arrays=arrays)
-        told.calibrated[spec.seed] = (*plans[:-1], own)
+        told = told.with_plans(spec.seed, (*plans[:-1], own))
     return told

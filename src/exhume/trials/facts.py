@@ -16,7 +16,6 @@ from exhume.observations.weights import Weights
 from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.release import Observation
-from exhume.problem.task import Task
 from exhume.problem.tree import Tree, size
 from exhume.problem.world import World
 
@@ -79,8 +78,15 @@ def labels_identify_order(targets: Tensor) -> bool:
     return len(torch.unique(rows, dim=0)) == len(rows)
 
 
-def collect_facts(world: World, observation: Observation) -> dict[str, float]:
+def collect_facts(
+    world: World, observation: Observation, exact: Tree
+) -> dict[str, float]:
     """Measure a setting; nothing here depends on an attack.
+
+    Args:
+        world: the evaluator's side.
+        observation: one run of its mechanism.
+        exact: what would have been released without a defense.
 
     Returns:
         ``parameters`` (P), ``dimension`` (d), ``unknowns`` (B·d), ``public_examples``,
@@ -93,7 +99,6 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
     """
     induced = world.mechanism.induced(world.task, observation.plans, observation.values)
     own = Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets)
-    exact = _exact(world, observation, induced.task, own)
     variance = induced.law.variance_of(induced.task, induced.model, own)
     facts = {
         "parameters": float(size(exact)),
@@ -114,15 +119,6 @@ def collect_facts(world: World, observation: Observation) -> dict[str, float]:
         name = "stationarity" if model.weight_decay else "training_loss"
         facts[name] = model.left(induced.task, own, exact)
     return facts
-
-
-def _exact(world: World, observation: Observation, task: Task, own: Candidate) -> Tree:
-    """Return what would have been released without a defense."""
-    if not world.mechanism.defenses:
-        # A training to the end is not repeated for its numbers.
-        return dict(observation.values)
-    exact = world.mechanism.observation.forward(task, own)
-    return {name: tensor.detach() for name, tensor in exact.items()}
 
 
 def collect_privacy(world: World, observation: Observation) -> dict[str, Any]:

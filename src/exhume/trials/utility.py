@@ -130,7 +130,7 @@ def _values(spec: UtilitySpec) -> dict[str, float]:
     from exhume.problem.task import Task
     from exhume.trials.one_step import u1_u2
     from exhume.trials.training import accuracy, mean_loss, train
-    from exhume.trials.trial import class_count
+    from exhume.trials.world import class_count
 
     dtype = getattr(torch, spec.dtype)
     whole = _loaded(json.dumps(spec.data, sort_keys=True))

@@ -33,8 +33,9 @@ def mean_total_variation(
     """
     if weight == 0:
         return (), ()
-    if problem.spec.kind != "image":
-        return (), ("Total variation is left out: vectors have no neighbours.",)
+    if problem.spec.grid is None:
+        why = f"a {problem.spec.kind} is no grid of pixels"
+        return (), (f"Total variation is left out: {why}.",)
     units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
     entries = problem.require(Fact.BATCH_SIZE) * problem.spec.dimension
     # Channels with different scales share one weight: their mean.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exhume.audit.report.events import event_of
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.report.pictures import Picture, is_image, png
+from exhume.report.pictures import Picture, png
 from exhume.report.words import number
 from exhume.runs.records import TrialResult
 from exhume.trials.bound_record import binds_every_attack, is_error, whom
@@ -126,8 +127,10 @@ def _strict(results: Sequence[TrialResult]) -> bool:
 
 
 def _has_map(result: TrialResult) -> bool:
-    drawn = result.arrays.get("bound_map")
-    return drawn is not None and is_error(result) and is_image(drawn[0])
+    if "bound_map" not in result.arrays or not is_error(result):
+        return False
+    event = event_of(result)
+    return event is not None and event.grid is not None
 
 
 def _legend(results: Sequence[TrialResult]) -> Legend | None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exhume.audit.report.bound_maps import Legend, Maps, bound_maps
+from exhume.audit.report.events import drawing
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.report import pictures
 from exhume.report.pictures import Picture
 from exhume.report.words import number, score
 from exhume.runs.records import TrialResult
@@ -45,7 +45,7 @@ class Row:
     def pictures(self) -> int:
         """How many pictures the row holds."""
         shown = [p for p in (*self.guesses, *self.floors) if p is not None]
-        return 1 + sum(bool(p.png or p.lines) for p in shown)
+        return 1 + sum(p.drawn for p in shown)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def _row(
     )
     label = next((_label(r.true_labels, index) for r in trials.values() if r), "")
     caption = (f"label {label}",) if label else ()
-    original = _drawn(truth, truth, f"original{which}", caption, best=False)
+    (draw, *_) = [drawing(r) for r in trials.values() if r and "truth" in r.arrays]
+    original = replace(draw(truth, truth), alt=f"original{which}", captions=caption)
     return Row(defense.label, 1, example, original, guesses, ())
 
 
@@ -194,7 +195,8 @@ def _picture(
     if true and guessed and true != guessed:
         captions = (*captions, f"label {guessed} ≠ {true}")
     alt = f"reconstruction: {what}: {', '.join(captions)}"
-    return _drawn(guess[index], truth, alt, captions, best=best)
+    drawn = drawing(result)(guess[index], truth)
+    return replace(drawn, alt=alt, captions=captions, best=best)
 
 
 def _label(labels: Sequence[object], index: int) -> str:
@@ -211,18 +213,3 @@ def _captions(result: TrialResult, index: int) -> tuple[str, ...]:
     if ssim is not None:
         lines.append(f"SSIM {score('ssim', ssim)}")
     return tuple(lines)
-
-
-def _drawn(
-    example: np.ndarray,
-    truth: np.ndarray,
-    alt: str,
-    captions: tuple[str, ...],
-    *,
-    best: bool,
-) -> Picture:
-    if not pictures.is_image(example):
-        lines = pictures.vector(example, truth)
-        return Picture(alt, captions, lines=lines, original=example is truth, best=best)
-    address = pictures.png(example, *pictures.limits(truth))
-    return Picture(alt, captions, address, width=example.shape[-1], best=best)

@@ -28,6 +28,6 @@ def hero(gallery: Gallery, found: Sequence[Finding]) -> list[tuple[str, Picture]
         if row is None:
             continue
         picture = row.guesses[gallery.attacks.index(finding.attack)]
-        if picture is not None and (picture.png or picture.lines):
+        if picture is not None and picture.drawn:
             shown.append((f"{finding.attack}, {finding.defense.label}", picture))
     return [("original", row.truth) for row in rows[:1] if shown] + shown

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from exhume.audit.report.events import drawing
 from exhume.audit.report.grouping import Defended, Scenario
-from exhume.report import pictures
 from exhume.report.pictures import Picture
 from exhume.report.words import finite, median, number
 from exhume.runs.records import TrialResult
@@ -194,20 +194,13 @@ def _map(result: TrialResult) -> tuple[Remembered, ...]:
         return ()
     truth = result.arrays["truth"]
     order = np.argsort(-found, kind="stable")[:_MOST]
-    level = result.facts["null_level"]
+    level, draw = result.facts["null_level"], drawing(result)
     return tuple(
         Remembered(
-            _picture(truth[i], truth[i], f"training example {i + 1}"),
-            _picture(guess[i], truth[i], f"best candidate of example {i + 1}"),
+            replace(draw(truth[i], truth[i]), alt=f"training example {i + 1}"),
+            replace(draw(guess[i], truth[i]), alt=f"best candidate of example {i + 1}"),
             number(float(found[i]), 2),
             bool(found[i] > level),
         )
         for i in order
     )
-
-
-def _picture(example: np.ndarray, truth: np.ndarray, alt: str) -> Picture:
-    if not pictures.is_image(truth):
-        return Picture(alt, lines=pictures.vector(example, truth))
-    address = pictures.png(example, *pictures.limits(truth))
-    return Picture(alt, png=address, width=example.shape[-1])

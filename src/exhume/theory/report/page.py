@@ -182,7 +182,7 @@ def _pictures(result: PointResult) -> list[list[Picture]]:
         low, high = limits(truth)
         low = min(low, float(truth.min()))
         high = float(truth.max())
-        row = [_picture(truth, ("original",), low, high, original=True)]
+        row = [_picture(truth, ("original",), low, high)]
         for arm, error in result.errors.items():
             guess = result.arrays[arm][index].reshape(1, side, side)
             captions = [f"{arm}, RMS {number(error)}"]
@@ -197,19 +197,11 @@ def _side(dimension: int) -> int:
     return round(dimension**0.5)
 
 
-def _picture(
-    image: Any,
-    captions: Sequence[str],
-    low: float,
-    high: float,
-    *,
-    original: bool = False,
-) -> Picture:
+def _picture(image: Any, captions: Sequence[str], low: float, high: float) -> Picture:
     return Picture(
         alt=", ".join(captions),
         captions=tuple(captions),
         png=png(image, low, high),
-        original=original,
         width=image.shape[-1],
     )
 

@@ -1,0 +1,180 @@
+"""From plain data to the evaluator's side: data, model, prior and mechanism."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from exhume.config import build
+from exhume.data.split import split
+from exhume.errors import InvalidInput
+from exhume.keys import fold, generator
+from exhume.problem.batch import Batch
+from exhume.problem.mechanism import Mechanism
+from exhume.problem.prior import Density
+from exhume.problem.source import DataSource
+from exhume.problem.task import Task
+from exhume.problem.world import World
+from exhume.runs.records import SettingSpec
+
+__all__ = [
+    "Client",
+    "calibrated",
+    "class_count",
+    "client_of",
+    "make_world",
+    "mechanism_of",
+    "release_key",
+]
+
+#: fields of a spec that a client depends on
+_CLIENT = (
+    "data",
+    "model",
+    "loss",
+    "mode",
+    "dtype",
+    "classes",
+    "batch_size",
+    "seed",
+    "prior",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """What all releases of one seed have in common, whatever the mechanism.
+
+    Attributes:
+        private: the private S.
+        public: the other examples of the data, or None.
+        task: model, loss, mode.
+        prior: a density fitted to the public examples, or None.
+    """
+
+    private: Batch
+    public: Batch | None
+    task: Task
+    prior: Density | None
+
+    @cached_property
+    def prior_variance(self) -> Tensor | None:
+        """What a bound is if nothing is released, diag J_P⁻¹, of the event's shape."""
+        if self.prior is None or "information" not in self.prior.supports:
+            return None
+        variances = torch.linalg.inv(self.prior.information().double()).diagonal()
+        return variances.reshape(self.private.spec.shape)
+
+
+def make_world(spec: SettingSpec) -> World:
+    """Build the evaluator's side of a setting, the truth included."""
+    client = client_of(spec)
+    return World(
+        client.task, client.private, mechanism_of(spec), client.public, client.prior
+    )
+
+
+def calibrated(world: World, spec: SettingSpec) -> World:
+    """Return the world with its plans, made on as many public examples as asked for.
+
+    Attacks, bounds and the prior have the others as well: who defends may know less.
+    """
+    key, public, few = release_key(spec), world.public, spec.public_examples
+    if public is None or not 0 < few < len(public):
+        world.plans(key)
+        return world
+    chosen = torch.randperm(len(public), generator=generator(spec.seed, "public"))
+    part = public.select(chosen[:few].sort().values)
+    return world.with_plans(key, world.mechanism.calibrate(world.task, part, key))
+
+
+def release_key(spec: SettingSpec) -> int:
+    """Return the key of the release that all attacks and bounds of a setting face."""
+    return fold(spec.seed, "observe")
+
+
+def mechanism_of(spec: SettingSpec) -> Mechanism:
+    """Build the observation model and its defenses."""
+    defenses = tuple(build("defense", options) for options in spec.defenses)
+    return Mechanism(build("observation", spec.observation), defenses)
+
+
+def client_of(spec: SettingSpec) -> Client:
+    """Load the data, build the model and fit the prior; the latest two are kept."""
+    named = {name: getattr(spec, name) for name in _CLIENT}
+    return _client(json.dumps(named, sort_keys=True))
+
+
+# Small caches: one process runs the trials of a seed after each other. They are keyed
+# by plain data alone, so that a hit cannot change a result.
+@lru_cache(maxsize=4)
+def _loaded(options: str) -> tuple[DataSource, Batch]:
+    source: DataSource = build("data", json.loads(options))
+    return source, source.load()
+
+
+@lru_cache(maxsize=2)
+def _client(key: str) -> Client:
+    spec = SettingSpec(**json.loads(key))
+    private, public, task = _data_and_task(spec)
+    if spec.prior is None:
+        return Client(private, public, task, None)
+    if public is None:
+        msg = (
+            f"all {spec.batch_size} examples of the data are private, so none is left "
+            f"to fit the prior to; add data, or set prior = 'none'"
+        )
+        raise InvalidInput(msg)
+    return Client(private, public, task, build("prior", spec.prior).fit(public, task))
+
+
+def _data_and_task(spec: SettingSpec) -> tuple[Batch, Batch | None, Task]:
+    source, whole = _loaded(json.dumps(spec.data, sort_keys=True))
+    private, public = split(whole, source, spec.batch_size, fold(spec.seed, "split"))
+    classes = class_count(spec.classes, whole.targets, spec.loss)
+    model = build("model", spec.model).build(
+        whole.spec, classes, fold(spec.seed, "weights")
+    )
+    dtype = getattr(torch, spec.dtype)
+    task = Task(model.to(dtype), spec.loss, spec.mode)
+    return private.to(dtype), None if public is None else public.to(dtype), task
+
+
+def class_count(classes: int, targets: Tensor, loss: str = "cross-entropy") -> int:
+    """Return the number K of outputs.
+
+    Args:
+        classes: as the settings give it; 0 takes it from the labels.
+        targets: of the whole data set.
+        loss: ``logistic`` has one output for two classes.
+
+    Raises:
+        InvalidInput: there are more labels than classes.
+    """
+    if targets.is_floating_point():
+        return classes or int(targets[0].numel())
+    found = int(targets.max()) + 1
+    if loss == "logistic":
+        return _one_output(classes, found)
+    if classes and classes < found:
+        msg = (
+            f"classes is {classes}, but the data has labels up to {found - 1}; "
+            f"set classes to at least {found}, or 0 to take it from the data"
+        )
+        raise InvalidInput(msg)
+    return classes or max(found, 2)
+
+
+def _one_output(classes: int, found: int) -> int:
+    if classes in (0, 1) and found <= 2:
+        return 1
+    got = f"labels up to {found - 1}" if found > 2 else f"classes = {classes}"
+    msg = (
+        f"the loss 'logistic' is for two classes and one output, got {got}; use "
+        f"'cross-entropy', or data with labels 0 and 1 and classes = 0"
+    )
+    raise InvalidInput(msg)

@@ -1,0 +1,305 @@
+"""A setting is made once for everything that faces it, and is the same each time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from exhume.audit.settings import AuditSettings
+from exhume.audit.sweep import expand
+from exhume.bounds.regularity import information_maps
+from exhume.defenses.gaussian_noise import GaussianNoise
+from exhume.defenses.optimal_gradient_noise import OptimalGradientNoise
+from exhume.defenses.pruning import Pruning
+from exhume.errors import InvalidInput
+from exhume.problem.bound import NotApplicable
+from exhume.problem.mechanism import Mechanism
+from exhume.runs.records import SettingSpec, TrialSpec
+from exhume.trials import exact, setting
+from exhume.trials.exact import exact_of, exact_path, exact_spec, make_exact
+from exhume.trials.memory import Memory
+from exhume.trials.setting import make_setting
+from exhume.trials.trial import run_trial
+from exhume.trials.world import calibrated, release_key
+from exhume.trials.world import make_world as world_of
+from toys import GRAY, make_world
+
+NETWORK = {"name": "mlp", "hidden": [8], "activation": "tanh"}
+SPEC = SettingSpec(data={"name": "digits"}, model=NETWORK, batch_size=2)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    """Begin as a fresh process does."""
+    forget(monkeypatch)
+
+
+def forget(monkeypatch, limit=2**28):
+    monkeypatch.setattr(setting, "_KEPT", Memory(setting._bytes, limit))
+    monkeypatch.setattr(exact, "_KEPT", Memory(exact._bytes, limit))
+
+
+def counted(monkeypatch, name):
+    """Count how often a mechanism does something."""
+    calls, original = [], getattr(Mechanism, name)
+
+    def counting(self, *given):
+        calls.append(given)
+        return original(self, *given)
+
+    monkeypatch.setattr(Mechanism, name, counting)
+    return calls
+
+
+def audit(defense, **given):
+    settings = AuditSettings(
+        data="digits",
+        model=NETWORK,
+        defenses=[defense],
+        attacks=["analytic-linear"],
+        bounds=["bayesian-cramer-rao"],
+        seeds=1,
+        **given,
+    )
+    return expand(settings)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+# --- plans ---------------------------------------------------------------------------
+
+
+def test_a_world_calibrates_once_per_key(monkeypatch):
+    calibrations = counted(monkeypatch, "calibrate")
+    world = make_world(GRAY, defenses=[GaussianNoise(std=0.1)])
+    first, again = world.observe(3), world.observe(3)
+    points = [world.batch.inputs.double(), 0.9 * world.batch.inputs.double()]
+    assert not isinstance(information_maps(world, points, 3), NotApplicable)
+    assert [key for _, _, key in calibrations] == [3]
+    assert first.plans is again.plans
+    world.observe(4)
+    assert [key for _, _, key in calibrations] == [3, 4]
+
+
+def test_another_mechanism_has_its_own_plans():
+    world = make_world(GRAY, defenses=[GaussianNoise(std=0.1)])
+    world.observe(3)
+    other = replace(world, mechanism=Mechanism(world.mechanism.observation, ()))
+    assert other.plans(3) == ()
+
+
+def test_a_world_can_be_given_plans_and_stays_as_it_was():
+    world = make_world(GRAY, defenses=[Pruning(ratio=0.5, kind="random")])
+    own, given = world.plans(3), world.plans(4)
+    other = world.with_plans(3, given)
+    assert other.plans(3) is other.observe(3).plans is given
+    assert world.plans(3) is own
+    assert other.plans(4) is given
+
+
+def test_a_bound_calibrates_as_the_attacks_saw_it():
+    world = make_world(GRAY, defenses=[OptimalGradientNoise(std=0.1, samples=2)])
+    seen = world.observe(5).plans
+    fresh = world.mechanism.calibrate(world.task, world.public, 5)
+    for a, b in zip(seen, fresh, strict=True):
+        assert same(a.arrays, b.arrays)
+
+
+# --- F(S) ----------------------------------------------------------------------------
+
+STACKS = {
+    "none": [],
+    "noise": [{"name": "gaussian-noise", "std": 0.1}],
+    "another noise": [{"name": "gaussian-noise", "std": 0.2}],
+    "clipping": [{"name": "clipping", "max_norm": 0.1}],
+    "censor": [{"name": "censor", "trials": 2}],
+    "dropout": [{"name": "dropout", "ratio": 0.5}],
+    "dropout, noise": [
+        {"name": "dropout", "ratio": 0.5},
+        {"name": "gaussian-noise", "std": 0.1},
+    ],
+    "precode": [{"name": "precode"}],
+    "dp-sgd": [
+        {"name": "dp-sgd", "max_norm": 0.1, "noise_multiplier": 1, "batch_size": 2}
+    ],
+    "aggregation": [{"name": "secure-aggregation", "clients": 2}],
+    "noise, aggregation": [
+        {"name": "gaussian-noise", "std": 0.1},
+        {"name": "secure-aggregation", "clients": 2},
+    ],
+}
+
+
+def with_stack(name):
+    return replace(SPEC, defenses=tuple(STACKS[name]))
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_release_of_a_given_update_has_the_same_bits(name):
+    world = world_of(with_stack(name))
+    found = world.observe(3)
+    assert same(found.values, world.observe(3, exact=world.exact(3)).values)
+    again = world.mechanism.values(world.task, world.batch, 3, found.plans)
+    assert same(found.values, again)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_what_the_update_depends_on_gives_the_same_update(name):
+    spec = with_stack(name)
+    full, own = world_of(spec), world_of(exact_spec(spec))
+    for a, b in zip(full.exact(3), own.exact(3), strict=True):
+        assert same(a, b)
+
+
+def test_settings_share_the_update_unless_a_defense_changes_it():
+    keys = {name: exact_spec(with_stack(name)).id for name in STACKS}
+    alone = {"none", "noise", "another noise", "clipping", "censor"}
+    assert {name for name in STACKS if keys[name] == keys["none"]} == alone
+    assert keys["dropout"] == keys["dropout, noise"]
+    assert keys["aggregation"] == keys["noise, aggregation"]
+    assert len(set(keys.values())) == 5
+    assert exact_spec(replace(SPEC, prior={"name": "gaussian"})).id == keys["none"]
+    assert exact_spec(replace(SPEC, seed=1)).id != keys["none"]
+    few = {n: replace(with_stack(n), public_examples=5) for n in ("noise", "dropout")}
+    assert exact_spec(few["noise"]).id == keys["none"]
+    assert exact_spec(few["dropout"]).id != keys["dropout"]
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_measure_of_noise_is_what_an_undefended_client_shares(name):
+    spec = with_stack(name)
+    found = exact_of(calibrated(world_of(spec), spec), spec).whole
+    if "dropout" in name or name == "precode":  # the model itself is another one
+        assert not same(found, world_of(SPEC).exact(release_key(spec))[0])
+    else:
+        assert same(found, world_of(SPEC).exact(release_key(spec))[0])
+
+
+def test_stacks_of_a_seed_share_one_computation(monkeypatch):
+    calls = counted(monkeypatch, "exact")
+    for name in ("none", "noise", "clipping", "dropout", "dropout, noise"):
+        make_setting(with_stack(name))
+    assert len(calls) == 2
+
+
+# --- files of trainings --------------------------------------------------------------
+
+
+def training(log, **options):
+    return {"name": "audit_lab.trains", "log": str(log), **options}
+
+
+def trainings(log):
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.parametrize("name", ["none", "dropout, noise", "noise, aggregation"])
+def test_a_training_is_read_from_its_file_with_the_same_bits(
+    tmp_path, monkeypatch, name
+):
+    log = tmp_path / "log"
+    spec = replace(with_stack(name), observation=training(log))
+    world = calibrated(world_of(spec), spec)
+    made = exact_of(world, spec, tmp_path)
+    once = trainings(log)
+    forget(monkeypatch)
+    read = exact_of(world, spec, tmp_path)
+    assert trainings(log) == once
+    for a, b in zip(
+        (*made.clients, made.whole), (*read.clients, read.whole), strict=True
+    ):
+        assert list(a) == list(b)
+        assert same(a, b)
+    alone = len(made.clients) == 1
+    assert (read.whole is read.clients[0]) == (made.whole is made.clients[0]) == alone
+
+
+def test_a_job_trains_for_every_stack_that_shares_the_training(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    for name in ("none", "noise"):
+        make_exact(replace(with_stack(name), observation=training(log)), tmp_path)
+        forget(monkeypatch)
+    stack = replace(with_stack("another noise"), observation=training(log))
+    make_setting(stack, tmp_path)
+    assert trainings(log) == 1
+    (file,) = (tmp_path / "exact").iterdir()
+    assert file == exact_path(tmp_path, stack)
+
+
+def test_what_needs_no_training_is_not_written(tmp_path):
+    make_setting(SPEC, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, monkeypatch):
+    spec = replace(SPEC, observation=training(tmp_path / "log"))
+    make_exact(spec, tmp_path)
+    path = exact_path(tmp_path, spec)
+    for content in (b"", path.read_bytes()[:-1], b"no tensors at all"):
+        path.write_bytes(content)
+        forget(monkeypatch)
+        with pytest.raises(InvalidInput, match=r"damaged .*remove it"):
+            make_setting(spec, tmp_path)
+
+
+# --- trials --------------------------------------------------------------------------
+
+
+def test_trials_of_one_setting_share_it_and_give_the_same_bits(monkeypatch):
+    calibrations = counted(monkeypatch, "calibrate")
+    computations = counted(monkeypatch, "exact")
+    specs = audit({"name": "optimal-gradient-noise", "std": 0.1, "samples": 2})
+    shared = [run_trial(spec) for spec in specs]
+    assert (len(calibrations), len(computations)) == (1, 1)
+    for spec, result in zip(specs, shared, strict=True):
+        forget(monkeypatch, limit=0)
+        alone = run_trial(spec)
+        assert alone.status == result.status == "done"
+        assert alone.scores == result.scores
+        assert alone.bound == result.bound
+        assert alone.facts == result.facts
+    assert len(calibrations) == len(computations) == 1 + len(specs)
+
+
+def test_other_options_and_seeds_have_settings_of_their_own(monkeypatch):
+    calibrations = counted(monkeypatch, "calibrate")
+    (first, *_) = audit({"name": "gaussian-noise", "std": 0.1})
+    (second, *_) = audit({"name": "gaussian-noise", "std": 0.2})
+    for spec in (first, second, replace(first, seed=1)):
+        run_trial(spec)
+    assert len(calibrations) == 3
+
+
+def test_the_setting_of_a_trial_does_not_know_what_is_tried():
+    spec = TrialSpec(**vars(SPEC), attack={"name": "prior-mean"}, threat="eavesdropper")
+    assert spec.released == SPEC
+    assert type(spec.released) is SettingSpec
+    assert spec.released.id == SPEC.id not in (spec.id, spec.setting)
+
+
+def test_a_failing_training_fails_each_of_its_trials_with_the_reason(tmp_path):
+    spec = TrialSpec(
+        **vars(replace(SPEC, observation=training(tmp_path / "log", most=1)))
+    )
+    for what in (
+        {"attack": {"name": "prior-mean"}},
+        {"bound": {"name": "bayes-security"}},
+    ):
+        result = run_trial(replace(spec, **what))
+        assert result.status == "failed"
+        assert result.reason == "training diverged on 2 examples"
+
+
+def test_what_was_longest_unused_gives_way():
+    memory = Memory[int](lambda held: held, limit=100)
+    memory.keep("a", 40)
+    memory.keep("b", 40)
+    assert memory.get("a") == 40
+    memory.keep("c", 40)
+    assert (memory.get("a"), memory.get("b"), memory.get("c")) == (40, None, 40)
+    memory.keep("d", 101)
+    assert [memory.get(key) for key in "acd"] == [None] * 3
