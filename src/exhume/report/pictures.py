@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Picture", "limits", "line", "png", "points"]
+__all__ = ["Picture", "limits", "line", "png", "polyline"]
 
 #: size of a drawing, in units of its own
 _WIDTH, _HEIGHT = 120.0, 60.0
@@ -83,29 +83,24 @@ def line(example: np.ndarray, truth: np.ndarray) -> Picture:
         truth: of the same shape; its range is the scale.
     """
     drawn = [("truth", truth), ("guess", example)][: 1 if example is truth else 2]
-    return Picture(
-        svg="\n".join(
-            f'<polyline class="{name}" points="{points(values.reshape(-1), truth)}"/>'
-            for name, values in drawn
-        )
-    )
+    low, high = limits(truth)
+    margin = _MARGIN * (high - low)
+    ends = low - margin, high + margin
+    return Picture(svg="\n".join(polyline(v.reshape(-1), *ends, n) for n, v in drawn))
 
 
-def points(values: np.ndarray, truth: np.ndarray) -> str:
-    """Return numbers as the points of an SVG polyline, from left to right.
+def polyline(values: np.ndarray, low: float, high: float, name: str) -> str:
+    """Return numbers as an SVG polyline from left to right; its class is ``name``.
 
     Args:
         values: shape [n]; long ones are thinned.
-        truth: whose range, with a margin, is the scale; what leaves it is cut.
+        low: value at the lower edge of the box; what is below is cut.
+        high: value at the upper edge.
+        name: ``truth`` or ``guess``, which the page colours.
     """
-    low, high = limits(truth)
-    margin = _MARGIN * (high - low)
-    return _points(values, low - margin, high + margin)
-
-
-def _points(vector: np.ndarray, low: float, high: float) -> str:
-    step = -(-len(vector) // _MOST_POINTS)
-    kept = np.nan_to_num(vector[::step].astype(np.float64))
+    step = -(-len(values) // _MOST_POINTS)
+    kept = np.nan_to_num(values[::step].astype(np.float64))
     x = np.linspace(2, _WIDTH - 2, len(kept)) if len(kept) > 1 else [_WIDTH / 2]
     y = _HEIGHT * (1 - ((kept - low) / (high - low)).clip(0, 1))
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return f'<polyline class="{name}" points="{points}"/>'
