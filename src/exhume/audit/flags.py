@@ -263,7 +263,7 @@ def _compare(pairs: Sequence[tuple[TrialResult, TrialResult]], found: _Found) ->
         return
     from scipy.stats import t
 
-    errors = [r.facts["ordered_mse"] for r, _ in pairs]
+    errors = [r.facts.get("ordered_mse", math.nan) for r, _ in pairs]
     floors = [float(_bound(b)["mse"]) for _, b in pairs]
     monte_carlo = [float(_bound(b)["mse_standard_error"]) for _, b in pairs]
     gaps = [e - f for e, f in zip(errors, floors, strict=True)]

@@ -5,11 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-__all__ = ["Flag", "Options", "SettingSpec", "TrialResult", "TrialSpec"]
+__all__ = [
+    "Facts",
+    "Flag",
+    "Memorised",
+    "Options",
+    "SettingFacts",
+    "SettingSpec",
+    "TrialResult",
+    "TrialSpec",
+]
 
 #: a registered object as plain data: ``{"name": "gaussian-noise", "std": 0.01}``
 Options = dict[str, Any]
@@ -112,6 +121,69 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class SettingFacts(TypedDict, total=False):
+    """Numbers about a setting: nothing here depends on an attack.
+
+    Attributes:
+        parameters: P.
+        dimension: d of one example.
+        unknowns: B · d.
+        public_examples: how many there are.
+        gradient_norm: of the exact update.
+        released_norm: of the release.
+        cosine_to_exact: of the angle between the release and the exact update.
+        relative_noise: norm of the noise over that of the exact update.
+        batch_norm_layers: whose statistics the client has.
+        labels_identify_order: 1.0 if the labels tell the examples apart, else 0.0.
+        prior_fit: of a prior that was checked on held-out examples; 1 if it fits.
+        training_loss: that a training to the end has left.
+        stationarity: that a training to the end with weight decay has left.
+    """
+
+    parameters: float
+    dimension: float
+    unknowns: float
+    public_examples: float
+    gradient_norm: float
+    released_norm: float
+    cosine_to_exact: float
+    relative_noise: float
+    batch_norm_layers: float
+    labels_identify_order: float
+    prior_fit: float
+    training_loss: float
+    stationarity: float
+
+
+#: What an attack shows that a training has left: shares of the private examples and of
+#: others that correlate with a candidate above a level, how many others there are, and
+#: the best correlation that chance reaches.
+Memorised = TypedDict(
+    "Memorised",
+    {
+        "recovered_0.9": float,
+        "recovered_0.8": float,
+        "recovered_0.7": float,
+        "held_out_0.9": float,
+        "held_out_0.8": float,
+        "held_out_0.7": float,
+        "held_out": float,
+        "null_level": float,
+    },
+    total=False,
+)
+
+
+class Facts(SettingFacts, Memorised, total=False):
+    """Numbers about a setting, and about an attack on it.
+
+    Attributes:
+        ordered_mse: error of the attack with examples paired by label.
+    """
+
+    ordered_mse: float
+
+
 @dataclass(frozen=True)
 class Flag:
     """A warning about a result.
@@ -150,9 +222,7 @@ class TrialResult:
         guessed_labels: labels of the matched estimates.
         bound: fields of ``BoundValue`` (plus ``mse``, ``mse_standard_error`` and
             ``per_example``) or of ``RiskValue``; ``binds`` is the name of a ``Binds``.
-        facts: numbers about the setting: ``parameters``, ``gradient_norm``,
-            ``relative_noise``, ``labels_identify_order`` (1.0 or 0.0), … (see
-            ``trials.facts``).
+        facts: numbers about the setting and the attack.
         privacy: what differential privacy promises of one release: ``epsilon`` (∞
             where there is no guarantee, None where it is not accounted), ``delta``,
             ``unit``, ``adjacency``, ``sampling_rate``, ``steps``, ``reasons``; None in
@@ -185,7 +255,7 @@ class TrialResult:
     true_labels: list[Any] = field(default_factory=list)
     guessed_labels: list[Any] = field(default_factory=list)
     bound: dict[str, Any] | None = None
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
     privacy: dict[str, Any] | None = None
     released_in_clear: tuple[str, ...] = ()
     cost: dict[str, float] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.release import Observation
 from exhume.problem.tree import Tree, size
 from exhume.problem.world import World
+from exhume.runs.records import SettingFacts
 
 __all__ = [
     "DELTA",
@@ -78,29 +79,18 @@ def labels_identify_order(targets: Tensor) -> bool:
     return len(torch.unique(rows, dim=0)) == len(rows)
 
 
-def collect_facts(
-    world: World, observation: Observation, exact: Tree
-) -> dict[str, float]:
+def collect_facts(world: World, observation: Observation, exact: Tree) -> SettingFacts:
     """Measure a setting; nothing here depends on an attack.
 
     Args:
         world: the evaluator's side.
         observation: one run of its mechanism.
         exact: what would have been released without a defense.
-
-    Returns:
-        ``parameters`` (P), ``dimension`` (d), ``unknowns`` (B·d), ``public_examples``,
-        ``gradient_norm`` (of the exact update), ``released_norm``,
-        ``cosine_to_exact`` (of the release), ``relative_noise``,
-        ``labels_identify_order`` (1.0 or 0.0), ``batch_norm_layers``, and
-        ``prior_fit`` where the prior was checked on held-out examples (about 1 if it
-        fits). Of trained weights also ``training_loss`` of the private examples, or
-        ``stationarity`` with weight decay.
     """
     induced = world.mechanism.induced(world.task, observation.plans, observation.values)
     own = Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets)
     variance = induced.law.variance_of(induced.task, induced.model, own)
-    facts = {
+    facts: SettingFacts = {
         "parameters": float(size(exact)),
         "dimension": float(world.batch.spec.dimension),
         "unknowns": float(len(world.batch) * world.batch.spec.dimension),
@@ -116,8 +106,8 @@ def collect_facts(
         facts["prior_fit"] = float(world.prior.fit_check)
     model = world.mechanism.observation
     if isinstance(model, Weights):
-        name = "stationarity" if model.weight_decay else "training_loss"
-        facts[name] = model.left(induced.task, own, exact)
+        left = model.left(induced.task, own, exact)
+        facts["stationarity" if model.weight_decay else "training_loss"] = left
     return facts
 
 

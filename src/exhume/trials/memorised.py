@@ -9,6 +9,7 @@ from exhume.attacks.engine.candidates import correlations
 from exhume.formula import formula
 from exhume.problem.batch import Batch
 from exhume.problem.world import World
+from exhume.runs.records import Memorised
 
 __all__ = [
     "LEVELS",
@@ -84,9 +85,7 @@ def null_level(correlation: Tensor) -> float:
     return float(correlation.max())
 
 
-def memorised(
-    world: World, guesses: Tensor
-) -> tuple[dict[str, float], dict[str, Tensor]]:
+def memorised(world: World, guesses: Tensor) -> tuple[Memorised, dict[str, Tensor]]:
     """Compare candidates with the private examples and with the public ones.
 
     Args:
@@ -107,9 +106,10 @@ def memorised(
     centre, found = public.inputs.double().mean(dim=0), guesses.detach().double().cpu()
     own, index = nearest_candidates(world.batch.inputs.double(), found, centre)
     null = best_correlations(unseen, found, centre)
-    facts = {f"recovered_{level}": recovered(own, level) for level in LEVELS}
-    facts |= {f"held_out_{level}": recovered(null, level) for level in LEVELS}
-    facts |= {"held_out": float(len(unseen)), "null_level": null_level(null)}
+    facts: Memorised = {"held_out": float(len(unseen)), "null_level": null_level(null)}
+    for level in LEVELS:
+        facts[f"recovered_{level}"] = recovered(own, level)
+        facts[f"held_out_{level}"] = recovered(null, level)
     return facts, {
         "best_correlation": own,
         "best_index": index,

@@ -12,7 +12,7 @@ import torch
 from exhume.errors import ExhumeError, InvalidInput
 from exhume.problem.release import Observation
 from exhume.problem.world import World
-from exhume.runs.records import SettingSpec
+from exhume.runs.records import SettingFacts, SettingSpec
 from exhume.trials.exact import exact_of, is_trained
 from exhume.trials.facts import collect_facts, collect_privacy, released_in_clear
 from exhume.trials.memory import Memory
@@ -33,7 +33,7 @@ class Release:
     """
 
     observation: Observation
-    facts: dict[str, float]
+    facts: SettingFacts
     privacy: dict[str, Any]
     in_clear: tuple[str, ...]
 

@@ -63,7 +63,7 @@ def _evaluate(spec: TrialSpec, folder: Path | None) -> TrialResult:
     result = TrialResult(
         spec=spec,
         status="done",
-        facts=release.facts,
+        facts={**release.facts},
         privacy=release.privacy,
         released_in_clear=release.in_clear,
         event=setting.world.batch.spec.record(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,8 +114,8 @@ def _memory(defense: Defended, attack: str, done: list[TrialResult]) -> Memory:
 
 
 def _per_unknown(done: list[TrialResult]) -> float | None:
-    ratios = [r.facts["parameters"] / r.facts["unknowns"] for r in done]
-    return median(ratios)
+    sizes = [(r.facts.get("parameters"), r.facts.get("unknowns")) for r in done]
+    return median(p / nd for p, nd in sizes if p is not None and nd)
 
 
 def _words(done: list[TrialResult]) -> tuple[str, ...]:
@@ -194,7 +195,7 @@ def _map(result: TrialResult) -> tuple[Remembered, ...]:
         return ()
     truth = result.arrays["truth"]
     order = np.argsort(-found, kind="stable")[:_MOST]
-    level, draw = result.facts["null_level"], drawing(result)
+    level, draw = result.facts.get("null_level", math.inf), drawing(result)
     return tuple(
         Remembered(
             replace(draw(truth[i], truth[i]), alt=f"training example {i + 1}"),
