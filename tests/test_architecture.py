@@ -357,3 +357,45 @@ def test_the_page_of_formulas_is_up_to_date():
     if not path.exists():
         pytest.skip("docs/formulas.md is not part of this checkout")
     assert path.read_text(encoding="utf-8") == page(collect()), "run `make docs`"
+
+
+# --- names that nothing compares -----------------------------------------------------
+
+
+def compared(path: Path) -> list[tuple[int, str, set[str]]]:
+    """List the comparisons and cases of a file: line, text, and the strings in them."""
+    return [
+        (node.lineno, ast.unparse(node), strings(node))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare | ast.pattern)
+    ]
+
+
+def strings(node: ast.AST) -> set[str]:
+    constants = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+    return {value for value in constants if isinstance(value, str)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_what_depends_on_a_kind_of_example_asks_the_event(path):
+    """A new kind of example is a new file: no other file knows the kinds there are."""
+    if room(path) in {"events", "models", "data"}:
+        return
+    kinds = set(registry.names("event"))
+    assert [(line, text) for line, text, held in compared(path) if held & kinds] == []
+    leaves = [m for m in imported_modules(path) if m[1].startswith("exhume.events.")]
+    assert leaves == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_what_depends_on_a_loss_asks_the_loss(path):
+    from exhume.problem.losses import LOSSES
+
+    if path == SOURCE / "problem" / "losses.py":
+        return
+    found = [
+        (line, text)
+        for line, text, held in compared(path)
+        if held & set(LOSSES) and "loss" in text
+    ]
+    assert found == []

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from exhume import Normalisation, Task
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
-from exhume.problem.losses import cross_entropy, mean_squared_error
+from exhume.problem.losses import LOSSES, Loss
 from exhume.problem.observation import Candidate
 
 CLASSES = 3
@@ -443,8 +445,8 @@ def test_normalisation_must_fit():
 def test_cross_entropy_of_probabilities_equals_that_of_classes(logits):
     outputs = torch.tensor(logits, dtype=torch.float64)
     classes = torch.arange(len(outputs)) % 4
-    hard = cross_entropy(outputs, classes)
-    soft = cross_entropy(outputs, F.one_hot(classes, 4).double())
+    hard = LOSSES["cross-entropy"](outputs, classes)
+    soft = LOSSES["cross-entropy"](outputs, F.one_hot(classes, 4).double())
     by_hand = (outputs.logsumexp(1) - outputs[range(len(outputs)), classes]).mean()
     torch.testing.assert_close(hard, soft)
     torch.testing.assert_close(hard, by_hand)
@@ -477,7 +479,7 @@ def test_mean_squared_error_of_a_regression():
     expected = 2 * (residual[:, None] * inputs.flatten(1)).mean(dim=0)
     torch.testing.assert_close(task.gradient(inputs, targets)["1.weight"][0], expected)
     with pytest.raises(InvalidInput, match="value by value"):
-        mean_squared_error(torch.zeros(3, 2), torch.zeros(3))
+        LOSSES["mse"](torch.zeros(3, 2), torch.zeros(3))
 
 
 def test_output_size_in_both_modes(mode):
@@ -495,6 +497,48 @@ def test_output_size_in_both_modes(mode):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InvalidInput, match=message):
         Task(nn.Linear(2, 2), **options)
+
+
+@dataclass(frozen=True)
+class Huber(Loss):
+    name: ClassVar[str] = "huber"
+    real: ClassVar[bool] = True
+
+    def __call__(self, outputs, targets):
+        return F.huber_loss(outputs.reshape(targets.shape), targets)
+
+
+def test_a_loss_of_the_user_s_own_is_taken_as_it_is():
+    task = Task(seeded(nn.Sequential(nn.Flatten(), nn.Linear(128, 1))), loss=Huber())
+    inputs, _ = image_batch()
+    targets = torch.tensor([0.5, -9.0, 2.0])
+    parameters = task.parameters()
+    expected = F.huber_loss(task.predict(inputs, parameters)[:, 0], targets)
+    torch.testing.assert_close(
+        task.loss_value(inputs, targets, parameters), expected.to(inputs)
+    )
+    other = replace(task, mode="train").to(torch.float32)
+    assert str(other.loss) == "huber"
+    assert other.criterion == pickle.loads(pickle.dumps(task)).criterion == Huber()
+    with pytest.raises(InvalidInput, match="'huber' has no random score"):
+        task.criterion.random_score(targets, generator(0))
+
+
+def test_losses_say_what_their_outputs_and_targets_are():
+    soft, one, real = (LOSSES[n] for n in ("cross-entropy", "logistic", "mse"))
+    assert [loss.real for loss in (soft, one, real)] == [False, False, True]
+    assert [loss.class_count(1) for loss in (soft, one)] == [1, 2]
+    assert [loss.outputs_for(0, 2) for loss in (soft, one, real)] == [2, 1, 2]
+    with pytest.raises(InvalidInput, match="labels up to 4; set classes to at least 5"):
+        soft.outputs_for(3, 5)
+    outputs = torch.randn(4, 3, generator=generator(0)).requires_grad_()
+    targets = torch.tensor([2, 0, 1, 1])
+    (residuals,) = torch.autograd.grad(soft(outputs, targets), outputs)
+    assert soft.classes_of_residuals(residuals).tolist() == targets.tolist()
+    single = outputs[:, :1].detach().requires_grad_()
+    (residuals,) = torch.autograd.grad(one(single, targets % 2), single)
+    assert one.classes_of_residuals(residuals).tolist() == (targets % 2).tolist()
+    assert real.classes_of_residuals(residuals) is None
 
 
 def test_a_model_without_parameters_is_refused():

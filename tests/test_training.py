@@ -12,7 +12,7 @@ from exhume.errors import InvalidInput
 from exhume.observations.gradient import Gradient
 from exhume.observations.training import loss_normalised_rate, stationarity, train
 from exhume.problem.batch import Batch
-from exhume.problem.losses import logistic, predicted_classes, signs
+from exhume.problem.losses import LOSSES, logistic, signs
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Candidate
 from exhume.problem.task import Task
@@ -37,8 +37,8 @@ def test_the_logistic_loss_is_the_cross_entropy_of_two_logits():
     got, want = (torch.autograd.grad(v, f)[0] for v in (logistic(f, LABELS), expected))
     torch.testing.assert_close(got, want)
     assert signs(LABELS).tolist() == [-1, 1, 1, -1, 1, -1]
-    assert predicted_classes("logistic", f).tolist() == [0, 0, 0, 1, 1, 1]
-    assert predicted_classes("cross-entropy", two).tolist() == [0, 0, 0, 1, 1, 1]
+    assert LOSSES["logistic"].classes(f).tolist() == [0, 0, 0, 1, 1, 1]
+    assert LOSSES["cross-entropy"].classes(two).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_logistic_task_has_one_output():

@@ -118,7 +118,7 @@ class AnalyticLinear(Attack):
     ) -> tuple[Tensor, str]:
         if problem.targets is not UNKNOWN:
             return problem.targets, "The labels are given."
-        if task.loss != "cross-entropy":
+        if not task.criterion.softmax:
             width = task.output_size(centre(problem)[None].to(task.dtype))
             zeros = torch.zeros(batch_size, width, dtype=task.dtype, device=task.device)
             return zeros, "The targets are not known; zeros stand in for them."

@@ -292,7 +292,7 @@ class GaussNewton(Attack):
         notes: tuple[str, ...],
     ) -> Reconstruction:
         inputs, targets = residual.unpack(best.point)
-        if residual.targets is None and residual.task.loss == "cross-entropy":
+        if residual.targets is None and residual.task.criterion.softmax:
             # The answer is a class, so Φ is refined and reported with classes.
             return self._refined(problem, residual, best, trace, watch, notes)
         dtype = problem.require(Fact.WEIGHTS).dtype

@@ -246,13 +246,11 @@ def _plain(value: Any) -> Any:
 
 
 def _check_names(settings: AuditSettings) -> None:
-    from exhume.problem.losses import LOSSES
+    from exhume.problem.losses import loss_named
     from exhume.problem.threat import ThreatModel
-    from exhume.registry import did_you_mean
 
     ThreatModel(settings.threat)
-    if settings.loss not in LOSSES:
-        raise InvalidInput(did_you_mean("loss", settings.loss, sorted(LOSSES)))
+    loss_named(settings.loss)
 
 
 def _stacks(

@@ -195,18 +195,7 @@ def sampled_label_gradient(task: Task, batch: Batch, key: int) -> Tree:
     source = generator(key, "sampled-labels")
     parameters = {n: p.detach().requires_grad_() for n, p in task.parameters().items()}
     outputs = task.predict(_inputs(task, batch), parameters)
-    if task.loss == "cross-entropy":
-        chances = outputs.detach().double().softmax(dim=-1).cpu()
-        labels = torch.multinomial(chances, 1, generator=source).to(outputs.device)
-        value = -outputs.log_softmax(dim=-1).gather(1, labels).sum()
-    elif task.loss == "logistic":
-        chances = outputs.detach().double().sigmoid().cpu()
-        labels = torch.bernoulli(chances, generator=source).to(outputs)
-        value = torch.nn.functional.softplus((1 - 2 * labels) * outputs).sum()
-    else:
-        signs = torch.randint(0, 2, outputs.shape, generator=source) * 2 - 1
-        per_example = outputs.numel() / len(batch)
-        value = (2 / per_example) ** 0.5 * (signs.to(outputs) * outputs).sum()
+    value = task.criterion.random_score(outputs, source)
     grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     root = len(batch) ** -0.5
     return {

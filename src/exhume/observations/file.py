@@ -102,7 +102,7 @@ def _metadata(shared: SharedObservation) -> Metadata:
         sign="gradient" if kind == "gradient" else "step",
         observation=None if kind == "gradient" else describe(shared.observation),
         task=TaskRecord(
-            loss=shared.loss,
+            loss=str(shared.loss),
             mode=mode,
             event=spec.record(),
             normalise=normalise

@@ -172,7 +172,7 @@ def regression_targets(targets: Tensor, outputs: Tensor) -> Tensor:
 
 def _trained_on(task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return targets as the loss of the task takes them: ±1 for the squared error."""
-    if task.loss != "mse" or targets.is_floating_point():
+    if not task.criterion.real or targets.is_floating_point():
         return targets
     with torch.no_grad():
         return regression_targets(targets, task.predict(inputs, task.parameters()))

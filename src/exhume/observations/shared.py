@@ -17,6 +17,7 @@ from exhume.problem.defense import Defense, Plan
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Problem, Unknown, or_unknown
 from exhume.problem.law import Law
+from exhume.problem.losses import Loss
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import ObservationModel
 from exhume.problem.prior import Density
@@ -39,7 +40,7 @@ class SharedObservation:
             step size open, one in ``unknown`` order the order.
         frozen: parameters that the client did not train.
         spec: shape, kind and range of one example; None if nobody said.
-        loss: name of the training loss.
+        loss: the training loss, or its name.
         mode: ``eval`` or ``train``; None if nobody said.
         normalise: fixed map applied to inputs first, or None.
         reference: parameters at which O was computed; empty if withheld.
@@ -56,7 +57,7 @@ class SharedObservation:
     observation: ObservationModel = field(default_factory=Gradient)
     frozen: tuple[str, ...] = ()
     spec: EventSpec | None = None
-    loss: str = "cross-entropy"
+    loss: str | Loss = "cross-entropy"
     mode: Literal["eval", "train"] | None = None
     normalise: Normalisation | None = None
     reference: Tree = field(default_factory=dict)

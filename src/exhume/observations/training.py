@@ -28,9 +28,6 @@ __all__ = [
 _DIVERGED = 1e3
 # The smallest loss that a step is divided by.
 _NO_LOSS = 1e-30
-# Losses whose gradient vanishes with the loss on separable data; their flow slows down
-# as the loss falls. The squared error has its own curvature, which limits the step.
-_EXPONENTIAL_TAILS = ("cross-entropy", "logistic")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +108,9 @@ def train(
     """
     check_descent(iterations, rate, momentum, least=0)
     check_not_negative(target_loss=target_loss, weight_decay=weight_decay)
-    normalised = task.loss in _EXPONENTIAL_TAILS and not weight_decay
+    # The flow of a loss whose gradient vanishes with it slows down as it falls; the
+    # squared error has its own curvature, which limits the step.
+    normalised = task.criterion.margin and not weight_decay
     theta = {n: p.detach().clone() for n, p in task.parameters().items()}
     speed = {n: torch.zeros_like(p) for n, p in theta.items()}
     start, steps = math.inf, 0

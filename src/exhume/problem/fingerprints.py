@@ -89,9 +89,9 @@ def _targets(problem: Problem, task: Task, inputs: Tensor) -> Tensor:
         return known[index].to(task.device)
     with torch.no_grad():
         outputs = task.predict(inputs, task.parameters())
-    if task.loss == "mse":
+    if task.criterion.real:
         return torch.zeros_like(outputs)
-    classes = 2 if task.loss == "logistic" else outputs.shape[-1]
+    classes = task.criterion.class_count(outputs.shape[-1])
     return torch.arange(len(inputs), device=task.device) % classes
 
 
@@ -154,7 +154,7 @@ def output_bias(task: Task, inputs: Tensor, targets: Tensor) -> str | None:
 def _bias_findings(
     problem: Problem, task: Task, observed: Tree, probe: tuple[Tensor, Tensor]
 ) -> Iterator[Finding]:
-    name = output_bias(task, *probe) if task.loss == "cross-entropy" else None
+    name = output_bias(task, *probe) if task.criterion.softmax else None
     if name is None:
         return
     bias = observed[name].double()

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exhume.errors import InvalidInput
-from exhume.problem.losses import LOSSES
+from exhume.problem.losses import Loss, loss_named
 from exhume.problem.tree import Tree
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class Task:
 
     Attributes:
         model: the network f(·; Θ); a snapshot is taken, later changes do not matter.
-        loss: a name in ``LOSSES``; losses are means over the batch.
+        loss: name of a loss, or a :class:`~exhume.problem.losses.Loss` of the user's
+            own; losses are means over the batch.
+        criterion: the loss itself.
         mode: ``eval`` or ``train``; in ``train`` BatchNorm uses the batch's own
             statistics and never updates the running ones.
         normalise: optional fixed map applied to inputs first.
@@ -86,9 +88,10 @@ class Task:
     """
 
     model: nn.Module
-    loss: str = "cross-entropy"
+    loss: str | Loss = "cross-entropy"
     mode: Literal["eval", "train"] = "eval"
     normalise: Normalisation | None = None
+    criterion: Loss = field(init=False, repr=False)
     running_statistics: Mapping[str, tuple[Tensor, Tensor]] = field(
         init=False, repr=False
     )
@@ -102,9 +105,8 @@ class Task:
                 f"torch.nn.Module (its source makes one: .build(spec, classes, key))"
             )
             raise InvalidInput(msg)
-        if self.loss not in LOSSES:
-            msg = f"the loss {self.loss!r} is not known; known: {', '.join(LOSSES)}"
-            raise InvalidInput(msg)
+        named = self.loss if isinstance(self.loss, Loss) else loss_named(self.loss)
+        object.__setattr__(self, "criterion", named)
         if self.mode not in ("eval", "train"):
             msg = f"the mode is {self.mode!r}; expected 'eval' or 'train'"
             raise InvalidInput(msg)
@@ -195,9 +197,9 @@ class Task:
             parameters: Θ by name.
         """
         outputs = self.predict(inputs, parameters)
-        if self.loss == "mse" or targets.is_floating_point():
+        if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        return LOSSES[self.loss](outputs, targets)
+        return self.criterion(outputs, targets)
 
     def gradient(
         self,

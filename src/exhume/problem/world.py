@@ -61,22 +61,16 @@ class World:
 
     def _check_labels(self) -> None:
         labels = self.batch.targets
-        loss = self.task.loss
-        if labels.is_floating_point() or loss == "mse":
+        loss = self.task.criterion
+        if labels.is_floating_point() or loss.real:
             return
         outputs = self.task.output_size(self.batch.inputs.to(self.task.dtype))
-        if loss == "logistic" and outputs != 1:
-            msg = (
-                f"the loss 'logistic' needs a model with one output, this one has "
-                f"{outputs}; build it with classes = 1, or use 'cross-entropy'"
-            )
-            raise InvalidInput(msg)
-        classes = 2 if loss == "logistic" else outputs
+        classes = loss.class_count(outputs)
         least, most = int(labels.min()), int(labels.max())
         if least < 0 or most >= classes:
             msg = (
                 f"labels lie in [{least}, {most}], but the model has {outputs} "
-                f"output{'s' * (outputs > 1)} and the loss is {loss!r}; "
+                f"output{'s' * (outputs > 1)} and the loss is {loss.name!r}; "
                 f"expected 0 to {classes - 1}"
             )
             raise InvalidInput(msg)

@@ -12,7 +12,6 @@ from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
-from exhume.problem.losses import predicted_classes
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
@@ -173,7 +172,7 @@ def accuracy(task: Task, batch: Batch) -> float:
     right = 0
     for inputs, targets in _parts(batch, task):
         outputs = task.predict(inputs, _frozen(task))
-        guessed = predicted_classes(task.loss, outputs)
+        guessed = task.criterion.classes(outputs)
         right += int((guessed == targets).sum())
     return right / len(batch)
 

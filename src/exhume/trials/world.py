@@ -14,6 +14,7 @@ from exhume.data.split import split
 from exhume.errors import InvalidInput
 from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
+from exhume.problem.losses import loss_named
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.prior import Density
 from exhume.problem.source import DataSource
@@ -150,31 +151,11 @@ def class_count(classes: int, targets: Tensor, loss: str = "cross-entropy") -> i
     Args:
         classes: as the settings give it; 0 takes it from the labels.
         targets: of the whole data set.
-        loss: ``logistic`` has one output for two classes.
+        loss: name of the loss.
 
     Raises:
-        InvalidInput: there are more labels than classes.
+        InvalidInput: there are more labels than the loss or ``classes`` has.
     """
     if targets.is_floating_point():
         return classes or int(targets[0].numel())
-    found = int(targets.max()) + 1
-    if loss == "logistic":
-        return _one_output(classes, found)
-    if classes and classes < found:
-        msg = (
-            f"classes is {classes}, but the data has labels up to {found - 1}; "
-            f"set classes to at least {found}, or 0 to take it from the data"
-        )
-        raise InvalidInput(msg)
-    return classes or max(found, 2)
-
-
-def _one_output(classes: int, found: int) -> int:
-    if classes in (0, 1) and found <= 2:
-        return 1
-    got = f"labels up to {found - 1}" if found > 2 else f"classes = {classes}"
-    msg = (
-        f"the loss 'logistic' is for two classes and one output, got {got}; use "
-        f"'cross-entropy', or data with labels 0 and 1 and classes = 0"
-    )
-    raise InvalidInput(msg)
+    return loss_named(loss).outputs_for(classes, int(targets.max()) + 1)

@@ -121,10 +121,10 @@ class _Evidence:
 
 def _gather(problem: Problem) -> _Evidence:
     task: Task = problem.require(Fact.WEIGHTS)
-    if task.loss != "cross-entropy":
+    if not task.criterion.softmax:
         msg = (
             f"labels are inferred for the cross-entropy loss; the task has "
-            f"{task.loss!r}, so give the targets (threat model 'labels-known')"
+            f"'{task.loss}', so give the targets (threat model 'labels-known')"
         )
         raise InvalidInput(msg)
     layer = output_layer(task, problem.spec)

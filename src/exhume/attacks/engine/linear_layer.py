@@ -233,6 +233,6 @@ def probes(task: Task, spec: EventSpec) -> Tensor:
 
 
 def _same(task: Task, returned: Tensor, outputs: Tensor) -> bool:
-    if task.loss == "cross-entropy":
+    if task.criterion.softmax:
         returned, outputs = returned.softmax(-1), outputs.softmax(-1)
     return torch.allclose(returned, outputs, atol=1e-6)

@@ -188,7 +188,7 @@ class MapResidual:
             return inputs, self.targets
         end = count + self.batch_size * self.classes
         logits = unknown[count:end].reshape(self.batch_size, self.classes)
-        if self.task.loss != "cross-entropy":
+        if not self.task.criterion.softmax:
             return inputs, logits.squeeze(-1) if self.classes == 1 else logits
         return inputs, logits.softmax(dim=-1)
 

@@ -86,14 +86,14 @@ class TangentView:
         return known[_order(self._distances(pulls, known))]
 
     def _guessed(self, pulls: Tensor) -> Tensor:
-        if self.task.loss == "mse":
+        if self.task.criterion.real:
             return pulls
         if pulls.shape[1] == 1:
             return (pulls[:, 0] > 0).long()
         return pulls.argmax(dim=1)
 
     def _distances(self, pulls: Tensor, known: Tensor) -> Tensor:
-        if self.task.loss == "mse" or pulls.shape[1] == 1:
+        if self.task.criterion.real or pulls.shape[1] == 1:
             wanted = regression_targets(known.to(pulls.device), _rows_of(known, pulls))
             return -pulls @ wanted.T if self.trained is None else _gaps(pulls, wanted)
         if known.is_floating_point():

@@ -107,4 +107,4 @@ def target_variable(
     shape = (len(inputs), task.output_size(inputs))
     draw = torch.randn(shape, generator=generator, dtype=torch.float64)
     free = draw.to(inputs).requires_grad_()
-    return TargetVariable(free=free, classes=task.loss == "cross-entropy")
+    return TargetVariable(free=free, classes=task.criterion.softmax)

@@ -172,11 +172,9 @@ def _targets(
     problem: Problem, task: Task, located: Located, values: Tensor, residuals: Tensor
 ) -> tuple[Tensor, list[str]]:
     """Return the targets that residuals imply, and what is to be said of them."""
-    if task.loss == "logistic":
-        # ∂L/∂f = −y σ(−y f)/B has the sign of −y
-        return (residuals[:, 0] < 0).long(), []
-    if task.loss == "cross-entropy":
-        return residuals.argmin(dim=1), []
+    classes = task.criterion.classes_of_residuals(residuals)
+    if classes is not None:
+        return classes, []
     targets = implied_targets(located, values, residuals)
     if not scale_unknown(problem):
         return targets, []

@@ -43,7 +43,7 @@ def consistent_norms(
     """
     from scipy.optimize import minimize_scalar
 
-    if task.loss != "cross-entropy" or problem.batch_size is UNKNOWN:
+    if not task.criterion.softmax or problem.batch_size is UNKNOWN:
         return None
     if scale_unknown(problem):
         return None

@@ -101,7 +101,7 @@ def _nothing(found: Recovered) -> _Evidence:
 
 
 def _by_softmax(_: Problem, task: Task, __: Located, found: Recovered) -> _Evidence:
-    if task.loss != "cross-entropy" or found.residuals.shape[1] < 3:
+    if not task.criterion.softmax or found.residuals.shape[1] < 3:
         return _nothing(found)
     chosen = softmax_sign(found.residuals)
     note = "Signs were read off the softmax: one residual of each is negative."
@@ -124,7 +124,7 @@ def _by_total(
     problem: Problem, task: Task, located: Located, found: Recovered
 ) -> _Evidence:
     first, targets = None, problem.targets
-    two = task.loss == "cross-entropy" and found.residuals.shape[1] == 2
+    two = task.criterion.softmax and found.residuals.shape[1] == 2
     if two and targets is not UNKNOWN and len(targets) == len(found.inputs):
         first = int((targets == 0).sum())
     total = residual_total(located, found)
@@ -136,7 +136,8 @@ def _by_targets(
     problem: Problem, task: Task, located: Located, found: Recovered
 ) -> _Evidence:
     known = problem.targets
-    if task.loss != "mse" or (known is not UNKNOWN and not known.is_floating_point()):
+    real = known is UNKNOWN or known.is_floating_point()
+    if not (task.criterion.real and real):
         return _nothing(found)
     if scale_unknown(problem):
         return _nothing(found)

@@ -95,7 +95,7 @@ def make_setting(
     outputs = _outputs(problem, task)
     model = problem.require(Fact.LOCAL_SCHEDULE)
     decay = model.weight_decay if isinstance(model, Weights) else 0.0
-    signed = task.loss != "mse"
+    signed = task.criterion.margin
     notes = _applicable(problem, task, decay, outputs)
     weights = {n: t.to(torch.float64) for n, t in problem.observed.items()}
     smooth = smoothed(task, sharpness) if sharpness else None
@@ -133,7 +133,7 @@ def _outputs(problem: Problem, task: Task) -> int:
     """Return K, or raise where the loss cannot have trained that many outputs."""
     probe = torch.zeros(1, *problem.spec.shape, dtype=task.dtype, device=task.device)
     outputs = task.output_size(probe)
-    if outputs == 1 and task.loss == "cross-entropy":
+    if outputs == 1 and task.criterion.softmax:
         msg = (
             "the network has one output and its loss is said to be cross-entropy, "
             "which needs an output per class and is constant on one; give "
@@ -146,7 +146,7 @@ def _outputs(problem: Problem, task: Task) -> int:
 
 def _applicable(problem: Problem, task: Task, decay: float, outputs: int) -> list[str]:
     """Say why the weights are a combination of gradients, or raise."""
-    signed = task.loss != "mse"
+    signed = task.criterion.margin
     if decay:
         told = (
             f"The network was trained with weight decay {decay:g}: its weights are a "
