@@ -56,7 +56,7 @@ def find_flags(results: Iterable[TrialResult]) -> dict[str, tuple[Flag, ...]]:
         id of a spec → its flags; ids without any are absent.
     """
     done = [r for r in results if r.status == "done"]
-    attacks = [r for r in done if _mse(r) is not None]
+    attacks = [r for r in done if _headline(r) is not None]
     found: _Found = {}
     _each(attacks, found)
     chance = _chance_levels(attacks)
@@ -73,14 +73,14 @@ def _raise(found: _Found, results: Iterable[TrialResult], flag: Flag) -> None:
             flags.append(flag)
 
 
-def _mse(result: TrialResult) -> float | None:
-    """Return the mean squared error over the scored examples of an attack."""
-    values = [v for v in result.scores.get("mse", ()) if v is not None]
+def _headline(result: TrialResult) -> float | None:
+    """Return the mean error over the scored examples of an attack."""
+    values = [v for v in result.scores.get(result.headline, ()) if v is not None]
     return fmean(values) if values else None
 
 
 def _error(result: TrialResult) -> float:
-    error = _mse(result)
+    error = _headline(result)
     return math.nan if error is None else error
 
 

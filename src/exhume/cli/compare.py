@@ -62,6 +62,7 @@ def compare(
 
 def show(done: Comparison) -> None:
     """Print the leaderboards, what is missing from them, and recommendations."""
+    from exhume.audit.report.metrics import described
     from exhume.compare.leaderboard import boards, undefended_row
     from exhume.compare.remarks import dropped
     from exhume.compare.report.page import recommendations
@@ -72,8 +73,9 @@ def show(done: Comparison) -> None:
         # A pipe has no width: keep every row on one line.
         console = Console(width=160)
     bare = undefended_row(done)
+    quantity = described(done.metric).quantity
     say(
-        f"{done.settings.title}. Error: mean squared error of the strongest attack, "
+        f"{done.settings.title}. Error: mean {quantity} of the strongest attack, "
         f"with 95 % intervals over seeds; larger is better. It is that at the budget "
         f"(≈: interpolated between attacked strengths); lost, measured, bound and ε "
         f"are of the strength beside them."

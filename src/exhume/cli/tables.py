@@ -14,13 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["other_bounds", "tables"]
 
-_HEADINGS = {
-    "mse": "MSE",
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "ncc": "NCC",
-    "label-accuracy": "labels",
-}
+#: headings that are shorter than the label of the metric
+_SHORT = {"label-accuracy": "labels"}
 
 
 def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Table]:
@@ -31,11 +26,12 @@ def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Tabl
     Rows of chance levels (the prior mean, the nearest public example) are marked: an
     attack that is no better has read nothing that is private.
     """
-    from exhume.audit.report.grouping import metrics_of, scenarios
+    from exhume.audit.report.grouping import scenarios
+    from exhume.audit.report.metrics import metrics_of
 
     # PSNR and SSIM of vectors are not defined: no column of dashes for them.
     scored = {metric for result in results for metric in result.scores}
-    metrics = [m for m in metrics_of(results) if m in scored and m in _HEADINGS]
+    metrics = [m for m in metrics_of(results) if m in scored]
     return [_table(scenario, metrics) for scenario in scenarios(settings, results)]
 
 
@@ -70,6 +66,7 @@ def other_bounds(settings: AuditSettings, results: Sequence[TrialResult]) -> lis
 
 def _table(scenario: Scenario, metrics: list[str]) -> Table:
     from exhume.audit.report.bound_table import tightest
+    from exhume.audit.report.metrics import described
     from exhume.audit.report.promises import promises
     from exhume.audit.report.result_table import result_rows
 
@@ -82,7 +79,8 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
     table.add_column("defense", overflow="fold")
     table.add_column("attack", overflow="fold")
     for metric in metrics:
-        table.add_column(_HEADINGS[metric], justify="right", no_wrap=True)
+        heading = _SHORT.get(metric, described(metric).label)
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("MSE bound", justify="right", no_wrap=True)
     promised = {row.defense: row.epsilon for row in promises(scenario)}
     table.add_column("ε", justify="right", no_wrap=True)

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from exhume.audit.report.grouping import Scenario, scenarios
+from exhume.audit.report.metrics import described
 from exhume.audit.report.promises import worst_account
 from exhume.audit.settings import AuditSettings
 from exhume.compare.calibration import Step
@@ -18,7 +19,12 @@ from exhume.compare.search import Searched
 from exhume.compare.settings import CompareSettings
 from exhume.report.naming import defense_label
 from exhume.runs.records import Options, TrialResult
-from exhume.trials.bound_record import binds_every_attack, is_error, level
+from exhume.trials.bound_record import (
+    BOUNDED_METRIC,
+    binds_every_attack,
+    is_error,
+    level,
+)
 from exhume.trials.utility import UtilityResult
 
 __all__ = ["collect"]
@@ -57,6 +63,7 @@ def collect(
         if undefended.strongest is None
         else undefended.strongest.errors.get(_GUESS),
         report=folder / "report.html",
+        metric=scenario.headline,
     )
 
 
@@ -88,7 +95,7 @@ def _point(
     loss: float,
     interval: tuple[float, float],
 ) -> Point:
-    found, dropped = _strongest(scenario, stack, _mse)
+    found, dropped = _strongest(scenario, stack, _headline)
     in_order = found
     # Of a single example there is nothing to pair.
     if scenario.spec.batch_size > 1:
@@ -134,7 +141,7 @@ def _strongest(
         if not found:
             continue
         # Where an attack has no answer, its user still has the guess.
-        silent = {r.spec.seed for r in cell if _mse(r) is None}
+        silent = {r.spec.seed for r in cell if _headline(r) is None}
         fallback = {seed: guess.get(seed) for seed in silent}
         row = [found.get(seed, fallback.get(seed)) for seed in scenario.seeds]
         complete = [value for value in row if value is not None]
@@ -143,8 +150,8 @@ def _strongest(
     return strongest(table, scenario.baselines), dropped
 
 
-def _mse(result: TrialResult) -> float | None:
-    values = result.scores.get("mse", [])
+def _headline(result: TrialResult) -> float | None:
+    values = result.scores.get(result.headline, [])
     finite = [v for v in values if v is not None and math.isfinite(v)]
     return fmean(finite) if finite and len(finite) == len(values) else None
 
@@ -162,6 +169,11 @@ def _errors(results: Sequence[TrialResult], error: _Error) -> dict[int, float]:
 
 def _floor(scenario: Scenario, stack: tuple[Options, ...]) -> Floor:
     """Return the highest bound that binds every attack, or why there is none."""
+    if scenario.headline != BOUNDED_METRIC and scenario.bounds:
+        what = described(scenario.headline).quantity
+        return Floor(
+            "", None, reason=f"bounds are on the squared error, not the {what}"
+        )
     best: Floor | None = None
     reasons: dict[str, None] = {}
     for name in scenario.bounds:

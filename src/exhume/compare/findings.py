@@ -29,6 +29,7 @@ class Comparison:
         frontiers: of the families, in the order of the settings.
         baseline: accuracy and training loss without a defense, over the seeds.
         chance: error of the prior mean, which never looks at the update, or None.
+        metric: whose mean over examples the error is.
         report: path of report.html.
     """
 
@@ -39,13 +40,15 @@ class Comparison:
     baseline: dict[str, float]
     chance: float | None
     report: Path
+    metric: str = "mse"
 
     def advise(self, *, min_error: float, max_loss: float) -> Advice:
         """Recommend a defense that keeps an error for a utility loss.
 
         Args:
-            min_error: mean squared error per number of the data that the strongest
-                attack must not get below; > 0.
+            min_error: mean over examples of :attr:`metric` (of the squared error per
+                number of the data, say) that the strongest attack must not get below;
+                > 0.
             max_loss: utility to lose at most, in units of the comparison's utility.
 
         Raises:

@@ -28,7 +28,7 @@ class Strongest:
     Attributes:
         attack: label of the attack with the smallest mean error. It is chosen by the
             true errors, as nobody without the private data could: an oracle.
-        error: its mean squared error over examples, averaged over the seeds.
+        error: its mean error over examples, averaged over the seeds.
         interval: 95 % interval of its mean over seeds.
         errors: mean error of every attack by label, chance levels included.
         chance: the attack is a chance level: it read nothing from the update.
@@ -138,7 +138,7 @@ def strongest(
     """Find the attack with the smallest mean error.
 
     Args:
-        errors: label of an attack → mean squared error per seed, of equal lengths.
+        errors: label of an attack → mean error per seed, of equal lengths.
         chance: labels of chance levels; the strongest attacker can always guess.
     """
     if not errors:

@@ -15,6 +15,7 @@ from exhume.compare.remarks import Ranked, absent, cautions
 from exhume.compare.wording import shown, told_loss, told_range
 from exhume.formula import formula
 from exhume.report.words import number
+from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = [
     "Board",
@@ -41,7 +42,7 @@ class Row:
         error: of the strongest attack at the budget itself.
         error_range: its 95 % interval.
         interpolated: the error at the budget lies between two attacked strengths.
-        psnr: the error as a PSNR, for data in [0, 1].
+        psnr: a squared error as a PSNR, for data in [0, 1]; "–" for another error.
         attack: the strongest one.
         bound: lower bound at the calibrated strength with its standard error, or "–".
         between: what bounds interpolate to at the budget, which bounds nothing, or "".
@@ -173,7 +174,7 @@ def _row(
         error="–" if error is None else number(error),
         error_range="" if place is None else _range(place.interval),
         interpolated=place is not None and place.interpolated,
-        psnr="–" if error is None else _psnr(error),
+        psnr=_psnr(error, comparison.metric),
         attack="none finished" if place is None else attack_names(place),
         bound=_bound(point.floor),
         between=_between(place),
@@ -204,7 +205,9 @@ def _range(interval: tuple[float, float]) -> str:
     return f"{number(low, 2)} to {number(high, 2)}" if math.isfinite(high) else ""
 
 
-def _psnr(error: float) -> str:
+def _psnr(error: float | None, metric: str) -> str:
+    if error is None or metric != BOUNDED_METRIC:
+        return "–"
     return "∞" if error <= 0 else f"{-10 * math.log10(error):.1f} dB".replace("-", "−")
 
 

@@ -27,6 +27,7 @@ class Image(EventSpec):
 
     axes: ClassVar[int] = 3
     plain: ClassVar[bool] = True
+    noun: ClassVar[str] = "image"
     usual: ClassVar[tuple[float, float] | None] = (0.0, 1.0)
 
     @property

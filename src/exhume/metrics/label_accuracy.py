@@ -45,6 +45,7 @@ class LabelAccuracy(Metric):
     that are all right score 1, however bad the inputs are.
     """
 
+    label: ClassVar[str] = "Label right"
     higher_is_better: ClassVar[bool] = True
     compares = "targets"
 

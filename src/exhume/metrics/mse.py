@@ -37,6 +37,8 @@ def mean_squared_errors(guess: Tensor, truth: Tensor) -> Tensor:
 class Mse(Metric):
     """Mean squared error per coordinate; comparable with ``BoundValue.mse``."""
 
+    label: ClassVar[str] = "MSE"
+    quantity: ClassVar[str] = "squared error"
     higher_is_better: ClassVar[bool] = False
 
     def __call__(self, guess: Tensor, truth: Tensor, spec: EventSpec) -> Tensor:

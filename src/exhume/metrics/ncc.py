@@ -53,6 +53,7 @@ def _centred(rows: Tensor) -> Tensor:
 class NormalisedCrossCorrelation(Metric):
     """Correlation of an estimate with its example, over pixels or coordinates."""
 
+    label: ClassVar[str] = "NCC"
     higher_is_better: ClassVar[bool] = True
 
     def __call__(

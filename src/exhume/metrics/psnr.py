@@ -46,6 +46,7 @@ class Psnr(Metric):
     """Peak signal-to-noise ratio of each example by itself, never of a batch mean."""
 
     unit: ClassVar[str] = "dB"
+    label: ClassVar[str] = "PSNR"
     higher_is_better: ClassVar[bool] = True
 
     def __call__(

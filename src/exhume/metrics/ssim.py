@@ -75,6 +75,7 @@ def _similarity(guess: np.ndarray, truth: np.ndarray, peak: float) -> float:
 class Ssim(Metric):
     """Mean structural similarity, computed by scikit-image."""
 
+    label: ClassVar[str] = "SSIM"
     higher_is_better: ClassVar[bool] = True
     bibtex: ClassVar[str] = """\
 @article{wang2004image,

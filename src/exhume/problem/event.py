@@ -49,6 +49,7 @@ class EventSpec(metaclass=_ByKind):
         plain: arrays with as many axes are taken for this kind where nothing else is
             said of them.
         error: registered metric that ranks attacks; it is smaller for better guesses.
+        noun: what a page calls one example.
         usual: the range that such data have unless another is given, or None.
         bibtex: the entries to cite, or "".
 
@@ -63,6 +64,7 @@ class EventSpec(metaclass=_ByKind):
     axes: ClassVar[int]
     plain: ClassVar[bool] = False
     error: ClassVar[str] = "mse"
+    noun: ClassVar[str] = "example"
     usual: ClassVar[tuple[float, float] | None] = None
     bibtex: ClassVar[str] = ""
 

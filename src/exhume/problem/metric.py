@@ -18,11 +18,17 @@ class Metric(Member, ABC):
     """A score of matched examples; leaves are frozen dataclasses.
 
     Attributes:
+        label: for the heading of a column, e.g. "PSNR"; the registered name if "".
+        quantity: in a sentence, e.g. "squared error"; the label if "".
         unit: for tables and axes, e.g. "dB".
-        higher_is_better: from the attacker's side.
+        higher_is_better: from the attacker's side. A table is sorted by it, and the
+            headline of an event (``EventSpec.error``) must be an error: lower is
+            better.
         compares: whether it reads inputs or targets.
     """
 
+    label: ClassVar[str] = ""
+    quantity: ClassVar[str] = ""
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool]
     compares: ClassVar[Literal["inputs", "targets"]] = "inputs"

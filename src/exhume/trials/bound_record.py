@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from exhume.problem.bound import BoundValue, RiskValue
 
 __all__ = [
+    "BOUNDED_METRIC",
     "SQUARED_ERROR",
     "Level",
     "binds_every_attack",
@@ -22,6 +23,8 @@ __all__ = [
     "whom",
 ]
 
+#: the metric that bounds on the squared error bound; no other is compared with them
+BOUNDED_METRIC = "mse"
 #: what a record without a quantity of its own bounds from below
 SQUARED_ERROR = "mean squared error ≥"
 #: name of the member of ``problem.bound.Binds``, whose module imports torch

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from exhume.audit.report.grouping import Defended, Scenario, values
 from exhume.report.words import finite, median, number
 from exhume.trials.bound_record import (
+    BOUNDED_METRIC,
     SQUARED_ERROR,
     binds_every_attack,
     is_error,
@@ -122,7 +123,9 @@ def _ratio(scenario: Scenario, defense: Defended, bound: float | None) -> str:
     for attack in scenario.contenders:
         done = scenario.done(defense, attack)
         in_order = finite(r.facts.get("ordered_mse") for r in done)
-        errors = in_order if len(in_order) == len(done) else values(done, "mse")
+        errors = (
+            in_order if len(in_order) == len(done) else values(done, BOUNDED_METRIC)
+        )
         if errors:
             means.append((sum(errors) / len(errors), attack))
     if not means or not bound:

@@ -14,12 +14,14 @@ from exhume.audit.report.account import (
 )
 from exhume.audit.report.bound_table import BoundRow, bound_rows
 from exhume.audit.report.convergence import convergence
+from exhume.audit.report.events import has_pixels, noun_of
 from exhume.audit.report.exposure import Exposure, exposure
 from exhume.audit.report.flag_list import flag_groups
 from exhume.audit.report.gallery import Gallery, gallery
-from exhume.audit.report.grouping import Scenario, metrics_of, scenarios
+from exhume.audit.report.grouping import Scenario, scenarios
 from exhume.audit.report.hero import hero
 from exhume.audit.report.memory import Memory, memory
+from exhume.audit.report.metrics import described, headline, metrics_of
 from exhume.audit.report.plots import Legend, Plot, error_plots, legend
 from exhume.audit.report.promises import Promise, promises
 from exhume.audit.report.result_table import ResultRow, result_rows
@@ -33,19 +35,13 @@ from exhume.report.pictures import Picture
 from exhume.report.words import count, finite, median, number, several
 from exhume.runs.records import Options, TrialResult
 from exhume.runs.settings_file import to_toml
+from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = ["MOST_PICTURES", "Section", "page"]
 
 #: More pictures than this make a file that browsers and mail refuse; the numbers of
 #: the others are in the tables and in the CSV.
 MOST_PICTURES = 1200
-_METRIC_NAMES = {
-    "mse": "MSE",
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "ncc": "NCC",
-    "label-accuracy": "Label right",
-}
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,8 @@ class Section:
     """One scenario as the page shows it."""
 
     name: str
+    noun: str
+    pixels: bool
     verdict: str
     hero: list[tuple[str, Picture]]
     setting: tuple[tuple[str, str], ...]
@@ -95,8 +93,11 @@ def _view(
             _section(scenario, flags, metrics, index, len(listed))
             for index, scenario in enumerate(listed)
         ],
+        "noun": noun_of(results),
+        "pixels": has_pixels(results),
+        "squared": headline(results) == BOUNDED_METRIC,
         "metrics": metrics,
-        "metric_names": {m: _METRIC_NAMES.get(m, m.replace("-", " ")) for m in metrics},
+        "described": {metric: described(metric) for metric in metrics},
         "tiles": _tiles(listed, flags),
         "threat": _threat(settings, results),
         "flags": flag_groups(listed, flags),
@@ -133,6 +134,8 @@ def _section(
     found = findings(scenario)
     return Section(
         name=scenario.name,
+        noun=noun_of(scenario.results),
+        pixels=has_pixels(scenario.results),
         verdict=verdict(scenario, found, flags),
         hero=hero(pictures, found),
         setting=_setting(scenario),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +13,7 @@ from exhume.problem.event import EventSpec
 from exhume.report.pictures import Picture, line
 from exhume.runs.records import TrialResult
 
-__all__ = ["drawing", "event_of"]
+__all__ = ["drawing", "event_of", "has_pixels", "noun_of"]
 
 
 def event_of(result: TrialResult) -> EventSpec | None:
@@ -33,6 +33,19 @@ def drawing(result: TrialResult) -> Callable[[np.ndarray, np.ndarray], Picture]:
     """Return what draws an example over its truth; lines where the event is unknown."""
     event = event_of(result)
     return line if event is None else event.draw
+
+
+def noun_of(results: Sequence[TrialResult]) -> str:
+    """Return what one example is called: the word of their event if all agree."""
+    events = [event_of(result) for result in results]
+    nouns = {event.noun for event in events if event is not None}
+    return nouns.pop() if len(nouns) == 1 else "example"
+
+
+def has_pixels(results: Sequence[TrialResult]) -> bool:
+    """Say whether the examples of some results are grids of pixels."""
+    events = [event_of(result) for result in results]
+    return any(event is not None and event.grid is not None for event in events)
 
 
 @lru_cache(maxsize=16)

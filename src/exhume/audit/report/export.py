@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from exhume.audit.report.grouping import metrics_of
+from exhume.audit.report.metrics import metrics_of
 from exhume.audit.report.verdict import Flags
 from exhume.audit.settings import AuditSettings
 from exhume.report.naming import defense_family, defense_label, defense_strength

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from exhume.audit.report.grouping import Defended, Scenario
 from exhume.report.words import number
-from exhume.trials.bound_record import binds_every_attack, is_error
+from exhume.trials.bound_record import BOUNDED_METRIC, binds_every_attack, is_error
 
 __all__ = ["Exposed", "Exposure", "exposure"]
 
@@ -29,9 +29,9 @@ class Exposed:
         example: number within the batch, from 1.
         label: its class, or "".
         floor: mean squared error that no attack gets below on average, in print.
-        error: least squared error of an attack on this example, in print.
+        error: least error of an attack on this example, in print.
         attack: which one, or "".
-        chance: the best guess's squared error, in print.
+        chance: the best guess's error, in print.
         beaten: the attack's error is below that of every guess.
     """
 
@@ -116,11 +116,14 @@ def _floors(
 ) -> tuple[dict[int, float], bool]:
     """Return the highest bound on each example, and whether they tell examples apart.
 
-    Bounds for every attack only. Examples of one label have equal bounds but for the
+    Bounds for every attack only, and only where attacks are ranked by the squared
+    error, which they bound. Examples of one label have equal bounds but for the
     Monte-Carlo error.
     """
     best: dict[int, float] = {}
     error = 0.0
+    if scenario.headline != BOUNDED_METRIC:
+        return best, False
     for bound in scenario.bounds:
         result = scenario.trial(defense, bound, seed)
         if result is None or not (is_error(result) and binds_every_attack(result)):
@@ -136,11 +139,11 @@ def _floors(
 def _least(
     scenario: Scenario, attacks: tuple[str, ...], defense: Defended, seed: int
 ) -> dict[int, tuple[float, str]]:
-    """Return the least squared error on each example, and whose it is."""
+    """Return the least error on each example, and whose it is."""
     best: dict[int, tuple[float, str]] = {}
     for attack in attacks:
         result = scenario.trial(defense, attack, seed)
-        errors = [] if result is None else result.scores.get("mse", [])
+        errors = [] if result is None else result.scores.get(scenario.headline, [])
         for i, error in enumerate(errors):
             if error is not None and not math.isnan(error):
                 best[i] = min((error, attack), best.get(i, (math.inf, "")))

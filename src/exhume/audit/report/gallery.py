@@ -11,9 +11,11 @@ import numpy as np
 from exhume.audit.report.bound_maps import Legend, Maps, bound_maps
 from exhume.audit.report.events import drawing
 from exhume.audit.report.grouping import Defended, Scenario
+from exhume.audit.report.metrics import described
 from exhume.report.pictures import Picture
-from exhume.report.words import number, score
+from exhume.report.words import score
 from exhume.runs.records import TrialResult
+from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = ["Gallery", "Panel", "Row", "gallery"]
 
@@ -143,7 +145,7 @@ def _row(
     example: int | None,
 ) -> Row:
     index = example or 0
-    errors = {a: _score(r, "mse", index) for a, r in trials.items()}
+    errors = {a: _score(r, scenario.headline, index) for a, r in trials.items()}
     best = _best(scenario, errors)
     which = "" if example is None else f", example {example + 1}"
     guesses = tuple(
@@ -206,9 +208,12 @@ def _label(labels: Sequence[object], index: int) -> str:
 
 
 def _captions(result: TrialResult, index: int) -> tuple[str, ...]:
+    """Write the headline error; a squared error as PSNR and SSIM where they exist."""
     psnr, ssim = (_score(result, metric, index) for metric in ("psnr", "ssim"))
-    if psnr is None:
-        return (f"MSE {number(_score(result, 'mse', index))}",)
+    if psnr is None or result.headline != BOUNDED_METRIC:
+        metric = described(result.headline)
+        error = _score(result, result.headline, index)
+        return (f"{metric.label} {score(result.headline, error, metric.unit)}",)
     lines = [score("psnr", psnr, "dB")]
     if ssim is not None:
         lines.append(f"SSIM {score('ssim', ssim)}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from exhume.audit.report.metrics import headline
 from exhume.audit.settings import AuditSettings, as_options
 from exhume.errors import UnknownName
 from exhume.registry import find
@@ -20,14 +21,10 @@ __all__ = [
     "examples",
     "is_upper_limit",
     "labels",
-    "metrics_of",
     "ordered",
     "scenarios",
     "values",
 ]
-
-#: metrics in the order of the columns; others follow by name
-METRIC_ORDER = ("mse", "psnr", "ssim", "ncc", "label-accuracy")
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,11 @@ class Scenario:
         return [result for cell in self.trials.values() for result in cell]
 
     @property
+    def headline(self) -> str:
+        """The metric that ranks attacks, smaller for better ones."""
+        return headline(self.results)
+
+    @property
     def contenders(self) -> tuple[str, ...]:
         """Attacks that are no chance level."""
         return tuple(a for a in self.attacks if a not in self.baselines)
@@ -117,13 +119,6 @@ def values(results: Sequence[TrialResult], metric: str) -> list[float]:
 def examples(results: Sequence[TrialResult]) -> int:
     """Count the scored examples of some trials."""
     return sum(max(map(len, r.scores.values()), default=0) for r in results)
-
-
-def metrics_of(results: Sequence[TrialResult]) -> list[str]:
-    """List the metrics that occur, in the order of the columns."""
-    found = {m for r in results for m in (*r.scores, *r.not_applicable)}
-    first = [m for m in METRIC_ORDER if m in found]
-    return [*first, *sorted(found - set(first))]
 
 
 def labels(options: Iterable[Options | None]) -> dict[str, str]:

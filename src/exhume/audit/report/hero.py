@@ -17,10 +17,10 @@ def hero(gallery: Gallery, found: Sequence[Finding]) -> list[tuple[str, Picture]
     They are the original, the strongest attack without a defense, and the strongest
     attack under the defense that leaves it the largest error.
     """
-    reached = [f for f in found if f.mse is not None]
+    reached = [f for f in found if f.error is not None]
     plain = [f for f in reached if f.defense.is_none]
     held = [f for f in reached if not f.defense.is_none]
-    chosen = [*plain, *sorted(held, key=lambda f: f.mse or 0.0)[-1:]]
+    chosen = [*plain, *sorted(held, key=lambda f: f.error or 0.0)[-1:]]
     rows = gallery.panels[0].rows if gallery.panels else ()
     shown = []
     for finding in chosen:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exhume.audit.report.events import drawing
+from exhume.audit.report.events import drawing, noun_of
 from exhume.audit.report.grouping import Defended, Scenario
 from exhume.report.pictures import Picture
 from exhume.report.words import finite, median, number
@@ -102,7 +102,7 @@ def _memory(defense: Defended, attack: str, done: list[TrialResult]) -> Memory:
         oracle=number(oracle),
         per_unknown=number(ratio),
         words=(
-            *_words(done),
+            *_words(done, noun_of(done)),
             *_fitted(residual, oracle),
             *_explained(done, oracle),
             *_held(ratio),
@@ -118,23 +118,23 @@ def _per_unknown(done: list[TrialResult]) -> float | None:
     return median(p / nd for p, nd in sizes if p is not None and nd)
 
 
-def _words(done: list[TrialResult]) -> tuple[str, ...]:
+def _words(done: list[TrialResult], noun: str) -> tuple[str, ...]:
     """Read the shares for somebody who sees them for the first time."""
     shares = finite(r.facts.get("recovered_0.8") for r in done)
     own = median(shares) or 0.0
     null = median(r.facts.get("held_out_0.8") for r in done) or 0.0
     if own == 0:
         where = " in at least half of the seeds" if any(shares) else ""
-        return (f"No training image was recovered{where} (correlation above 0.8).",)
+        return (f"No training {noun} was recovered{where} (correlation above 0.8).",)
     if null >= own / 3:
         return (
-            f"{100 * own:.3g} % of the training images correlate above 0.8 with a "
-            f"candidate, but so do {100 * null:.3g} % of images never trained on: this "
-            f"is no evidence of memorisation.",
+            f"{100 * own:.3g} % of the training {noun}s correlate above 0.8 with "
+            f"a candidate, but so do {100 * null:.3g} % of {noun}s never trained on: "
+            f"this is no evidence of memorisation.",
         )
     return (
-        f"{100 * own:.3g} % of the training images were recovered (correlation above "
-        f"0.8); of images never trained on {100 * null:.3g} % get there.",
+        f"{100 * own:.3g} % of the training {noun}s were recovered (correlation "
+        f"above 0.8); of {noun}s never trained on {100 * null:.3g} % get there.",
     )
 
 

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.audit.report.metrics import described
 from exhume.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
 from exhume.report.words import also, median, number
-from exhume.runs.records import TrialResult
-from exhume.trials.bound_record import binds_every_attack, is_error, level
+from exhume.trials.bound_record import (
+    BOUNDED_METRIC,
+    binds_every_attack,
+    is_error,
+    level,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +93,7 @@ def error_plots(scenario: Scenario, name: str) -> list[Plot]:
         scenario: the trials.
         name: start of every id in the drawings, unique on the page.
     """
-    if not values(scenario.results, "mse"):
+    if not values(scenario.results, scenario.headline):
         return []
     families = list(dict.fromkeys(d.family for d in scenario.defenses if d.family))
     if not families:
@@ -109,16 +114,17 @@ def _by_strength(scenario: Scenario, family: str, name: str) -> Plot:
         _draw_chance(axes, scenario, members, places)
         for index, attack in enumerate(scenario.contenders):
             cells = [scenario.done(d, attack) for d in members]
-            _draw_series(axes, places, cells, index, floor)
+            errors = [values(cell, scenario.headline) for cell in cells]
+            _draw_series(axes, places, errors, index, floor)
         _draw_bound(axes, scenario, members, places)
         axes.set_xticks(places, ticks, rotation=30 if len(ticks) > 6 else 0)
         option = next((d.strength[0] for d in members if d.strength), "")
         if option:
             axes.set_xlabel(f"{option.replace('_', ' ')} (stronger →)")
-        axes.set_ylabel("squared error of an example")
+        axes.set_ylabel(f"{described(scenario.headline).quantity} of an example")
         text = svg(figure, name)
     alt = (
-        f"Squared error of {also(scenario.contenders)} against {family}: "
+        f"{_quantity(scenario)} of {also(scenario.contenders)} against {family}: "
         f"{'; '.join(_told(scenario, d) for d in members)}."
     )
     return Plot(family, text, alt)
@@ -126,7 +132,8 @@ def _by_strength(scenario: Scenario, family: str, name: str) -> Plot:
 
 def _told(scenario: Scenario, defense: Defended) -> str:
     errors = {
-        a: median(values(scenario.done(defense, a), "mse")) for a in scenario.contenders
+        a: median(values(scenario.done(defense, a), scenario.headline))
+        for a in scenario.contenders
     }
     told = also([f"{a} {number(e)}" for a, e in errors.items() if e is not None], 6)
     return f"{defense.label}: {told or 'nothing finished'}"
@@ -159,25 +166,26 @@ def _axis(strengths: Sequence[float]) -> list[float]:
 
 
 def _floor(scenario: Scenario) -> float:
-    positive = [v for v in values(scenario.results, "mse") if v > 0]
+    positive = [v for v in values(scenario.results, scenario.headline) if v > 0]
     return min(positive, default=1e-15) / _EXACT
 
 
 def _drawn(scenario: Scenario, floor: float) -> list[float]:
     """Return every error and bound: the plots of a scenario share their y axis."""
     bounds = [b for d in scenario.defenses for b in _bounds(scenario, d)]
-    return [max(v, floor) for v in values(scenario.results, "mse")] + bounds
+    errors = values(scenario.results, scenario.headline)
+    return [max(v, floor) for v in errors] + bounds
 
 
 def _draw_series(
     axes: Axes,
     places: Sequence[float],
-    cells: Sequence[Sequence[TrialResult]],
+    found: Sequence[Sequence[float]],
     index: int,
     floor: float,
 ) -> None:
     colour, marker = SERIES[index % len(SERIES)]
-    errors = [[max(e, floor) for e in values(cell, "mse")] for cell in cells]
+    errors = [[max(e, floor) for e in one] for one in found]
     drawn = sorted((p, e) for p, e in zip(places, errors, strict=True) if e)
     if not drawn:
         return
@@ -204,7 +212,8 @@ def _draw_chance(
     """Draw the prior mean as a band over the whole width, other guesses as lines."""
     for index, baseline in enumerate(_baselines(scenario)):
         cells = [scenario.done(d, baseline) for d in members]
-        errors = [e for cell in cells for e in values(cell, "mse")]
+        found = [values(cell, scenario.headline) for cell in cells]
+        errors = [error for one in found for error in one]
         if not any(errors):
             continue
         if index == 0:
@@ -213,7 +222,7 @@ def _draw_chance(
             axes.axhspan(low, high, color=MUTED, alpha=0.15, linewidth=0, zorder=0)
             axes.axhline(middle, color=MUTED, linewidth=1.3, zorder=1)
         else:
-            middle = [median(values(cell, "mse")) for cell in cells]
+            middle = [median(one) for one in found]
             x, y = _level([(p, m) for p, m in zip(places, middle, strict=True) if m])
             axes.plot(x, y, color=MUTED, linestyle=":", linewidth=1.6, zorder=1)
 
@@ -225,7 +234,12 @@ def _level(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[flo
 
 
 def _bounds(scenario: Scenario, defense: Defended) -> list[float]:
-    """Return the bounds on the squared error that no attack of any kind beats."""
+    """Return the bounds on the squared error that no attack of any kind beats.
+
+    There are none where attacks are ranked by another error.
+    """
+    if scenario.headline != BOUNDED_METRIC:
+        return []
     cells = [scenario.done(defense, bound) for bound in scenario.bounds]
     strict = [[r for r in c if is_error(r) and binds_every_attack(r)] for c in cells]
     found = [level(cell) for cell in strict]
@@ -256,9 +270,15 @@ def _by_attack(scenario: Scenario, name: str) -> Plot:
         _draw_chance(axes, scenario, scenario.defenses[:1] * 2, ends)
         for index, attack in enumerate(scenario.contenders):
             cells = [scenario.done(d, attack) for d in scenario.defenses]
-            _draw_series(axes, [float(index)], cells, index, floor)
+            errors = [values(cell, scenario.headline) for cell in cells]
+            _draw_series(axes, [float(index)], errors, index, floor)
         axes.set_xticks(range(len(scenario.contenders)), scenario.contenders)
-        axes.set_ylabel("squared error of an example")
+        axes.set_ylabel(f"{described(scenario.headline).quantity} of an example")
         text = svg(figure, name)
     told = "; ".join(_told(scenario, d) for d in scenario.defenses)
-    return Plot("No defense", text, f"Squared error of each attack: {told}.")
+    return Plot("No defense", text, f"{_quantity(scenario)} of each attack: {told}.")
+
+
+def _quantity(scenario: Scenario) -> str:
+    quantity = described(scenario.headline).quantity
+    return quantity[:1].upper() + quantity[1:]

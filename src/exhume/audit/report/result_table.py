@@ -9,13 +9,12 @@ from statistics import fmean
 
 from exhume.audit.report.flag_list import SEVERITIES
 from exhume.audit.report.grouping import Defended, Scenario, examples, values
+from exhume.audit.report.metrics import described
 from exhume.audit.report.verdict import Flags
-from exhume.errors import UnknownName
-from exhume.registry import find
 from exhume.report.words import count, finite, median, number, score
 from exhume.runs.records import Flag, TrialResult
 
-__all__ = ["Chip", "Number", "ResultRow", "metric_units", "result_rows"]
+__all__ = ["Chip", "Number", "ResultRow", "result_rows"]
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,6 @@ class ResultRow:
     chips: tuple[Chip, ...]
 
 
-def metric_units(metrics: Iterable[str]) -> dict[str, str]:
-    """Map metrics to their units."""
-    units = {}
-    for metric in metrics:
-        try:
-            units[metric] = find("metric", metric, own="loaded").unit
-        except UnknownName:
-            units[metric] = "dB" if metric == "psnr" else ""
-    return units
-
-
 def result_rows(
     scenario: Scenario, flags: Flags, metrics: Sequence[str]
 ) -> list[ResultRow]:
@@ -94,7 +82,6 @@ def _result_row(
 ) -> ResultRow:
     tried = scenario.trials[defense.label, attack]
     done = scenario.done(defense, attack)
-    units = metric_units(metrics)
     ended = Counter(r.outcome[1] if r.outcome else r.reason or r.status for r in tried)
     return ResultRow(
         defense=defense.label,
@@ -103,7 +90,7 @@ def _result_row(
         baseline=attack in scenario.baselines,
         adaptive=bool(done) and all(r.adaptive for r in done),
         trials=f"{examples(done)}" if done else "0",
-        scores=tuple(_scored(done, metric, units[metric]) for metric in metrics),
+        scores=tuple(_scored(done, metric) for metric in metrics),
         objective=_number(r.objective for r in done),
         at_truth=_number(r.objective_at_truth for r in done),
         outcomes=tuple(sorted(ended.items(), key=lambda item: (-item[1], item[0]))),
@@ -114,7 +101,7 @@ def _result_row(
     )
 
 
-def _scored(results: Sequence[TrialResult], metric: str, unit: str) -> Number:
+def _scored(results: Sequence[TrialResult], metric: str) -> Number:
     found = values(results, metric)
     # The median of zeros and ones is one of them: it would hide a wrong label of three.
     middle = median(found) if metric != "label-accuracy" or not found else fmean(found)
@@ -125,7 +112,7 @@ def _scored(results: Sequence[TrialResult], metric: str, unit: str) -> Number:
     if len(found) > 1:
         low, high = score(metric, min(found)), score(metric, max(found))
         spread = f"{low} to {high} over {count(len(found), 'example')}"
-    return Number(score(metric, middle, unit), middle, spread)
+    return Number(score(metric, middle, described(metric).unit), middle, spread)
 
 
 def _number(found: Iterable[float | None], digits: int = 3) -> Number:

@@ -7,22 +7,52 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exhume.audit.report.grouping import Defended, Scenario, values
-from exhume.report.words import also, count, median, number, score, several
+from exhume.audit.report.metrics import described
+from exhume.report.words import also, count, median, score, several
 from exhume.runs.records import Flag, TrialResult
+from exhume.trials.bound_record import BOUNDED_METRIC
 
-__all__ = ["Finding", "Flags", "findings", "verdict"]
+__all__ = ["Finding", "Flags", "Reached", "findings", "verdict"]
 
 Flags = Mapping[str, tuple[Flag, ...]]
 Level = Literal["leak", "slight", "chance", "open"]
 
-#: An attack that keeps more than half of the baseline's squared error learned little;
+#: An attack that keeps more than half of the baseline's error learned little;
 #: the boundary is a convention and only chooses the words.
 _SLIGHT = 0.5
 
-_SQUARED = "a squared error of "
-
 #: flags under which a failed attack says nothing about the defense
 _WEAK = ("under-optimised", "non-adaptive")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A median error in words.
+
+    Attributes:
+        quantity: of the metric; "" where the unit says it.
+        value: in print.
+        unit: of the metric, or "".
+    """
+
+    quantity: str
+    value: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.introduced()}{self.measured}"
+
+    @property
+    def measured(self) -> str:
+        """Value and unit."""
+        return f"{self.value} {self.unit}".rstrip()
+
+    def introduced(self) -> str:
+        """Return what stands before the value: ``a squared error of``, or nothing."""
+        if not self.quantity:
+            return ""
+        article = "an" if self.quantity[0] in "aeiou" else "a"
+        return f"{article} {self.quantity} of "
 
 
 @dataclass(frozen=True)
@@ -32,19 +62,19 @@ class Finding:
     Attributes:
         defense: the defense.
         attack: label of the attack with the smallest median error, or "" if none ended.
-        mse: its median squared error over examples.
-        reached: the same in words, in dB where the data have a range.
+        error: its median error over examples, of the headline of the data.
+        reached: the same in words, in dB for a squared error of data with a range.
         baseline: the chance level with the least error on the same seeds, or "".
-        guessed: the baseline's median error in words, or "".
+        guessed: the baseline's median error in words, or None.
         level: how the error compares with that guess.
     """
 
     defense: Defended
     attack: str = ""
-    mse: float | None = None
-    reached: str = ""
+    error: float | None = None
+    reached: Reached | None = None
     baseline: str = ""
-    guessed: str = ""
+    guessed: Reached | None = None
     level: Level = "open"
 
 
@@ -58,41 +88,45 @@ def findings(scenario: Scenario) -> list[Finding]:
 
 
 def _finding(scenario: Scenario, defense: Defended) -> Finding:
-    best = _least({a: scenario.done(defense, a) for a in scenario.contenders})
+    metric = scenario.headline
+    best = _least({a: scenario.done(defense, a) for a in scenario.contenders}, metric)
     if best is None:
         return Finding(defense)
     error, attack, results = best
     seeds = [r.spec.seed for r in results]
     guess = _least(
-        {b: scenario.chance(b, defense, seeds) for b in sorted(scenario.baselines)}
+        {b: scenario.chance(b, defense, seeds) for b in sorted(scenario.baselines)},
+        metric,
     )
+    reached = _in_words(results, metric)
     if guess is None:
-        return Finding(defense, attack, error, _in_words(results), level="leak")
+        return Finding(defense, attack, error, reached, level="leak")
     chance, baseline, guesses = guess
     level: Level = "leak"
     if error > _SLIGHT * chance:
         level = "chance" if error >= chance else "slight"
-    return Finding(
-        defense, attack, error, _in_words(results), baseline, _in_words(guesses), level
-    )
+    guessed = _in_words(guesses, metric)
+    return Finding(defense, attack, error, reached, baseline, guessed, level)
 
 
 def _least(
-    candidates: Mapping[str, list[TrialResult]],
+    candidates: Mapping[str, list[TrialResult]], metric: str
 ) -> tuple[float, str, list[TrialResult]] | None:
     ranked = [
         (error, name, results)
         for name, results in candidates.items()
-        if (error := median(values(results, "mse"))) is not None
+        if (error := median(values(results, metric))) is not None
     ]
     return min(ranked, key=lambda entry: entry[0], default=None)
 
 
-def _in_words(results: Sequence[TrialResult]) -> str:
+def _in_words(results: Sequence[TrialResult], metric: str) -> Reached:
     psnr = median(values(results, "psnr"))
-    if psnr is not None:
-        return score("psnr", psnr, "dB")
-    return _SQUARED + number(median(values(results, "mse")))
+    if psnr is not None and metric == BOUNDED_METRIC:
+        return Reached("", score("psnr", psnr), "dB")
+    words = described(metric)
+    error = score(metric, median(values(results, metric)))
+    return Reached(words.quantity, error, words.unit)
 
 
 def verdict(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> str:
@@ -120,12 +154,17 @@ def _undefended(scenario: Scenario, finding: Finding) -> str:
         case "slight":
             how = f"gets little more of {examples} than a guess: {finding.reached}"
         case "leak":
-            error = finding.reached.removeprefix("a ")
-            way = "with a median" if error != finding.reached else "at a median of"
-            how = f"recovers {examples} {way} {error}"
+            how = f"recovers {examples} {_median(finding.reached)}"
     return (
         f"Without a defense, {finding.attack} {how}{guess if finding.baseline else ''}."
     )
+
+
+def _median(reached: Reached | None) -> str:
+    assert reached is not None  # an attack has finished
+    if not reached.quantity:
+        return f"at a median of {reached.measured}"
+    return f"with a median {reached.quantity} of {reached.measured}"
 
 
 def _defended(found: Sequence[Finding]) -> list[str]:
@@ -172,9 +211,9 @@ def _reach(group: Sequence[Finding]) -> str:
 
 def _span(group: Sequence[Finding]) -> str:
     first, last = group[0].reached, group[-1].reached
-    if first == last:
-        return first
-    return f"{first.removesuffix(' dB')} to {last.removeprefix(_SQUARED)}"
+    if first == last or first is None or last is None:
+        return str(first)
+    return f"{first.introduced()}{first.value} to {last.measured}"
 
 
 def _names(group: Sequence[Finding]) -> str:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from exhume.audit.report.metrics import described
 from exhume.audit.settings import as_options
 from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.leaderboard import boards, undefended_row
@@ -16,6 +17,7 @@ from exhume.compare.settings import CompareSettings
 from exhume.compare.wording import shown, told_loss
 from exhume.report.words import number, several
 from exhume.runs.settings_file import to_toml
+from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = ["page", "recommendations", "summary"]
 
@@ -41,6 +43,8 @@ def page(comparison: Comparison) -> str:
     rows = [row for board in listed for row in board.rows]
     view = {
         "title": comparison.settings.title,
+        "quantity": described(comparison.metric).quantity,
+        "squared": comparison.metric == BOUNDED_METRIC,
         "summary": summary(comparison),
         "recommendations": recommendations(comparison),
         "tiles": _tiles(comparison),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from exhume.audit.report.metrics import described
 from exhume.audit.report.plots import Legend, Plot
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier, Point
@@ -59,7 +60,8 @@ def frontier_plot(comparison: Comparison) -> Plot:
         for index, frontier in enumerate(comparison.frontiers):
             _draw(axes, frontier, index, percent, floor)
         axes.set_xlabel(f"{AXIS[comparison.settings.utility]} →")
-        axes.set_ylabel("mean squared error of the strongest attack")
+        quantity = described(comparison.metric).quantity
+        axes.set_ylabel(f"mean {quantity} of the strongest attack")
         text = svg(figure, "frontier")
     told = "; ".join(_told(comparison, f) for f in comparison.frontiers if f.points)
     return Plot("Frontiers", text, f"Error against utility lost. {told}.")

@@ -16,7 +16,8 @@ for (const button of document.querySelectorAll("th button")) {
     const head = button.closest("th");
     const body = head.closest("table").tBodies[0];
     const column = head.cellIndex;
-    const up = head.getAttribute("aria-sort") !== "ascending";
+    const sorted = head.getAttribute("aria-sort") ?? head.dataset.first ?? "ascending";
+    const up = head.hasAttribute("aria-sort") ? sorted !== "ascending" : sorted === "ascending";
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
