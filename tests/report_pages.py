@@ -30,7 +30,8 @@ def spec(attack=None, defenses=(), seed=0, **changes) -> TrialSpec:
 
 def trial(attack, mse, *, size=1, shape=(1, 6, 6), **changes) -> TrialResult:
     """A finished attack whose error is ``mse`` in every example."""
-    given = {k: changes.pop(k) for k in list(changes) if k in TrialSpec.__annotations__}
+    of_spec = TrialSpec.__dataclass_fields__
+    given = {name: changes.pop(name) for name in list(changes) if name in of_spec}
     rng = np.random.default_rng(len(attack))
     truth = rng.random((size, *shape), dtype=np.float32)
     guess = np.clip(truth + np.float32(mse**0.5), 0, 1)

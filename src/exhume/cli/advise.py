@@ -18,7 +18,8 @@ def advise(
         str,
         typer.Option(
             help="Error that no attack shall get below: a mean squared error per "
-            "number of the data (0.02, for data in [0, 1]), or a PSNR (17dB)."
+            "number of the data (0.02, for data in [0, 1]), or a PSNR (17dB); for "
+            "data whose attacks are ranked by another error, a mean of that."
         ),
     ],
     max_loss: Annotated[
@@ -40,7 +41,7 @@ def advise(
     from exhume.compare.settings import default_settings
     from exhume.compare.wording import parse_error, parse_loss
 
-    error, loss = parse_error(min_error), parse_loss(max_loss)
+    _, loss = parse_error(min_error), parse_loss(max_loss)
     if folder is None:
         settings = default_settings()
         place = settings.folder()
@@ -54,6 +55,7 @@ def advise(
             raise typer.Exit(130) from None
     else:
         done = load(folder)
+    error = parse_error(min_error, done.metric)
     advice = done.advise(min_error=error, max_loss=loss)
     for sentence in advice.sentences:
         if sentence:

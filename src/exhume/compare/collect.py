@@ -170,10 +170,9 @@ def _errors(results: Sequence[TrialResult], error: _Error) -> dict[int, float]:
 def _floor(scenario: Scenario, stack: tuple[Options, ...]) -> Floor:
     """Return the highest bound that binds every attack, or why there is none."""
     if scenario.headline != BOUNDED_METRIC and scenario.bounds:
-        what = described(scenario.headline).quantity
-        return Floor(
-            "", None, reason=f"bounds are on the squared error, not the {what}"
-        )
+        other = described(scenario.headline).quantity
+        why = f"bounds are on the squared error, and attacks are ranked by the {other}"
+        return Floor("", None, reason=why)
     best: Floor | None = None
     reasons: dict[str, None] = {}
     for name in scenario.bounds:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from exhume.audit.report.metrics import described
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.report.words import number
+from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = [
     "AXIS",
@@ -76,16 +78,21 @@ def mse_of_psnr(psnr: float) -> float:
     return 10 ** (-psnr / 10)
 
 
-def parse_error(text: str) -> float:
-    """Read an error: a mean squared error, ``0.02``, or a PSNR, ``17dB``."""
-    bare = text.strip().lower()
+def parse_error(text: str, metric: str = BOUNDED_METRIC) -> float:
+    """Read an error: a number, ``0.02``, or a squared error as a PSNR, ``17dB``.
+
+    Args:
+        text: what the user wrote.
+        metric: whose error it is.
+    """
+    bare, squared = text.strip().lower(), metric == BOUNDED_METRIC
     try:
-        if bare.endswith("db"):
+        if bare.endswith("db") and squared:
             return mse_of_psnr(float(bare[:-2]))
         return float(bare)
     except ValueError as error:
-        msg = (
-            f"{text!r} is no error; give a mean squared error such as 0.02, or a PSNR "
-            f"such as 17dB"
-        )
+        what = "a mean squared error such as 0.02, or a PSNR such as 17dB"
+        if not squared:
+            what = f"a mean {described(metric).quantity} such as 0.02"
+        msg = f"{text!r} is no error; give {what}"
         raise InvalidInput(msg) from error
