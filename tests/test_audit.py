@@ -466,19 +466,21 @@ def test_labels_identify_order_only_if_they_differ():
 def test_a_run_leaves_settings_results_and_report_and_resumes(tmp_path):
     told = []
 
-    def tell(done, total, result, seconds_left):
-        told.append((done, total, result and result.spec.id, seconds_left))
+    def tell(phase, done, total, what, seconds_left):
+        assert phase == "attacking"
+        told.append((done, total, what, seconds_left))
 
     first = run(TINY, out=tmp_path / "run", progress=tell)
     assert [t[:2] for t in told] == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert told[0][2:] == (None, None)
+    assert told[0][2:] == ("", None)
+    assert told[1][2] == "prior-mean, no defense, seed 0"
     assert told[-1][3] == 0
     assert first.report == tmp_path / "run" / "report.html"
     assert first.report.is_file()
     assert [r.spec.id for r in first.results] == [s.id for s in expand(TINY)]
 
     again = run(tmp_path / "run" / "audit.toml", out=tmp_path / "run", progress=tell)
-    assert told[4:] == [(3, 3, None, None)]
+    assert told[4:] == [(3, 3, "", None)]
     assert [r.seconds for r in again.results] == [r.seconds for r in first.results]
 
 

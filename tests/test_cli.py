@@ -128,7 +128,7 @@ def test_an_audit_prints_a_table_and_the_report_and_resumes(here):
     assert (here / "r" / "report.html").stat().st_size > 10_000
     again = run("audit", "small.toml", "--out", "r", "--seeds", "2")
     # Nothing ran: the only line of progress is the start.
-    assert again.stderr.splitlines() == ["24/24 starting"]
+    assert again.stderr.splitlines() == ["attacking 24/24"]
 
 
 def test_a_report_is_rebuilt_from_the_store_alone(here):
@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_what_is_finished(here):
     )
     try:
         for line in process.stderr:
-            if line.startswith("9/12"):  # chance levels and bounds have ended
+            if line.startswith("attacking 9/12"):  # chance levels and bounds have ended
                 break
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)

@@ -954,7 +954,7 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
     def forbidden(spec):
         raise AssertionError(spec)
 
-    monkeypatch.setattr("exhume.compare.search.MEASURE", Job(forbidden, UtilityResult))
+    monkeypatch.setattr("exhume.trials.utility.MEASURE", Job(forbidden, UtilityResult))
     monkeypatch.setattr("exhume.trials.trial.run_trial", forbidden)
     again = run(TINY, out=finished.folder)
     assert again.frontiers == finished.frontiers

@@ -171,7 +171,7 @@ def test_an_executor_of_one_s_own_is_a_module(tmp_path):
 SWEEP = """
 import sys
 from exhume.audit import AuditSettings, run
-def tell(done, total, result, seconds_left):
+def tell(phase, done, total, what, seconds_left):
     print(done, total, flush=True)
 if __name__ == "__main__":
     run(

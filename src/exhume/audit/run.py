@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from exhume.audit.settings import AuditSettings
+from exhume.runs.carry_out import FixedPlan, Progress, carry_out, silent
 from exhume.runs.folder import made, write_text
 from exhume.runs.records import TrialResult, TrialSpec
 
 if TYPE_CHECKING:
     from exhume.runs.store import Store
 
-__all__ = ["AuditRun", "Progress", "run"]
+__all__ = ["AuditRun", "run"]
 
 SETTINGS_FILE = "audit.toml"
 RESULTS_FILE = "results.sqlite"
-
-
-class Progress(Protocol):
-    """Called once before the first trial, and after every trial."""
-
-    def __call__(
-        self,
-        done: int,
-        total: int,
-        result: TrialResult | None,
-        seconds_left: float | None,
-    ) -> None:
-        """Tell how far the audit is.
-
-        Args:
-            done: trials that ended, those of earlier runs included.
-            total: trials of the audit.
-            result: what just ended; None before the first trial.
-            seconds_left: estimate, or None while there is nothing to go by.
-        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +59,21 @@ def run(
         KeyboardInterrupt: after the report of what had finished was written.
     """
     from exhume.audit.sweep import default_settings, expand, load_settings
+    from exhume.runs.settings_file import to_toml
     from exhume.runs.store import Store
+    from exhume.trials.job import TRIAL
 
     if settings is None:
         settings = default_settings()
     elif not isinstance(settings, AuditSettings):
         settings = load_settings(settings)
-    specs = expand(settings)
+    where, specs = settings.where, expand(settings)
     _prepare(specs)
     folder = made(settings.folder(out))
     with Store(folder / RESULTS_FILE) as store:
-        _write_settings(settings, folder)
+        write_text(folder / SETTINGS_FILE, to_toml(settings))
         try:
-            _run_missing(settings, specs, store, progress)
+            carry_out(_plan(specs), TRIAL, store, where=where, tell=progress or silent)
         except KeyboardInterrupt:
             _report(settings, specs, store, folder)
             raise
@@ -114,56 +94,19 @@ def _prepare(specs: Sequence[TrialSpec]) -> None:
             prepare(setting)
 
 
-def _write_settings(settings: AuditSettings, folder: Path) -> None:
-    from exhume.runs.settings_file import to_toml
-
-    write_text(folder / SETTINGS_FILE, to_toml(settings))
+def _plan(specs: Sequence[TrialSpec]) -> FixedPlan[TrialSpec, TrialResult]:
+    return FixedPlan("attacking", specs, label=_label, kind=_method)
 
 
-def _run_missing(
-    settings: AuditSettings,
-    specs: Sequence[TrialSpec],
-    store: Store,
-    progress: Progress | None,
-) -> None:
-    from exhume.trials.job import TRIAL
+def _label(spec: TrialSpec) -> str:
+    from exhume.report.naming import defense_label
 
-    tell: Callable[..., None] = progress or (lambda *_: None)
-    finished = store.finished()
-    missing = [spec for spec in specs if spec.id not in finished]
-    done = len(specs) - len(missing)
-    where = settings.where
-    clock = _Clock(missing, where.parallel)
-    tell(done, len(specs), None, None)
-    with closing(where.map(TRIAL, deque(missing))) as trials:
-        for result in trials:
-            store.put(result)
-            done += 1
-            tell(done, len(specs), result, clock.left_after(result))
-
-
-class _Clock:
-    """Estimates the time left from the mean time of each attack and bound so far."""
-
-    def __init__(self, specs: Sequence[TrialSpec], parallel: int) -> None:
-        self._waiting = {spec.id: _method(spec) for spec in specs}
-        self._seconds: dict[str, list[float]] = {}
-        self._parallel = parallel
-
-    def left_after(self, result: TrialResult) -> float | None:
-        self._waiting.pop(result.spec.id, None)
-        self._seconds.setdefault(_method(result.spec), []).append(result.seconds)
-        # Unknown methods are taken to be as slow as the slowest known: the cheap ones
-        # run first, and an estimate that falls is better than one that grows.
-        means = {name: fmean(values) for name, values in self._seconds.items()}
-        slowest = max(means.values())
-        total = sum(means.get(name, slowest) for name in self._waiting.values())
-        return total / self._parallel
+    stack = defense_label(spec.defenses) if spec.defenses else "no defense"
+    return f"{_method(spec)}, {stack}, seed {spec.seed}"
 
 
 def _method(spec: TrialSpec) -> str:
-    options = spec.attack or spec.bound or {}
-    return str(options.get("name"))
+    return str((spec.attack or spec.bound or {}).get("name"))
 
 
 def _report(

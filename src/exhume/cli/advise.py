@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from exhume.cli.compare import CompareProgress
 from exhume.cli.console import say, warn
+from exhume.cli.progress import Bar
 
 __all__ = ["advise"]
 
@@ -47,12 +47,9 @@ def advise(
         place = settings.folder()
         if not (place / SETTINGS_FILE).is_file():
             warn(f"there is no comparison in {place} yet, so it is run now", "note")
-        try:
-            with CompareProgress() as progress:
-                done = run(settings, progress=progress)
-        except KeyboardInterrupt:
-            warn(f"what has finished is kept in {place}; run this again", "stopped")
-            raise typer.Exit(130) from None
+        sentence = f"what has finished is kept in {place}; run this again"
+        with Bar(lambda _: sentence) as bar:
+            done = run(settings, progress=bar)
     else:
         done = load(folder)
     error = parse_error(min_error, done.metric)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from exhume.cli.console import say, warn
-from exhume.cli.progress import ExecutorOption, OutOption, WorkersOption, overridden
+from exhume.cli.progress import (
+    Bar,
+    ExecutorOption,
+    OutOption,
+    WorkersOption,
+    overridden,
+)
 
 if TYPE_CHECKING:
     from exhume.audit.run import AuditRun
     from exhume.audit.settings import AuditSettings
-    from exhume.runs.records import TrialResult
 
 __all__ = ["audit"]
 
@@ -47,18 +50,15 @@ def audit(
     settings = overridden(
         _settings(file), executor=executor, workers=workers, seeds=seeds
     )
-    progress = _Progress()
-    try:
-        with progress:
-            done = run(settings, out=out, progress=progress)
-    except KeyboardInterrupt:
-        warn(
-            f"{progress.done} of {progress.total} trials are kept in "
-            f"{settings.folder(out)}, and report.html there shows them; run the same "
-            f"command again to go on",
-            "stopped",
+
+    def stopped(bar: Bar) -> str:
+        return (
+            f"{bar.done} of {bar.total} trials are kept in {settings.folder(out)}, and "
+            f"report.html there shows them; run the same command again to go on"
         )
-        raise typer.Exit(130) from None
+
+    with Bar(stopped) as bar:
+        done = run(settings, out=out, progress=bar)
     _show(settings, done)
 
 
@@ -104,60 +104,3 @@ def _show_flags(done: AuditRun) -> None:
         say(f"{severity}: {kind} in {count} of {len(done.results)} trials")
     if counts:
         say("The report says what each of these means.")
-
-
-class _Progress(AbstractContextManager["_Progress"]):
-    """A bar with the time left on a terminal, one plain line per trial elsewhere."""
-
-    def __init__(self) -> None:
-        self.done = self.total = 0
-        self._console = Console(stderr=True, highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("preparing", total=None, left="")
-
-    def __enter__(self) -> _Progress:
-        self._live = self._bar if self._console.is_terminal else nullcontext()
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self._live.__exit__(*details)
-
-    def __call__(
-        self,
-        done: int,
-        total: int,
-        result: TrialResult | None,
-        seconds_left: float | None,
-    ) -> None:
-        self.done, self.total = done, total
-        left = "" if seconds_left is None else f"{_clock(seconds_left)} left"
-        name = "starting" if result is None else _name(result)
-        self._bar.update(
-            self._task, description=name, completed=done, total=total, left=left
-        )
-        if not self._console.is_terminal:
-            line = ", ".join(filter(None, (f"{done}/{total} {name}", left)))
-            self._console.print(line, markup=False, soft_wrap=True)
-
-
-def _name(result: TrialResult) -> str:
-    from exhume.report.naming import defense_label
-
-    spec = result.spec
-    method = (spec.attack or spec.bound or {}).get("name", "")
-    defense = defense_label(spec.defenses) if spec.defenses else "no defense"
-    status = "" if result.status == "done" else f" ({result.status})"
-    return f"{method}, {defense}, seed {spec.seed}{status}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

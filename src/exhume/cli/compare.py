@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from exhume.cli.console import say, warn
-from exhume.cli.progress import ExecutorOption, OutOption, WorkersOption, overridden
+from exhume.cli.console import say
+from exhume.cli.progress import (
+    Bar,
+    ExecutorOption,
+    OutOption,
+    WorkersOption,
+    kept,
+    overridden,
+)
 
 if TYPE_CHECKING:
     from exhume.compare import Comparison
     from exhume.compare.leaderboard import Board
 
-__all__ = ["CompareProgress", "compare", "show"]
+__all__ = ["compare", "show"]
 
 
 def compare(
@@ -46,17 +51,8 @@ def compare(
         executor=executor,
         workers=workers,
     )
-    progress = CompareProgress()
-    try:
-        with progress:
-            done = run(settings, out=out, progress=progress)
-    except KeyboardInterrupt:
-        warn(
-            f"what has finished is kept in {settings.folder(out)}; run the same "
-            f"command again to go on",
-            "stopped",
-        )
-        raise typer.Exit(130) from None
+    with Bar(kept(settings, out)) as bar:
+        done = run(settings, out=out, progress=bar)
     show(done)
 
 
@@ -138,48 +134,3 @@ def _table(board: Board) -> Table:
             row.epsilon,
         )
     return table
-
-
-class CompareProgress(AbstractContextManager["CompareProgress"]):
-    """A bar with the time left on a terminal, one plain line per step elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.fields[phase]}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("{task.description}", style="dim"),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=None, left="", phase="preparing")
-
-    def __enter__(self) -> CompareProgress:
-        self._live = self._bar if self._console.is_terminal else nullcontext()
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self._live.__exit__(*details)
-
-    def __call__(
-        self, phase: str, done: int, total: int, what: str, seconds_left: float | None
-    ) -> None:
-        """Show how far the comparison is, see ``compare.run.Progress``."""
-        left = ""
-        if seconds_left is not None:
-            minutes, rest = divmod(round(seconds_left), 60)
-            left = f"about {minutes}:{rest:02d} left"
-        self._bar.update(
-            self._task,
-            description=what,
-            completed=done,
-            total=total,
-            left=left,
-            phase=phase,
-        )
-        if not self._console.is_terminal:
-            line = ", ".join(filter(None, (f"{phase} {done}/{total}", what, left)))
-            self._console.print(line, markup=False, soft_wrap=True)

@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from exhume.cli.compare import CompareProgress
 from exhume.cli.console import columns, say, warn
-from exhume.cli.progress import ExecutorOption, WorkersOption
+from exhume.cli.progress import Bar, ExecutorOption, WorkersOption
 
 if TYPE_CHECKING:
     from exhume.recipes import Outcome
@@ -61,21 +60,17 @@ def run_(
     """
     from exhume.recipes import run
 
-    progress = CompareProgress()
-    try:
-        with progress:
-            done = run(
-                name,
-                full=full,
-                data=data,
-                out=out,
-                executor=executor or "processes",
-                workers=workers or 0,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        warn("what has finished is kept; run the same command to go on", "stopped")
-        raise typer.Exit(130) from None
+    sentence = "what has finished is kept; run the same command to go on"
+    with Bar(lambda _: sentence) as bar:
+        done = run(
+            name,
+            full=full,
+            data=data,
+            out=out,
+            executor=executor or "processes",
+            workers=workers or 0,
+            progress=bar,
+        )
     show(done)
 
 

@@ -9,9 +9,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from exhume.cli.compare import CompareProgress
 from exhume.cli.console import say, warn
-from exhume.cli.progress import ExecutorOption, OutOption, WorkersOption, overridden
+from exhume.cli.progress import (
+    Bar,
+    ExecutorOption,
+    OutOption,
+    WorkersOption,
+    kept,
+    overridden,
+)
 from exhume.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -49,17 +55,8 @@ def theory(
 
     chosen = _settings(file, full=full, mnist=mnist)
     settings = overridden(chosen, executor=executor, workers=workers)
-    progress = CompareProgress()
-    try:
-        with progress:
-            done = run(settings, out=out, progress=progress)
-    except KeyboardInterrupt:
-        warn(
-            f"what has finished is kept in {settings.folder(out)}; run the same "
-            f"command again to go on",
-            "stopped",
-        )
-        raise typer.Exit(130) from None
+    with Bar(kept(settings, out)) as bar:
+        done = run(settings, out=out, progress=bar)
     show(done)
 
 

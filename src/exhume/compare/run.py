@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
+from exhume.runs.carry_out import Progress, carry_out, silent
 from exhume.runs.folder import made, write_text
 
 if TYPE_CHECKING:
@@ -18,28 +19,10 @@ if TYPE_CHECKING:
     from exhume.compare.search import Searched, UtilityLoss
     from exhume.runs.records import Options, TrialSpec
 
-__all__ = ["Comparison", "Progress", "attacking", "load", "run"]
+__all__ = ["Comparison", "load", "run"]
 
 SETTINGS_FILE = "compare.toml"
 UTILITY_FILE = "utility.sqlite"
-
-
-class Progress(Protocol):
-    """Called once at the start of each phase, and after everything that ends."""
-
-    def __call__(
-        self, phase: str, done: int, total: int, what: str, seconds_left: float | None
-    ) -> None:
-        """Tell how far the comparison is.
-
-        Args:
-            phase: ``calibrating`` (done and total count measurements, and the total
-                is an estimate) or ``attacking`` (they count trials).
-            done: what ended, earlier runs included.
-            total: of the phase.
-            what: just ended; "" at the start.
-            seconds_left: of the phase, or None while there is nothing to go by.
-        """
 
 
 def run(
@@ -63,30 +46,30 @@ def run(
         KeyboardInterrupt: what had finished is kept.
     """
     from exhume import audit
-    from exhume.compare.search import replay, search
+    from exhume.compare.search import Rounds, replay
     from exhume.compare.settings import default_settings, load_settings
     from exhume.runs.settings_file import to_toml
-    from exhume.trials.utility import UtilityStore
+    from exhume.trials.utility import MEASURE, UtilityStore
 
     if settings is None:
         settings = default_settings()
     elif not isinstance(settings, CompareSettings):
         settings = load_settings(settings)
-    tell: Progress = progress or _silent
+    where, tell = settings.where, progress or silent
     loss, families = _prepared(settings)
     folder = made(settings.folder(out))
     # A default that changes later leaves what this folder asks for as it is.
     complete = to_toml(_completed(settings, families), complete=True)
     write_text(folder / SETTINGS_FILE, complete)
     with UtilityStore(folder / UTILITY_FILE) as store:
-        search(loss, families, store, _calibrating(tell))
+        carry_out(Rounds(loss, families), MEASURE, store, where=where, tell=tell)
         plain, searches, _ = replay(loss, families, store)
     failed = [result.reason for result in plain if result.status == "failed"]
     if failed:
         msg = f"the model cannot be trained even without a defense: {failed[0]}"
         raise InvalidInput(msg)
     attacks = attack_settings(settings, searches)
-    audit.run(attacks, out=folder / ATTACKS, progress=attacking(tell))
+    audit.run(attacks, out=folder / ATTACKS, progress=tell)
     return load(folder)
 
 
@@ -225,31 +208,3 @@ def attack_settings(
     listed: list[Any] = [[], *stacks]
     title = f"{settings.title}: the attacks"
     return AuditSettings(title=title, defenses=listed, **shared)
-
-
-def _silent(
-    phase: str, done: int, total: int, what: str, seconds_left: float | None
-) -> None:
-    """Tell nobody."""
-
-
-def _calibrating(tell: Progress) -> Any:
-    def told(done: int, total: int, what: str, left: float | None) -> None:
-        tell("calibrating", done, total, what, left)
-
-    return told
-
-
-def attacking(tell: Progress) -> Any:
-    """Return the progress of an audit that tells it as a phase."""
-    from exhume.report.naming import defense_label
-
-    def told(done: int, total: int, result: Any, left: float | None) -> None:
-        what = ""
-        if result is not None:
-            spec = result.spec
-            method = (spec.attack or spec.bound or {}).get("name", "")
-            what = f"{method}, {defense_label(spec.defenses)}, seed {spec.seed}"
-        tell("attacking", done, total, what, left)
-
-    return told

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -12,13 +10,11 @@ from typing import Any
 from exhume.compare.calibration import FIRST_ROUND, Settled, Step, rounds, settle
 from exhume.compare.family import Family
 from exhume.compare.settings import CompareSettings
+from exhume.runs.carry_out import Known, Plan, Remaining
 from exhume.runs.records import Options
-from exhume.trials.utility import MEASURE, UtilityResult, UtilitySpec, UtilityStore
+from exhume.trials.utility import UtilityResult, UtilitySpec, UtilityStore
 
-__all__ = ["Searched", "Tell", "UtilityLoss", "replay", "search"]
-
-#: measurements, how many there will be (an estimate), what was last, seconds left
-Tell = Callable[[int, int, str, float | None], None]
+__all__ = ["Rounds", "Searched", "UtilityLoss", "label", "replay"]
 
 
 @dataclass(frozen=True)
@@ -77,29 +73,67 @@ class Searched:
         return [settle(self.steps, budget, tolerance) for budget in settings.budgets]
 
 
-class _Rounds:
-    """All searches of a comparison: takes results, says what to measure next."""
+class Rounds(Plan[UtilitySpec, UtilityResult]):
+    """The plan of all searches of a comparison: what is measured says what to measure.
+
+    Args:
+        loss: how utility is measured.
+        families: to calibrate.
+    """
+
+    phase = "calibrating"
 
     def __init__(self, loss: UtilityLoss, families: Sequence[Family]) -> None:
         self._loss, self._settings = loss, loss.settings
-        self.known: dict[str, UtilityResult] = {}
+        self._results: dict[str, UtilityResult] = {}
         self.plain = Searched(None, waiting=[(0.0, loss.specs(()))])
         self.searches = [Searched(family) for family in families]
         for search in self.searches:
             self._ask(search)
 
-    def missing(self) -> list[UtilitySpec]:
-        """List what has to be measured now; other rounds follow from it."""
+    def remaining(self, known: Mapping[str, UtilityResult]) -> Remaining[UtilitySpec]:
+        """Walk on through what is known; other rounds follow from what is missing."""
+        while True:
+            missing = self._missing()
+            here = {i: known[i] for i in missing if i in known}
+            if not here:
+                done, later = len(self._results), self._left() - len(missing)
+                return Remaining(missing, done, max(later, 0))
+            self._results |= here
+
+    def label(self, spec: UtilitySpec) -> str:
+        """Name a measurement in a few words."""
+        return label(spec)
+
+    def _missing(self) -> dict[str, UtilitySpec]:
         while self._advance():
             pass
-        specs = [
-            spec
+        listed = {
+            spec.id: spec
             for search in (self.plain, *self.searches)
-            for _, listed in search.waiting
-            for spec in listed
-            if spec.id not in self.known
-        ]
-        return list({spec.id: spec for spec in specs}.values())
+            for _, specs in search.waiting
+            for spec in specs
+        }
+        return {i: spec for i, spec in listed.items() if i not in self._results}
+
+    def _left(self) -> int:
+        """Estimate how many measurements are left: as many as others have taken."""
+        settings = self._settings
+        ended = [len(s.steps) for s in self.searches if s.ended and not s.failure]
+        guess = (len(FIRST_ROUND) + settings.evaluations) / 2
+        usual = fmean(ended) if ended else guess
+        steps = sum(
+            max(usual - len(s.steps), len(s.waiting), 1)
+            for s in self.searches
+            if not s.ended
+        )
+        begun = sum(
+            spec.id in self._results
+            for s in self.searches
+            for _, specs in s.waiting
+            for spec in specs
+        )
+        return round(steps * len(settings.training_seed_list)) - begun
 
     def _ask(self, search: Searched) -> None:
         s, family = self._settings, search.family
@@ -146,7 +180,7 @@ class _Rounds:
         return True
 
     def _found(self, specs: Sequence[UtilitySpec]) -> list[UtilityResult] | None:
-        found = [self.known.get(spec.id) for spec in specs]
+        found = [self._results.get(spec.id) for spec in specs]
         return None if None in found else [result for result in found if result]
 
     def plain_results(self) -> list[UtilityResult]:
@@ -166,89 +200,13 @@ def replay(
     Returns:
         the undefended results, the searches, and whether nothing is missing.
     """
-    state = _Rounds(loss, families)
-    missing = _feed(state, store, retry=False)
-    return state.plain_results(), state.searches, not missing
+    plan = Rounds(loss, families)
+    left = plan.remaining(Known(store, store.ids()))
+    return plan.plain_results(), plan.searches, not left.missing
 
 
-def _feed(state: _Rounds, store: UtilityStore, *, retry: bool) -> list[UtilitySpec]:
-    """Hand over what is stored, until something is missing."""
-    stored = store.finished() if retry else store.ids()
-    while True:
-        missing = state.missing()
-        here = [spec for spec in missing if spec.id in stored]
-        if not here:
-            return missing
-        for spec in here:
-            result = store.get(spec.id)
-            assert result is not None
-            state.known[spec.id] = result
-
-
-def search(
-    loss: UtilityLoss, families: Sequence[Family], store: UtilityStore, tell: Tell
-) -> None:
-    """Measure everything that is missing; each result is durable at once.
-
-    Args:
-        loss: how utility is measured.
-        families: to calibrate.
-        store: of results; what it holds is not measured again, failures are.
-        tell: told after every measurement.
-    """
-    settings = loss.settings
-    state = _Rounds(loss, families)
-    queue = deque(_feed(state, store, retry=True))
-    asked = {spec.id for spec in queue}
-    clock = _Clock(settings)
-    left = clock.measurements_left(state)
-    tell(len(state.known), len(state.known) + left, "", None)
-    if not queue:
-        return
-    with closing(settings.where.map(MEASURE, queue)) as jobs:
-        for result in jobs:
-            store.put(result)
-            state.known[result.spec.id] = result
-            fresh = [s for s in _feed(state, store, retry=True) if s.id not in asked]
-            queue.extend(fresh)
-            asked |= {spec.id for spec in fresh}
-            left = clock.measurements_left(state)
-            seconds = clock.seconds_left(result, left)
-            tell(len(state.known), len(state.known) + left, _name(result), seconds)
-
-
-def _name(result: UtilityResult) -> str:
+def label(spec: UtilitySpec) -> str:
+    """Name a measurement in a few words."""
     from exhume.report.naming import defense_label
 
-    status = "" if result.status == "done" else f" ({result.status})"
-    return f"{defense_label(result.spec.defenses)}, seed {result.spec.seed}{status}"
-
-
-class _Clock:
-    """Estimates what is left: strengths that families took so far × mean seconds."""
-
-    def __init__(self, settings: CompareSettings) -> None:
-        self._parallel = settings.where.parallel
-        self._seeds = len(settings.training_seed_list)
-        self._guess = (len(FIRST_ROUND) + settings.evaluations) / 2
-        self._seconds: list[float] = []
-
-    def measurements_left(self, state: _Rounds) -> int:
-        ended = [len(s.steps) for s in state.searches if s.ended and not s.failure]
-        usual = fmean(ended) if ended else self._guess
-        steps = sum(
-            max(usual - len(s.steps), len(s.waiting), 1)
-            for s in state.searches
-            if not s.ended
-        )
-        begun = sum(
-            spec.id in state.known
-            for s in state.searches
-            for _, specs in s.waiting
-            for spec in specs
-        )
-        return max(round(steps * self._seeds) - begun, 0)
-
-    def seconds_left(self, result: UtilityResult, measurements: int) -> float:
-        self._seconds.append(result.seconds)
-        return measurements * fmean(self._seconds) / self._parallel
+    return f"{defense_label(spec.defenses)}, seed {spec.seed}"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -14,8 +12,10 @@ from exhume.audit.settings import AuditSettings, as_options
 from exhume.config import validate
 from exhume.recipes.agreement import Curve, Point
 from exhume.recipes.recipe import Recipe, Series, Stack
+from exhume.runs.carry_out import FixedPlan, Progress, carry_out
 
 if TYPE_CHECKING:
+    from exhume.runs.executor import Executor
     from exhume.runs.records import TrialResult
     from exhume.trials.utility import UtilityResult, UtilitySpec
 
@@ -118,32 +118,16 @@ def training_specs(
 
 
 def train_missing(
-    specs: dict[Any, list[UtilitySpec]],
-    path: Path,
-    where: dict[str, Any],
-    tell: Callable[[str, int, int, str, float | None], None],
+    specs: dict[Any, list[UtilitySpec]], path: Path, where: Executor, tell: Progress
 ) -> dict[Any, list[UtilityResult]]:
     """Train what is missing; every result is durable at once."""
-    from exhume.report.naming import defense_label
-    from exhume.runs.executor import executor_named
+    from exhume.compare.search import label
     from exhume.trials.utility import MEASURE, UtilityStore
 
-    wanted = {spec.id: spec for listed in specs.values() for spec in listed}
+    wanted = [spec for listed in specs.values() for spec in listed]
+    plan = FixedPlan("training", wanted, label=label)
     with UtilityStore(path) as store:
-        finished = store.finished()
-        missing = deque(s for s in wanted.values() if s.id not in finished)
-        done, seconds = len(wanted) - len(missing), []
-        tell("training", done, len(wanted), "", None)
-        if missing:
-            executor = executor_named(where["executor"], where["workers"])
-            with closing(executor.map(MEASURE, missing)) as jobs:
-                for result in jobs:
-                    store.put(result)
-                    done += 1
-                    seconds.append(result.seconds)
-                    left = fmean(seconds) * (len(wanted) - done)
-                    what = defense_label(result.spec.defenses)
-                    tell("training", done, len(wanted), what, left)
+        carry_out(plan, MEASURE, store, where=where, tell=tell)
         return {
             key: [r for spec in listed if (r := store.get(spec.id)) is not None]
             for key, listed in specs.items()

@@ -5,34 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from exhume.config import validate
 from exhume.recipes.agreement import Point, Row, rows
 from exhume.recipes.book import load, path_of, placed, reduced
 from exhume.recipes.outcome import Outcome
 from exhume.recipes.recipe import Gain
+from exhume.runs.carry_out import Progress, silent
 
 if TYPE_CHECKING:
     from exhume.compare import Comparison
     from exhume.compare.frontier import Frontier
     from exhume.compare.frontier import Point as CalibratedPoint
 
-__all__ = ["Outcome", "Progress", "run"]
+__all__ = ["Outcome", "run"]
 
 _ATTACKS, _COMPARISON, _TRAINING = "attacks", "comparison", "training.sqlite"
 _NATURAL = "mean squared error per number of the data"
 _NORMALISED = "mean squared error per pixel in the model's normalised units"
 _UNATTACKED = "no attack finished"
-
-
-class Progress(Protocol):
-    """Called after everything that ends."""
-
-    def __call__(
-        self, phase: str, done: int, total: int, what: str, seconds_left: float | None
-    ) -> None:
-        """Tell how far the recipe is, as ``compare.run.Progress`` does."""
 
 
 def run(
@@ -71,7 +63,7 @@ def run(
     default = Path("runs", "recipes", plain if full else f"{plain}-reduced")
     folder = Path(out or default)
     where = {"executor": executor, "workers": workers}
-    tell: Progress = progress or _silent
+    tell = progress or silent
     shell = Outcome(
         plain,
         recipe,
@@ -90,18 +82,11 @@ def run(
     return done
 
 
-def _silent(
-    phase: str, done: int, total: int, what: str, seconds_left: float | None
-) -> None:
-    """Tell nobody."""
-
-
 def _curves(
     shell: Outcome, source: dict[str, Any], where: dict[str, Any], tell: Progress
 ) -> Outcome:
     """Attack every stack, train with every stack, and put the two together."""
     from exhume import audit
-    from exhume.compare.run import attacking
     from exhume.recipes.curves import (
         attack_settings,
         curves_of,
@@ -114,8 +99,8 @@ def _curves(
     recipe = shell.recipe
     settings = attack_settings(recipe, shell.name, {**where, "data": source})
     specs = training_specs(recipe, settings, source)
-    attacks = audit.run(settings, out=shell.folder / _ATTACKS, progress=attacking(tell))
-    losses = train_missing(specs, shell.folder / _TRAINING, where, tell)
+    attacks = audit.run(settings, out=shell.folder / _ATTACKS, progress=tell)
+    losses = train_missing(specs, shell.folder / _TRAINING, settings.where, tell)
     curves, undefended = curves_of(recipe, settings, attacks.results, losses)
     guess = guess_error(attacks.results, settings)
     return replace(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from exhume.errors import ExhumeError
 
@@ -20,6 +20,8 @@ __all__ = ["Job", "Result", "Spec", "measured"]
 Spec = TypeVar("Spec", bound=Any)
 #: a dataclass with ``spec``, ``status``, ``reason``, ``seconds`` and ``versions``
 Result = TypeVar("Result", bound=Any)
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def measured(
     result: type[Result],
     *,
     not_applicable: tuple[type[ExhumeError], ...] = (),
-) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+) -> Callable[
+    [Callable[Concatenate[Spec, P], Result]], Callable[Concatenate[Spec, P], Result]
+]:
     """Let a function of a spec never raise, and say how long it took, and with what.
 
     An error becomes a ``failed`` result that says what happened: a defect in one method
@@ -55,12 +59,14 @@ def measured(
         not_applicable: errors that say that the question does not arise here.
     """
 
-    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+    def decorate(
+        function: Callable[Concatenate[Spec, P], Result],
+    ) -> Callable[Concatenate[Spec, P], Result]:
         @wraps(function)
-        def run(spec: Any, *further: Any) -> Result:
+        def run(spec: Spec, *further: P.args, **options: P.kwargs) -> Result:
             started = time.perf_counter()
             try:
-                found = function(spec, *further)
+                found = function(spec, *further, **options)
             except not_applicable as error:
                 found = result(spec=spec, status="not-applicable", reason=str(error))
             except ExhumeError as error:

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from exhume.errors import InvalidInput
+from exhume.runs.carry_out import FixedPlan, Progress, carry_out, silent
 from exhume.runs.folder import made, write_text
 from exhume.theory.findings import Findings, to_toml
 from exhume.theory.settings import TheorySettings
 
 if TYPE_CHECKING:
-    from exhume.theory.point import PointResult, PointSpec, PointStore
+    from exhume.theory.point import PointSpec, PointStore
 
-__all__ = ["Findings", "Progress", "load", "run"]
+__all__ = ["Findings", "load", "run"]
 
 SETTINGS_FILE = "theory.toml"
 POINTS_FILE = "points.sqlite"
-
-
-class Progress(Protocol):
-    """Called once before the first point, and after every point."""
-
-    def __call__(
-        self, phase: str, done: int, total: int, what: str, seconds_left: float | None
-    ) -> None:
-        """Tell how far the run is.
-
-        Args:
-            phase: always ``measuring``.
-            done: points that ended, those of earlier runs included.
-            total: points of the run.
-            what: just ended; "" at the start.
-            seconds_left: estimate, or None while there is nothing to go by.
-        """
 
 
 def run(
@@ -60,6 +41,7 @@ def run(
         InvalidInput: something is wrong with the settings; nothing ran.
         KeyboardInterrupt: after the report of what had finished was written.
     """
+    from exhume.theory.measure import MEASURE
     from exhume.theory.point import PointStore
     from exhume.theory.settings import default_settings, load_settings
 
@@ -67,12 +49,13 @@ def run(
         settings = default_settings()
     elif not isinstance(settings, TheorySettings):
         settings = load_settings(settings)
-    specs = _specs(settings)
+    where, specs = settings.where, _specs(settings)
+    plan = FixedPlan("measuring", specs, label=_label, weight=_size)
     folder = made(settings.folder(out))
     write_text(folder / SETTINGS_FILE, to_toml(settings))
     with PointStore(folder / POINTS_FILE) as store:
         try:
-            _measure_missing(settings, specs, store, progress or _silent)
+            carry_out(plan, MEASURE, store, where=where, tell=progress or silent)
         except KeyboardInterrupt:
             _reported(folder, settings, specs, store)
             raise
@@ -108,41 +91,16 @@ def _specs(settings: TheorySettings) -> list[PointSpec]:
     listed = {
         spec.id: spec for e in settings.experiments for spec in points(settings, e)
     }
-    return sorted(listed.values(), key=lambda s: s.width * s.dimension * s.examples)
+    return sorted(listed.values(), key=_size)
 
 
-def _measure_missing(
-    settings: TheorySettings,
-    specs: Sequence[PointSpec],
-    store: PointStore,
-    tell: Progress,
-) -> None:
-    from exhume.theory.measure import MEASURE
-
-    ended = store.finished()
-    queue = deque(spec for spec in specs if spec.id not in ended)
-    done, total, started = len(specs) - len(queue), len(specs), time.perf_counter()
-    tell("measuring", done, total, "", None)
-    if not queue:
-        return
-    weights = {s.id: s.width * s.dimension * s.examples for s in queue}
-    left, spent = sum(weights.values()), 0.0
-    with closing(settings.where.map(MEASURE, queue)) as jobs:
-        for result in jobs:
-            store.put(result)
-            done += 1
-            spent += weights[result.spec.id]
-            elapsed = time.perf_counter() - started
-            # The time of a point grows with its size, and small ones come first.
-            seconds = elapsed * (left - spent) / spent
-            tell("measuring", done, total, _told(result), seconds)
+def _size(spec: PointSpec) -> float:
+    return spec.width * spec.dimension * spec.examples
 
 
-def _told(result: PointResult) -> str:
-    spec = result.spec
-    status = "" if result.status == "done" else " (failed)"
+def _label(spec: PointSpec) -> str:
     sizes = f"m {spec.width}, d {spec.dimension}, B {spec.examples}"
-    return f"{spec.row}, {sizes}, seed {spec.seed}{status}"
+    return f"{spec.row}, {sizes}, seed {spec.seed}"
 
 
 def _reported(
@@ -165,9 +123,3 @@ def _reported(
     )
     write_report(found)
     return found
-
-
-def _silent(
-    phase: str, done: int, total: int, what: str, seconds_left: float | None
-) -> None:
-    """Tell nobody."""
