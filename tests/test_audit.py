@@ -19,6 +19,8 @@ from exhume.audit.sweep import (
     load_settings,
 )
 from exhume.errors import InvalidInput, UnknownName
+from exhume.problem.batch import Batch
+from exhume.problem.event import EventSpec
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 from exhume.runs.common_settings import slug
 from exhume.runs.store import Store
@@ -436,22 +438,30 @@ def answer(inputs, targets):
 
 def test_the_ordered_error_pairs_examples_by_label():
     truth, labels = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([7, 0, 4])
+    batch = Batch(truth, labels, EventSpec.vector(1))
     guess = answer(torch.tensor([[2.0], [3.5], [1.0]]), torch.tensor([0, 4, 7]))
-    assert ordered_error(guess, labels, truth) == pytest.approx(0.25 / 3)
+    assert ordered_error(guess, batch) == pytest.approx(0.25 / 3)
     # Likeness would have hidden that the labels are swapped.
     swapped = answer(truth, torch.tensor([0, 7, 4]))
-    assert ordered_error(swapped, labels, truth) == pytest.approx(2 / 3)
+    assert ordered_error(swapped, batch) == pytest.approx(2 / 3)
     wrong = answer(truth, torch.tensor([7, 0, 5]))
-    assert ordered_error(wrong, labels, truth) is None
+    assert ordered_error(wrong, batch) is None
     repeated = torch.tensor([7, 7, 4])
-    assert ordered_error(answer(truth, repeated), repeated, truth) is None
-    assert ordered_error(answer(truth[:2], labels[:2]), labels, truth) is None
+    assert (
+        ordered_error(answer(truth, repeated), replace(batch, targets=repeated)) is None
+    )
+    assert ordered_error(answer(truth[:2], labels[:2]), batch) is None
+    # Real targets that are given pair the examples as well.
+    real = torch.tensor([[0.5, 1.0], [0.5, -1.0], [-2.0, 0.0]])
+    shuffled = answer(truth.flip(0), real.flip(0))
+    assert ordered_error(shuffled, replace(batch, targets=real)) == 0
 
 
 def test_one_example_needs_no_label_to_be_paired():
     truth, label = torch.tensor([[1.0, 2.0]]), torch.tensor([3])
     wrong = answer(truth + 1, torch.tensor([5]))
-    assert ordered_error(wrong, label, truth) == 1.0
+    batch = Batch(truth, label, EventSpec.vector(2))
+    assert ordered_error(wrong, batch) == 1.0
 
 
 def test_labels_identify_order_only_if_they_differ():

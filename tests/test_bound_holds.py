@@ -100,7 +100,7 @@ def test_no_attack_is_below_the_bound_on_average(stack, size):
             batch = world.batch
             for name, options in ATTACKS.items():
                 guess = exhume.attack(name, **options)(problem, draw)
-                error = ordered_error(guess, batch.targets, batch.inputs)
+                error = ordered_error(guess, batch)
                 ratios[name].append(error / bound.mse)
     assert len(errors) >= NETWORKS - 2
     of_bound = torch.tensor(errors).square().sum().sqrt() / len(errors)

@@ -1,92 +1,26 @@
 """Events: one kind of example each, with its checks, distance, picture and record."""
 
-import json
-import pickle
+import re
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from exhume import Batch, EventSpec
+from audit_lab.ragged import Ragged
+from exhume import Batch, EventSpec, NotApplicable, audit, score
+from exhume.audit import AuditSettings
 from exhume.config import build
 from exhume.errors import InvalidInput, NotImported, UnknownName, Unsuited
 from exhume.keys import generator
+from exhume.metrics.matching import match
 from exhume.problem.attack import Attack
+from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
 from exhume.registry import find, names
+from exhume.trials.memorised import nearest_candidates
 from toys import GRAY, VECTOR, make_world, reveal
-
-
-@pytest.fixture(params=names("event"))
-def event(request):
-    kind = find("event", request.param)
-    return kind((6,) * kind.axes, *kind.usual or (None, None))
-
-
-def examples(event, count, key=0):
-    local = generator(key, "test-events")
-    return torch.rand((count, *event.shape), generator=local)
-
-
-# Conformance: rows are the registry.
-
-
-def test_an_event_is_plain_frozen_data(event):
-    assert pickle.loads(pickle.dumps(event)) == event
-    assert hash(event) == hash(replace(event))
-    assert event.kind in names("event")
-    with pytest.raises(FrozenInstanceError):
-        event.low = 0.5
-
-
-def test_a_record_is_json_and_gives_the_event_back(event):
-    wide = replace(event, low=-1.0, high=3.5)
-    for spec in (event, wide, replace(event, low=None, high=None)):
-        assert EventSpec.from_record(json.loads(json.dumps(spec.record()))) == spec
-
-
-def test_examples_pass_and_others_do_not(event):
-    x = examples(event, 3)
-    event.check(x)
-    for wrong, message in [
-        (x.long(), "convert them to float"),
-        (x[:0], "B ≥ 1"),
-        (x[..., 1:], "inputs have shape"),
-        (x / 0, "NaN or infinity"),
-    ]:
-        with pytest.raises(InvalidInput, match=message):
-            event.check(wrong)
-    with pytest.raises(InvalidInput, match=r"outside the declared range \[0, 1\]"):
-        replace(event, low=0.0, high=1.0).check(2 * x)
-
-
-def test_the_distance_is_zero_at_the_example_alone(event):
-    x = examples(event, 4)
-    cost = event.distance(x[:3], x)
-    assert cost.shape == (3, 4)
-    assert cost.dtype == torch.float64
-    assert cost.diagonal().tolist() == [0.0] * 3
-    assert bool((cost + torch.eye(3, 4) > 0).all())
-
-
-def test_the_headline_is_an_error_that_is_least_at_the_truth(event):
-    metric = build("metric", event.error)
-    assert not metric.higher_is_better
-    x = examples(event, 4)
-    exact, wrong = metric(x, x, event), metric(x.flip(0), x, event)
-    assert exact.shape == (4,)
-    assert bool((exact < wrong).all())
-
-
-def test_an_example_is_drawn_with_and_without_an_estimate(event):
-    x, guess = examples(event, 2).numpy()
-    own, other = event.draw(x, x), event.draw(guess, x)
-    assert own.drawn
-    assert other.drawn
-    assert own != other == event.draw(guess, x)
-    assert event.draw(np.zeros_like(x), np.zeros_like(x)).drawn
 
 
 def test_events_do_not_import_torch():
@@ -96,9 +30,6 @@ def test_events_do_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# The doors, and what is asked of an event.
 
 
 def test_every_door_leads_to_the_same_event():
@@ -174,3 +105,142 @@ def test_an_attack_may_declare_for_which_examples_it_is():
 def test_a_batch_asks_its_event():
     with pytest.raises(InvalidInput, match=r"expected \[B, 12\] with B ≥ 1"):
         Batch(torch.zeros(2, 11), torch.tensor([0, 1]), VECTOR)
+
+
+# --- examples of unequal size: padding is made by the event and counts nowhere --------
+
+SPEC = Ragged((2, 6))
+
+
+def sequences(*lengths, key=0):
+    """Return padded sequences, and the same as vectors of their own."""
+    plain = [torch.randn(n, generator=generator(key, "ragged", n)) for n in lengths]
+    padded = torch.zeros(len(lengths), 2, 6)
+    for row, values in zip(padded, plain, strict=True):
+        row[0, : len(values)], row[1, : len(values)] = values, 1
+    return padded, plain
+
+
+def batch_of(*lengths, key=0):
+    padded, _ = sequences(*lengths, key=key)
+    return Batch(padded, torch.arange(len(lengths)), SPEC)
+
+
+def answer(inputs, targets):
+    return Reconstruction(inputs, targets, None, Outcome.CLOSED_FORM, Cost(0, 0, 0))
+
+
+def test_a_batch_checks_its_padding():
+    batch = batch_of(3, 6)
+    assert SPEC.mask(batch.inputs).sum(dim=(1, 2)).tolist() == [3, 6]
+    empty, gap, dirt = (batch.inputs.clone() for _ in range(3))
+    empty[1] = 0
+    gap[1, 1, 2] = 0
+    dirt[0, 0, 5] = 0.5
+    with pytest.raises(InvalidInput, match="example 1 is padding alone; leave it out"):
+        Batch(empty, batch.targets, SPEC)
+    for wrong in (gap, dirt):
+        with pytest.raises(InvalidInput, match="come first, then zeros"):
+            Batch(wrong, batch.targets, SPEC)
+    # The range is that of the numbers, not of the zeros behind them.
+    high = batch.inputs.clone()
+    high[:, 0] += 5 * high[:, 1]
+    Batch(high, batch.targets, replace(SPEC, low=1.0, high=9.0))
+    with pytest.raises(InvalidInput, match="outside the declared range"):
+        Batch(high, batch.targets, replace(SPEC, low=6.0, high=9.0))
+
+
+def test_what_stands_in_the_padding_moves_no_distance():
+    truth, plain = sequences(3, 6, 4)
+    guess, others = sequences(6, 6, 6, key=1)
+    expected = [[(o[: len(x)] - x).square().sum() for x in plain] for o in others]
+    cost = SPEC.distance(guess, truth)
+    torch.testing.assert_close(cost, torch.tensor(expected).double())
+    far = guess.clone()
+    far[:, 1] = 1e3
+    torch.testing.assert_close(SPEC.distance(far, truth), cost)
+    # The longest is matched by what it shares with nobody else.
+    shuffled = torch.stack([truth[1], truth[2], truth[0]])
+    shuffled[:, 0] += 100 * (shuffled[:, 1] == 0)
+    assert match(shuffled, truth, SPEC).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_scores_are_those_of_the_examples_without_padding(bounded):
+    truth, plain = sequences(3, 6, 4)
+    guess, others = sequences(6, 6, 6, key=1)
+    ends = (-9.0, 9.0) if bounded else (None, None)
+    batch = Batch(truth, torch.arange(3), replace(SPEC, low=ends[0], high=ends[1]))
+    found = score(answer(guess, batch.targets), batch)
+    for name in names("metric"):
+        metric = build("metric", name)
+        if metric.compares != "inputs":
+            continue
+        for i, j in enumerate(found.assignment):
+            spec = EventSpec.vector(len(plain[i]), *ends)
+            one = metric(others[j][None, : len(plain[i])], plain[i][None], spec)
+            if isinstance(one, NotApplicable):
+                assert name in found.not_applicable
+            else:
+                assert found[name][i] == pytest.approx(float(one))
+    assert "mse" in found.values
+    assert ("psnr" in found.values) == bounded
+    assert "ssim" in found.not_applicable
+
+
+def test_memorised_sequences_are_sought_without_their_padding():
+    batch, public = batch_of(3, 6, 4), batch_of(5, 4, 6, key=2)
+    centre = public.mean()
+    held = public.spec.mask(public.inputs)[:, 0]
+    assert float(centre[0, 5]) == pytest.approx(float(public.inputs[2, 0, 5]))
+    assert float(centre[0, 4]) == pytest.approx(
+        float(public.inputs[held[:, 4], 0, 4].mean())
+    )
+    # Candidates up to contrast, with rubbish behind their end.
+    guess = centre + 3 * (batch.inputs.double() - centre)
+    guess[:, 0] += 50 * (batch.inputs[:, 1] == 0)
+    mask = batch.spec.mask(batch.inputs)
+    found, index = nearest_candidates(batch.inputs.double(), guess, centre, mask)
+    assert index.tolist() == [0, 1, 2]
+    assert found.tolist() == pytest.approx([1.0] * 3)
+    blind, _ = nearest_candidates(batch.inputs.double(), guess, centre)
+    assert float(blind.min()) < 0.9
+
+
+def test_an_audit_of_padded_examples_shows_and_ranks_them(tmp_path):
+    settings = AuditSettings(
+        title="Sequences",
+        data="audit_lab.sequences",
+        model={"name": "mlp", "hidden": [16], "activation": "tanh"},
+        loss="mse",
+        attacks=[{"name": "gauss-newton", "iterations": 20}],
+        bounds=["bayesian-cramer-rao"],
+        defenses=[{"name": "gaussian-noise", "std": 1e-3}],
+        seeds=1,
+        batch_size=2,
+        executor="serial",
+        out=str(tmp_path / "run"),
+    )
+    done = audit.run(settings)
+    noisy = [r for r in done.results if r.spec.defenses]
+    results = {(r.spec.attack or r.spec.bound)["name"]: r for r in noisy}
+    found, bound = results["gauss-newton"], results["bayesian-cramer-rao"]
+    assert {r.status for r in done.results if r.spec.attack} == {"done"}
+    assert found.event == {
+        "kind": "audit_lab.ragged", "shape": [2, 6], "range": None
+    }  # fmt: skip
+    truth, guess = (torch.from_numpy(found.arrays[n]) for n in ("truth", "guess"))
+    held = truth[:, 1] > 0
+    assert found.facts["unknowns"] == int(held.sum()) < truth[:, 0].numel()
+    squares = (guess - truth)[:, 0].square()
+    errors = [float(row[h].mean()) for row, h in zip(squares, held, strict=True)]
+    assert found.scores["mse"] == pytest.approx(errors)
+    assert bound.status == "not-applicable"
+    assert "some numbers of these examples are padding" in bound.reason
+    page = done.report.read_text(encoding="utf-8")
+    drawn = SPEC.draw(guess[0].numpy(), truth[0].numpy()).svg
+    assert drawn in page
+    assert drawn.count(",") == 2 * int(held[0].sum())
+    text = re.sub(r"<(style|script|svg).*?</\1>", "", page, flags=re.DOTALL)
+    assert "ixel" not in text
+    assert "mage" not in text.replace("SSIM compares images", "")

@@ -20,7 +20,7 @@ from exhume.problem.metric import Metric
 from exhume.problem.reconstruction import Reconstruction
 from exhume.registry import did_you_mean, names
 
-__all__ = ["Scores", "Values", "score"]
+__all__ = ["Scores", "Values", "apply", "score"]
 
 #: one value per true example, in the batch's order; None where there is no estimate
 Values = tuple[float | None, ...]
@@ -119,7 +119,7 @@ def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
     for name in names("metric"):
         metric: Metric = build("metric", name)
         what = metric.compares
-        given = _apply(metric, estimates[what], truth[what], batch.spec)
+        given = apply(metric, estimates[what], truth[what], batch.spec)
         if isinstance(given, NotApplicable):
             not_applicable[name] = given.reason
         else:
@@ -140,12 +140,37 @@ def _aligned(guess: Tensor, truth: Tensor) -> Tensor:
     return align_labels(guess, truth.to(guess.device))
 
 
-def _apply(
+def apply(
     metric: Metric, guess: Tensor, truth: Tensor, spec: EventSpec
 ) -> Tensor | NotApplicable:
+    """Score matched examples by one metric; padding of the true ones is left out.
+
+    A padded example is compared as the vector of its numbers that count, so a metric
+    need not know of padding.
+
+    Args:
+        metric: of inputs or targets.
+        guess: matched estimates, shape [B, ...].
+        truth: shape [B, ...].
+        spec: kind of the examples.
+
+    Returns:
+        shape [B], or why the metric does not fit.
+    """
     if len(truth) == 0:
         return NotApplicable("the attack returned no estimate")
-    return metric(guess, truth.to(guess.device), spec)
+    truth = truth.to(guess.device)
+    mask = spec.mask(truth) if metric.compares == "inputs" else None
+    if mask is None:
+        return metric(guess, truth, spec)
+    values = []
+    for one, true, counts in zip(guess, truth, mask, strict=True):
+        plain = EventSpec.vector(int(counts.sum()), spec.low, spec.high)
+        value = metric(one[counts][None], true[counts][None], plain)
+        if isinstance(value, NotApplicable):
+            return value
+        values.append(value)
+    return torch.cat(values)
 
 
 def _spread(values: Tensor, rows: Tensor, count: int) -> Values:

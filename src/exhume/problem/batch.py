@@ -55,6 +55,13 @@ class Batch:
         index = torch.as_tensor(indices, dtype=torch.int64)
         return Batch(self.inputs[index], self.targets[index], self.spec)
 
+    def mean(self) -> Tensor:
+        """Return the mean example, shape [*event], float64; padding is left out."""
+        inputs, mask = self.inputs.double(), self.spec.mask(self.inputs)
+        if mask is None:
+            return inputs.mean(dim=0)
+        return (inputs * mask).sum(dim=0) / mask.sum(dim=0).clamp_min(1)
+
     def found_in(self, other: Batch) -> Tensor:
         """Say which examples are also in another batch, value for value.
 

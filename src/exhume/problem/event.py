@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from exhume.errors import InvalidInput, shown
 from exhume.formula import formula
+from exhume.problem.member import Member
 from exhume.registry import OwnModules, find, names, registered_name
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class _ByKind(type):
 
 
 @dataclass(frozen=True)
-class EventSpec(metaclass=_ByKind):
+class EventSpec(Member, metaclass=_ByKind):
     """Kind, shape and range of one example: the signal space of the inverse problem.
 
     An abstract role; leaves are frozen dataclasses, one file each in ``events/``. The
@@ -51,7 +52,6 @@ class EventSpec(metaclass=_ByKind):
         error: registered metric that ranks attacks; it is smaller for better guesses.
         noun: what a page calls one example.
         usual: the range that such data have unless another is given, or None.
-        bibtex: the entries to cite, or "".
 
     Raises:
         InvalidInput: the shape does not fit the kind, or the range is empty.
@@ -66,7 +66,6 @@ class EventSpec(metaclass=_ByKind):
     error: ClassVar[str] = "mse"
     noun: ClassVar[str] = "example"
     usual: ClassVar[tuple[float, float] | None] = None
-    bibtex: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -93,6 +92,12 @@ class EventSpec(metaclass=_ByKind):
                 f"the range [{self.low}, {self.high}] is empty; low must be below high"
             )
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a small event; one that takes further options overrides it."""
+        low, high = cls.usual or (None, None)
+        return (cls((6,) * cls.axes, low, high),)
 
     @staticmethod
     def of(
@@ -153,14 +158,28 @@ class EventSpec(metaclass=_ByKind):
         """Project inputs on the range; the identity if the range is unbounded."""
         return inputs if self.low is None else inputs.clamp(self.low, self.high)
 
+    def harden(self, inputs: Tensor) -> Tensor:
+        """Return the examples that an estimate stands for: its projection on the range.
+
+        An event whose examples are not all numbers of the range takes the nearest ones.
+
+        Args:
+            inputs: x̂, shape [B, *shape], whatever an optimiser found.
+        """
+        return self.clamp(inputs)
+
     def mask(self, inputs: Tensor) -> Tensor | None:
         """Say which numbers of each example count; None if all of them do.
 
-        Examples of unequal size are padded to the batch's largest. The event that pads
-        them finds the padding in the examples themselves.
+        Examples of unequal size are padded to the largest. The event that pads them
+        finds the padding in the examples themselves (a channel of its own, or a value
+        that no example ends in), and its :meth:`check` asks that the padding holds one
+        constant, so that equal examples have equal numbers. Matching, metrics and the
+        search for memorised examples leave padding out; what an estimate holds there
+        does not matter.
 
         Args:
-            inputs: x, shape [B, *shape].
+            inputs: true examples x, shape [B, *shape].
 
         Returns:
             shape [B, *shape], bool, False at the padding.

@@ -15,7 +15,7 @@ from exhume.problem.release import Observation
 from exhume.problem.world import World
 from exhume.registry import did_you_mean
 
-__all__ = ["PRESETS", "ThreatModel", "sorted_targets"]
+__all__ = ["PRESETS", "ThreatModel", "sorted_targets", "target_order"]
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,12 @@ def _without_order(world: World) -> Tensor:
 
 def sorted_targets(targets: Tensor) -> Tensor:
     """Sort labels, so that their order says nothing about the order of the batch."""
+    return targets[target_order(targets)]
+
+
+def target_order(targets: Tensor) -> Tensor:
+    """Return the indices that sort targets, class by class or number by number, [B]."""
     if targets.dim() == 1:
-        return targets.sort().values
+        return targets.sort().indices
     rows = targets.reshape(len(targets), -1).tolist()
-    order = sorted(range(len(rows)), key=rows.__getitem__)
-    return targets[torch.tensor(order)]
+    return torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))

@@ -127,7 +127,7 @@ class SettingFacts(TypedDict, total=False):
     Attributes:
         parameters: P.
         dimension: d of one example.
-        unknowns: B · d.
+        unknowns: B · d, less what is padding.
         public_examples: how many there are.
         gradient_norm: of the exact update.
         released_norm: of the release.

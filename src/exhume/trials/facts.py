@@ -13,9 +13,11 @@ from torch import Tensor
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.observations.weights import Weights
+from exhume.problem.batch import Batch
 from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.release import Observation
+from exhume.problem.threat import target_order
 from exhume.problem.tree import Tree, size
 from exhume.problem.world import World
 from exhume.runs.records import SettingFacts
@@ -93,7 +95,7 @@ def collect_facts(world: World, observation: Observation, exact: Tree) -> Settin
     facts: SettingFacts = {
         "parameters": float(size(exact)),
         "dimension": float(world.batch.spec.dimension),
-        "unknowns": float(len(world.batch) * world.batch.spec.dimension),
+        "unknowns": float(_unknowns(world.batch)),
         "public_examples": float(0 if world.public is None else len(world.public)),
         "gradient_norm": _norm(exact),
         "released_norm": _norm(observation.values),
@@ -109,6 +111,12 @@ def collect_facts(world: World, observation: Observation, exact: Tree) -> Settin
         left = model.left(induced.task, own, exact)
         facts["stationarity" if model.weight_decay else "training_loss"] = left
     return facts
+
+
+def _unknowns(batch: Batch) -> int:
+    """Count the numbers of all examples, without padding."""
+    mask = batch.spec.mask(batch.inputs)
+    return batch.inputs.numel() if mask is None else int(mask.sum())
 
 
 def collect_privacy(world: World, observation: Observation) -> dict[str, Any]:
@@ -141,9 +149,7 @@ def released_in_clear(observation: Observation) -> tuple[str, ...]:
     return tuple(name for name in observation.values if name not in touched)
 
 
-def ordered_error(
-    guess: Reconstruction, targets: Tensor, truth: Tensor
-) -> float | None:
+def ordered_error(guess: Reconstruction, batch: Batch) -> float | None:
     """Return the mean squared error with examples paired by label, not by likeness.
 
     Bounds hold for this error: the best assignment uses the truth, and can fall below
@@ -151,21 +157,22 @@ def ordered_error(
 
     Args:
         guess: an attack's answer.
-        targets: true labels, shape [B].
-        truth: x, shape [B, *event].
+        batch: the truth; its padding is left out.
 
     Returns:
         the error per coordinate, or None where labels do not pair the examples.
     """
-    if guess.inputs.shape != truth.shape:
+    if guess.inputs.shape != batch.inputs.shape:
         return None
-    estimate, wanted = guess.inputs.detach().double(), truth.double()
-    if len(truth) > 1:
-        if targets.dim() != 1 or guess.targets.shape != targets.shape:
+    estimate, truth = guess.inputs.detach().double(), batch.inputs.double()
+    if len(batch) > 1:
+        if guess.targets.shape != batch.targets.shape:
             return None
-        found, want = guess.targets.sort(), targets.sort()
-        same = torch.equal(found.values.to(want.values.dtype), want.values)
-        if not same or not labels_identify_order(targets):
+        found, wanted = target_order(guess.targets), target_order(batch.targets)
+        same = guess.targets[found].to(batch.targets) == batch.targets[wanted]
+        if not bool(same.all()) or not labels_identify_order(batch.targets):
             return None
-        estimate, wanted = estimate[found.indices], wanted[want.indices]
-    return float((estimate - wanted).square().mean())
+        estimate, truth = estimate[found], truth[wanted]
+    difference, mask = estimate - truth, batch.spec.mask(truth)
+    counted = difference if mask is None else difference[mask]
+    return float(counted.square().mean())

@@ -1,4 +1,4 @@
-"""What a training has left in the weights: private images against images never seen."""
+"""What a training has left in the weights: private examples against those unseen."""
 
 from __future__ import annotations
 
@@ -23,29 +23,32 @@ __all__ = [
 #: correlations above which an example counts as recovered
 LEVELS = (0.9, 0.8, 0.7)
 
-_HELD_OUT = 2000  # images never trained on that are compared, at most
+_HELD_OUT = 2000  # examples never trained on that are compared, at most
 
 
 @formula(
     r"\max_j \mathrm{NCC}(x_i - \bar x, \hat x_j - \bar x)",
     reference="Haim et al., NeurIPS 2022, section 5 (nearest candidate)",
 )
-def best_correlations(examples: Tensor, guesses: Tensor, centre: Tensor) -> Tensor:
+def best_correlations(
+    examples: Tensor, guesses: Tensor, centre: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """Return the correlation of every example with the candidate nearest to it.
 
     Args:
         examples: x, shape [N, *event].
         guesses: x̂, all candidates of an attack, shape [M, *event].
-        centre: the mean image of the data, which all images share.
+        centre: the mean example of the data, which all examples share.
+        mask: numbers of each example that count, shape [N, *event]; None for all.
 
     Returns:
         shape [N], in [−1, 1].
     """
-    return nearest_candidates(examples, guesses, centre)[0]
+    return nearest_candidates(examples, guesses, centre, mask)[0]
 
 
 def nearest_candidates(
-    examples: Tensor, guesses: Tensor, centre: Tensor
+    examples: Tensor, guesses: Tensor, centre: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the candidate that correlates best with every example.
 
@@ -55,12 +58,19 @@ def nearest_candidates(
     Args:
         examples: x, shape [N, *event].
         guesses: x̂, all candidates of an attack, shape [M, *event].
-        centre: the mean image of the data.
+        centre: the mean example of the data.
+        mask: numbers of each example that count, shape [N, *event]; None for all.
 
     Returns:
         the correlations, in [−1, 1], and the indices of the candidates; shape [N] each.
     """
-    best = correlations(examples - centre, guesses - centre).max(dim=1)
+    own, others = examples - centre, guesses - centre
+    if mask is None:
+        best = correlations(own, others).max(dim=1)
+    else:
+        each = zip(own, mask, strict=True)
+        rows = [correlations(x[m][None], others[:, m]) for x, m in each]
+        best = torch.cat(rows).max(dim=1)
     return best.values, best.indices
 
 
@@ -102,10 +112,11 @@ def memorised(world: World, guesses: Tensor) -> tuple[Memorised, dict[str, Tenso
     public: Batch | None = world.public
     if public is None or not torch.isfinite(guesses).all():
         return {}, {}
-    unseen = public.inputs[:_HELD_OUT].double()
-    centre, found = public.inputs.double().mean(dim=0), guesses.detach().double().cpu()
-    own, index = nearest_candidates(world.batch.inputs.double(), found, centre)
-    null = best_correlations(unseen, found, centre)
+    unseen = public.select(range(min(len(public), _HELD_OUT)))
+    centre, found = public.mean(), guesses.detach().double().cpu()
+    (x, mask), (z, other) = _counted(world.batch), _counted(unseen)
+    own, index = nearest_candidates(x, found, centre, mask)
+    null = best_correlations(z, found, centre, other)
     facts: Memorised = {"held_out": float(len(unseen)), "null_level": null_level(null)}
     for level in LEVELS:
         facts[f"recovered_{level}"] = recovered(own, level)
@@ -115,3 +126,7 @@ def memorised(world: World, guesses: Tensor) -> tuple[Memorised, dict[str, Tenso
         "best_index": index,
         "best_candidate": found[index],
     }
+
+
+def _counted(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    return batch.inputs.double(), batch.spec.mask(batch.inputs)

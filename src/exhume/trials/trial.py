@@ -36,6 +36,11 @@ from exhume.trials.world import client_of, release_key
 
 __all__ = ["run_trial"]
 
+_PADDED = (
+    "the bound is on the mean error of all numbers of an example, and some numbers of "
+    "these examples are padding, which no error counts"
+)
+
 _Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -81,6 +86,9 @@ def _bounded(result: TrialResult, world: World) -> TrialResult:
     bound: Bound = build("bound", spec.bound)
     # The key of the observation: a random mask must be the one that attacks face.
     value = bound(world, world.prior, release_key(spec))
+    padded = world.batch.spec.mask(world.batch.inputs) is not None
+    if padded and isinstance(value, BoundValue):
+        value = NotApplicable(_PADDED)
     if isinstance(value, NotApplicable):
         return replace(result, status="not-applicable", reason=value.reason)
     arrays = {}
@@ -159,7 +167,7 @@ def _number(value: float | None) -> float | None:
 def _scored(result: TrialResult, guess: Reconstruction, batch: Batch) -> TrialResult:
     scores = score(guess, batch)
     facts = dict(result.facts)
-    ordered = ordered_error(guess, batch.targets, batch.inputs)
+    ordered = ordered_error(guess, batch)
     if ordered is not None:
         facts["ordered_mse"] = ordered
     return replace(
