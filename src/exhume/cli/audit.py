@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from exhume.cli.console import say, warn
+from exhume.cli.console import say, show_table, warn
 from exhume.cli.progress import (
     Bar,
     ExecutorOption,
@@ -75,12 +74,8 @@ def _settings(file: str | None) -> AuditSettings:
 def _show(settings: AuditSettings, done: AuditRun) -> None:
     from exhume.cli.tables import other_bounds, tables
 
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width: keep every row on one line.
-        console = Console(width=160)
     for table in tables(settings, done.results):
-        console.print(table)
+        show_table(table)
         say()
     for sentence in other_bounds(settings, done.results):
         say(sentence)

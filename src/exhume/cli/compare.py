@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from exhume.cli.console import say
+from exhume.cli.console import say, show_table
 from exhume.cli.progress import (
     Bar,
     ExecutorOption,
@@ -64,10 +63,6 @@ def show(done: Comparison) -> None:
     from exhume.compare.report.page import recommendations
     from exhume.report.words import number, several
 
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width: keep every row on one line.
-        console = Console(width=160)
     bare = undefended_row(done)
     quantity = described(done.metric).quantity
     say(
@@ -85,7 +80,7 @@ def show(done: Comparison) -> None:
     for board in listed:
         say()
         if board.rows:
-            console.print(_table(board))
+            show_table(_table(board))
             if board.rivals:
                 say(
                     f"Within the 95 % intervals of the differences, "

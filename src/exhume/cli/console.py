@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.table import Table
 
-__all__ = ["columns", "fail", "rows", "say", "warn"]
+__all__ = ["columns", "fail", "rows", "say", "show_table", "warn"]
 
 
 def say(text: str = "", style: str | None = None) -> None:
     """Print a line to stdout, never wrapped, so that other programs can read it."""
     console = Console(highlight=False)
     console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def show_table(table: Table) -> None:
+    """Print a table to stdout; a pipe has no width, and gets every row on one line."""
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def warn(text: str, label: str = "warning") -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from exhume.cli.console import columns, say, warn
+from exhume.cli.console import columns, say, show_table, warn
 from exhume.cli.progress import Bar, ExecutorOption, WorkersOption
 
 if TYPE_CHECKING:
@@ -78,10 +77,7 @@ def show(done: Outcome) -> None:
     """Print what was run, what was reduced, and the table."""
     from exhume.recipes.page import HEADINGS, cells, points
 
-    recipe, console = done.recipe, Console()
-    if not console.is_terminal:
-        # A pipe has no width: keep every row on one line.
-        console = Console(width=160)
+    recipe = done.recipe
     say(f"{recipe.title}. {recipe.reproduces}")
     say()
     if done.less:
@@ -97,7 +93,7 @@ def show(done: Outcome) -> None:
         table.add_column(heading, justify="right" if index else "left")
     for row in done.rows:
         table.add_row(*cells(row))
-    console.print(table)
+    show_table(table)
     for curve in done.curves:
         say()
         say(f"{curve.name}: error and training loss")

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from exhume.cli.console import say, warn
+from exhume.cli.console import say, show_table, warn
 from exhume.cli.progress import (
     Bar,
     ExecutorOption,
@@ -79,10 +78,6 @@ def show(done: Findings) -> None:
     from exhume.theory.report.page import unfinished
     from exhume.theory.verdict import HEADINGS, rows, summary
 
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width: keep every row on one line.
-        console = Console(width=160)
     say(
         f"{done.settings.title}. Exponents of the root-mean-square error of an input; "
         f"for a clip in 1/C, for a mask in 1/(1 − ρ)."
@@ -94,7 +89,7 @@ def show(done: Findings) -> None:
         table.add_column(heading, justify="right" if right else "left", no_wrap=right)
     for row in rows(done.curves):
         table.add_row(*row.cells)
-    console.print(table)
+    show_table(table)
     if any(c.rate.upper.origin == "second-hand" for c in done.curves):
         say("* a statement that was not read in a paper")
     say()

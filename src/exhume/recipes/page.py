@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from exhume.report.words import number, several
+from exhume.runs.folder import write_text
 from exhume.runs.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ _MARKERS = "osD^vPX*"
 def write(done: Outcome) -> None:
     """Write recipe.json, recipe.md and, for curves, curves.png into the folder."""
     done.folder.mkdir(parents=True, exist_ok=True)
-    (done.folder / "recipe.json").write_text(dumps(_record(done)), encoding="utf-8")
+    write_text(done.folder / "recipe.json", dumps(_record(done)))
     if done.curves:
         figure(done)
-    done.report.write_text("\n".join(_page(done)) + "\n", encoding="utf-8")
+    write_text(done.report, "\n".join(_page(done)) + "\n")
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:

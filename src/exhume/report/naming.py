@@ -1,19 +1,27 @@
-"""What a stack of defenses is called in tables, legends and files."""
+"""What objects and stacks of defenses are called in tables, legends and files."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from exhume.registry import entries, member_node
+from exhume.errors import UnknownName
+from exhume.registry import entries, find, member_node
 
 if TYPE_CHECKING:
     from exhume.runs.records import Options
 
-__all__ = ["defense_family", "defense_label", "defense_strength", "label_without"]
+__all__ = [
+    "defense_family",
+    "defense_label",
+    "defense_strength",
+    "label_without",
+    "object_label",
+]
 
 _NOBODY = "no defense"
 # Options that read as an adjective before the name, with the default of the class.
@@ -23,6 +31,34 @@ _PROPER = {"dp": "DP", "gaussian": "Gaussian", "laplace": "Laplace", "sgd": "SGD
 # Options whose bare value says enough.
 _BARE = {"max_norm": "{value}", "ratio": "{percent} %"}
 _COVERS_ALL = ["*"]
+
+
+def object_label(kind: str, given: Options | str) -> str:
+    """Name an object and the options that are not its defaults: ``mlp (bias = False)``.
+
+    Args:
+        kind: a key of ``registry.KINDS``.
+        given: name and options, or just the name.
+    """
+    options = {"name": given} if isinstance(given, str) else given
+    name = str(options["name"])
+    defaults = {"name": name, **_default_options(kind, name)}
+    details = ", ".join(
+        f"{option} = {value}"
+        for option, value in options.items()
+        if option not in defaults or defaults[option] != value
+    )
+    return f"{name} ({details})" if details else name
+
+
+def _default_options(kind: str, name: str) -> dict[str, Any]:
+    try:
+        options = fields(find(kind, name, own="loaded"))
+    except UnknownName:
+        return {}
+    given = {f.name: f.default for f in options if f.default is not MISSING}
+    # Stored options are JSON: its lists stand for tuples.
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
 
 
 def defense_label(stack: Sequence[Options]) -> str:

@@ -32,6 +32,7 @@ def write_report(
     from exhume.audit.report.build import page
     from exhume.audit.report.export import to_csv, to_json
     from exhume.audit.report.grouping import ordered
+    from exhume.runs.folder import write_text
 
     in_order = ordered(settings, results)
     flags = find_flags(in_order)
@@ -41,8 +42,5 @@ def write_report(
         ("results.csv", to_csv(in_order, flags)),
         ("report.html", page(settings, in_order, flags)),
     ):
-        # Written beside and moved, so that a crash leaves the earlier report intact.
-        fresh = folder / f".{name}.new"
-        fresh.write_text(text, encoding="utf-8", newline="\n")
-        fresh.replace(folder / name)
+        write_text(folder / name, text)
     return folder / "report.html"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from exhume.audit.report.account import (
@@ -22,7 +22,7 @@ from exhume.audit.report.grouping import Scenario, scenarios
 from exhume.audit.report.hero import hero
 from exhume.audit.report.memory import Memory, memory
 from exhume.audit.report.metrics import described, headline, metrics_of
-from exhume.audit.report.plots import Legend, Plot, error_plots, legend
+from exhume.audit.report.plots import error_plots, legend
 from exhume.audit.report.promises import Promise, promises
 from exhume.audit.report.result_table import ResultRow, result_rows
 from exhume.audit.report.verdict import Flags, findings, verdict
@@ -31,9 +31,12 @@ from exhume.errors import ExhumeError, UnknownName
 from exhume.problem.presets import PRESETS
 from exhume.registry import find
 from exhume.report.citations import citations, methods
+from exhume.report.figure import Legend, Plot
+from exhume.report.naming import object_label
+from exhume.report.page import render
 from exhume.report.pictures import Picture
 from exhume.report.words import count, finite, median, number, several
-from exhume.runs.records import Options, TrialResult
+from exhume.runs.records import TrialResult
 from exhume.runs.settings_file import to_toml
 from exhume.trials.bound_record import BOUNDED_METRIC
 
@@ -68,17 +71,8 @@ class Section:
 
 def page(settings: AuditSettings, results: Sequence[TrialResult], flags: Flags) -> str:
     """Render the report as one HTML page without any outside reference."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("exhume.audit.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     view = _view(settings, results, flags)
-    return environment.get_template("report.html.j2").render(view)
+    return render("exhume.audit.report", "audit.html.j2", view)
 
 
 def _view(
@@ -155,19 +149,19 @@ def _section(
 def _setting(scenario: Scenario) -> tuple[tuple[str, str], ...]:
     spec = scenario.spec
     parameters = median(r.facts.get("parameters") for r in scenario.results)
-    network = _described("model", spec.model)
+    network = object_label("model", spec.model)
     if parameters is not None:
         network += f", {_thousands(parameters)} parameters"
-    shared = _described("observation", spec.observation)
+    shared = object_label("observation", spec.observation)
     mode = {"eval": "evaluation", "train": "training"}[spec.mode]
     return (
-        ("Private data", _described("data", spec.data)),
+        ("Private data", object_label("data", spec.data)),
         ("Licence of the data", _licence(spec.data["name"])),
         ("Network", network),
         ("What is shared", f"{shared}, {spec.loss} loss, {mode} mode"),
         ("Batch size", str(spec.batch_size)),
         ("Precision", spec.dtype),
-        ("Prior", "none" if spec.prior is None else _described("prior", spec.prior)),
+        ("Prior", "none" if spec.prior is None else object_label("prior", spec.prior)),
         ("Defenses", "; ".join(d.label for d in scenario.defenses)),
         ("Attacks", several(scenario.contenders) or "none"),
         (
@@ -180,27 +174,6 @@ def _setting(scenario: Scenario) -> tuple[tuple[str, str], ...]:
 
 def _thousands(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def _described(kind: str, options: Options) -> str:
-    """Name an object with the options that are not its defaults."""
-    defaults = {"name": options["name"], **_defaults(kind, str(options["name"]))}
-    details = ", ".join(
-        f"{k} = {v}"
-        for k, v in options.items()
-        if k not in defaults or defaults[k] != v
-    )
-    return f"{options['name']} ({details})" if details else str(options["name"])
-
-
-def _defaults(kind: str, name: str) -> dict[str, Any]:
-    try:
-        options = fields(find(kind, name, own="loaded"))
-    except UnknownName:
-        return {}
-    given = {f.name: f.default for f in options if f.default is not MISSING}
-    # Stored options are JSON: its lists stand for tuples.
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
 
 
 def _licence(name: str) -> str:

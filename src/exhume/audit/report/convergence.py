@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from exhume.audit.report.grouping import Scenario
-from exhume.audit.report.plots import Plot
-from exhume.report.figure import INK, SERIES, canvas, log_axis, svg
+from exhume.report.figure import INK, SERIES, Plot, canvas, log_axis, svg
 from exhume.report.words import number
 from exhume.runs.records import TrialResult
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exhume.audit.report.grouping import Defended, Scenario, values
 from exhume.audit.report.metrics import described
-from exhume.report.figure import INK, MUTED, SERIES, canvas, log_axis, svg
+from exhume.report.figure import (
+    INK,
+    MUTED,
+    SERIES,
+    Legend,
+    Plot,
+    canvas,
+    log_axis,
+    svg,
+)
 from exhume.report.words import also, median, number
 from exhume.trials.bound_record import (
     BOUNDED_METRIC,
@@ -33,43 +41,6 @@ _SPREAD = (0.1, 0.9)
 _MOSTLY = 0.9
 #: an exact reconstruction is drawn this far below the smallest error that is not zero
 _EXACT = 10.0
-
-
-#: markers of the attacks as SVG paths, for the legend
-_SHAPES = {
-    "o": "M17 3a4 4 0 1 0 .01 0z",
-    "s": "M13 3h8v8h-8z",
-    "D": "M17 2l5 5-5 5-5-5z",
-    "^": "M17 2l5 9h-10z",
-    "v": "M17 12l5-9h-10z",
-    "P": "M15 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
-    "X": "M13 2l4 3 4-3 1 2-3 3 3 3-1 2-4-3-4 3-1-2 3-3-3-3z",
-    "*": "M17 2l1.5 3.5 4 .3-3 2.5 1 3.7-3.500-2-3.500 2 1-3.700-3-2.500 4-.3z",
-}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawn figure: title, SVG text, and what it shows in words."""
-
-    title: str
-    svg: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class Legend:
-    """One line of a legend: ``kind`` is series, chance, other or bound."""
-
-    kind: str
-    index: int
-    marker: str
-    label: str
-
-    @property
-    def shape(self) -> str:
-        """The marker as an SVG path around (17, 7)."""
-        return _SHAPES[self.marker]
 
 
 def legend(scenario: Scenario) -> list[Legend]:

@@ -20,13 +20,11 @@ def write_report(comparison: Comparison) -> Path:
     """
     from exhume.compare.report.export import to_json
     from exhume.compare.report.page import page
+    from exhume.runs.folder import write_text
 
     for name, text in (
         ("comparison.json", to_json(comparison)),
         ("report.html", page(comparison)),
     ):
-        # Written beside and moved, so that a crash leaves the earlier report intact.
-        fresh = comparison.folder / f".{name}.new"
-        fresh.write_text(text, encoding="utf-8", newline="\n")
-        fresh.replace(comparison.folder / name)
+        write_text(comparison.folder / name, text)
     return comparison.report

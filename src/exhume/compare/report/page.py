@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from exhume.audit.report.metrics import described
-from exhume.audit.settings import as_options
 from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.leaderboard import boards, undefended_row
 from exhume.compare.places import at_budget
@@ -15,6 +14,8 @@ from exhume.compare.remarks import dropped
 from exhume.compare.report.plot import frontier_plot, legend
 from exhume.compare.settings import CompareSettings
 from exhume.compare.wording import shown, told_loss
+from exhume.report.naming import object_label
+from exhume.report.page import render
 from exhume.report.words import number, several
 from exhume.runs.settings_file import to_toml
 from exhume.trials.bound_record import BOUNDED_METRIC
@@ -24,21 +25,6 @@ __all__ = ["page", "recommendations", "summary"]
 
 def page(comparison: Comparison) -> str:
     """Render the page."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        # Style and small parts are those of the report of an audit.
-        loader=ChoiceLoader(
-            [
-                PackageLoader("exhume.compare.report"),
-                PackageLoader("exhume.audit.report"),
-            ]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     listed = boards(comparison)
     rows = [row for board in listed for row in board.rows]
     view = {
@@ -60,7 +46,7 @@ def page(comparison: Comparison) -> str:
         "toml": to_toml(comparison.settings),
         "folder": Path(comparison.folder).name,
     }
-    return environment.get_template("compare.html.j2").render(view)
+    return render("exhume.compare.report", "compare.html.j2", view)
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -137,8 +123,8 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
         f"{len(s.training_seed_list)} seeds"
     )
     rows = [
-        ("Data", _described(s.data)),
-        ("Network", _described(s.model)),
+        ("Data", object_label("data", s.data)),
+        ("Network", object_label("model", s.model)),
         (
             "Utility",
             {
@@ -160,14 +146,14 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
             f"for every seed, in training and under attack; attackers have all but the "
             f"private batch",
         ),
-        ("Attacks", several([_described(attack) for attack in s.attacks])),
+        ("Attacks", several([object_label("attack", a) for a in s.attacks])),
         (
             "Attacked",
             f"one client at the initial weights, batch size {s.batch_size}; "
             f"{len(s.seed_list)} seeds",
         ),
         ("Threat model", s.threat),
-        ("Bounds", several([_described(bound) for bound in s.bounds]) or "none"),
+        ("Bounds", several([object_label("bound", b) for b in s.bounds]) or "none"),
     ]
 
 
@@ -175,12 +161,6 @@ def _rate(s: CompareSettings) -> str:
     if s.schedule == "falling":
         return f"from {s.learning_rate:g} falling to 0"
     return f"{s.learning_rate:g} throughout"
-
-
-def _described(given: Any) -> str:
-    options = as_options(given)
-    details = ", ".join(f"{k} = {v}" for k, v in options.items() if k != "name")
-    return f"{options['name']} ({details})" if details else str(options["name"])
 
 
 def _reasons(rows: Any) -> list[tuple[str, str]]:

@@ -18,14 +18,12 @@ def write_report(found: Findings) -> Path:
     Returns:
         path of report.html.
     """
+    from exhume.runs.folder import write_text
     from exhume.theory.report.export import to_json
     from exhume.theory.report.page import page
     from exhume.theory.report.picture import write_picture
 
     for name, text in (("theory.json", to_json(found)), ("report.html", page(found))):
-        # Written beside and moved, so that a crash leaves the earlier report intact.
-        fresh = found.folder / f".{name}.new"
-        fresh.write_text(text, encoding="utf-8", newline="\n")
-        fresh.replace(found.folder / name)
+        write_text(found.folder / name, text)
     write_picture(found.curves, found.folder / "theory.png")
     return found.report

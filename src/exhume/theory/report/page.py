@@ -7,8 +7,9 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from exhume.audit.report.plots import Plot
 from exhume.bounds.rates import RATES
+from exhume.report.figure import Plot
+from exhume.report.page import render
 from exhume.report.pictures import Picture, limits, png
 from exhume.report.words import count, number, score
 from exhume.theory.collect import Curve
@@ -32,21 +33,6 @@ _ORIGINS = {
 
 def page(found: Findings) -> str:
     """Render the page."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        # Style and small parts are those of the report of an audit.
-        loader=ChoiceLoader(
-            [
-                PackageLoader("exhume.theory.report"),
-                PackageLoader("exhume.audit.report"),
-            ]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     curves = found.curves
     view = {
         "title": found.settings.title,
@@ -63,7 +49,7 @@ def page(found: Findings) -> str:
         "setting": _setting(found.settings),
         "toml": to_toml(found.settings),
     }
-    return environment.get_template("theory.html.j2").render(view)
+    return render("exhume.theory.report", "theory.html.j2", view)
 
 
 def unfinished(found: Findings) -> str:
