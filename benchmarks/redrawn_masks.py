@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 
 import exhume
+from exhume.compare import CompareSettings
 from exhume.compare.run import _prepared
-from exhume.compare.settings import default_settings
 from exhume.trials.utility import UtilityResult, measure
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.5, 0.9, 0.95])
     options = parser.parse_args()
-    utility, _ = _prepared(default_settings())
+    utility, _ = _prepared(CompareSettings.shipped())
 
     def trained(stack: tuple) -> list[UtilityResult]:
         return [measure(spec) for spec in utility.specs(stack)]

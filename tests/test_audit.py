@@ -12,11 +12,9 @@ import torch
 
 from exhume.audit import AuditSettings, TrialSpec, run, run_trial
 from exhume.audit.sweep import (
-    default_settings,
     example_names,
     example_settings,
     expand,
-    load_settings,
 )
 from exhume.errors import InvalidInput, UnknownName
 from exhume.problem.batch import Batch
@@ -165,7 +163,7 @@ def test_infinite_options_have_an_id_and_run():
 
 
 def test_the_embedded_default_expands():
-    settings = default_settings()
+    settings = AuditSettings.shipped()
     specs = expand(settings)
     assert settings.data == "faces"
     assert len({s.setting for s in specs if not s.defenses}) == settings.seeds
@@ -197,7 +195,7 @@ def test_a_bad_file_gets_one_sentence(tmp_path, text, sentence):
     path = tmp_path / "audit.toml"
     path.write_text(text)
     with pytest.raises(InvalidInput, match=sentence) as caught:
-        load_settings(path)
+        AuditSettings.read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -257,7 +255,7 @@ def test_none_in_toml_is_null(tmp_path):
     path.write_text(
         "prior = 'none'\nattacks = [{name = 'gauss-newton', seconds = 'none'}]"
     )
-    settings = load_settings(path)
+    settings = AuditSettings.read(path)
     assert settings.prior is None
     attack = expand(settings)[-1].attack
     assert attack is not None

@@ -193,4 +193,4 @@ def test_the_engine_of_runs_is_loaded_without_torch_and_without_any_room():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "False ['errors', 'registry', 'runs']"
+    assert done.stdout.strip() == "False ['config', 'errors', 'registry', 'runs']"

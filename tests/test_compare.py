@@ -51,7 +51,6 @@ from exhume.compare.places import (
 from exhume.compare.remarks import Ranked, cautions, dropped
 from exhume.compare.report.export import to_json
 from exhume.compare.report.page import page, summary
-from exhume.compare.settings import default_settings, load_settings
 from exhume.compare.wording import (
     mse_of_psnr,
     parse_error,
@@ -963,7 +962,7 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
 
 
 def test_a_folder_keeps_every_option_whatever_the_defaults_become(finished):
-    kept = load_settings(finished.folder / "compare.toml")
+    kept = CompareSettings.read(finished.folder / "compare.toml")
     text = tomllib.loads((finished.folder / "compare.toml").read_text("utf-8"))
     assert set(text) == {field.name for field in fields(CompareSettings)}
     listed = [("defense", d) for d in kept.defenses]
@@ -1069,7 +1068,7 @@ def test_the_command_line_answers(finished, monkeypatch, tmp_path):
 
 
 def test_the_embedded_default_is_complete():
-    settings = default_settings()
+    settings = CompareSettings.shipped()
     checked = Checked()
     found = families(settings, checked)
     checked.report()

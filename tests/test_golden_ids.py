@@ -19,10 +19,9 @@ from collections import defaultdict
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
-from exhume.audit import TrialSpec
+from exhume.audit import AuditSettings, TrialSpec
 from exhume.audit.sweep import (
     Checked,
-    default_settings,
     example_names,
     example_settings,
     expand,
@@ -30,7 +29,6 @@ from exhume.audit.sweep import (
 from exhume.compare import CompareSettings
 from exhume.compare.run import _prepared
 from exhume.compare.run import attack_settings as compared_attacks
-from exhume.compare.settings import default_settings as default_comparison
 from exhume.config import validate
 from exhume.problem.presets import PRESETS
 from exhume.recipes import load, names
@@ -39,7 +37,7 @@ from exhume.recipes.curves import attack_settings, training_specs
 from exhume.registry import find
 from exhume.registry import names as registered
 from exhume.theory.plan import points
-from exhume.theory.settings import default_settings as default_theory
+from exhume.theory.settings import TheorySettings
 from exhume.theory.settings import full_settings as full_theory
 
 GOLDEN = Path(__file__).parent / "golden" / "spec_ids.json"
@@ -105,7 +103,7 @@ def by_method(label, settings):
 
 def audits():
     """Give each trial of the first seed, and all trials of each shipped audit."""
-    shipped = {"default": default_settings()}
+    shipped = {"default": AuditSettings.shipped()}
     shipped |= {name: example_settings(name) for name in example_names()}
     table = {}
     for name, settings in shipped.items():
@@ -139,13 +137,13 @@ def theories():
     """Give the points of each experiment."""
     table = {}
     for label, settings in (
-        ("theory default", default_theory()),
+        ("theory default", TheorySettings.shipped()),
         ("theory full", full_theory("DATA")),
     ):
         for place, experiment in enumerate(settings.experiments):
             name = f"{label}, {place} {experiment.row} over {experiment.sweep}"
             table[name] = digest(points(settings, experiment))
-    first = points(default_theory(), default_theory().experiments[0])[0]
+    first = points(TheorySettings.shipped(), TheorySettings.shipped().experiments[0])[0]
     return table | {"theory default, first point": short(first)}
 
 
@@ -212,7 +210,7 @@ def table():
     """Compute every line of the file."""
     return {
         **audits(),
-        **comparison("compare default", default_comparison()),
+        **comparison("compare default", CompareSettings.shipped()),
         **theories(),
         **recipes(),
         **members(),

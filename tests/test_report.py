@@ -21,7 +21,6 @@ from exhume.audit.report.plots import BOUND_LABEL, error_plots
 from exhume.audit.report.result_table import result_rows
 from exhume.audit.report.verdict import findings, verdict
 from exhume.audit.settings import AuditSettings
-from exhume.audit.sweep import parse_settings
 from exhume.problem.knowledge import Fact
 from exhume.report import browser
 from exhume.report.citations import citations, methods
@@ -384,7 +383,9 @@ def test_vectors_are_drawn_as_lines(tmp_path):
 def test_an_interrupted_audit_says_so(tmp_path):
     from exhume.audit.sweep import expand
 
-    settings = parse_settings('title = "x"\nattacks = ["dlg"]\nseeds = 2', what="x")
+    settings = AuditSettings.from_toml(
+        'title = "x"\nattacks = ["dlg"]\nseeds = 2', what="x"
+    )
     specs = expand(settings)
     failed = [TrialResult(spec=s, status="failed", reason="No.") for s in specs]
     page, _ = written(tmp_path, failed[:2], settings)
@@ -458,7 +459,9 @@ SETTINGS_OF_ALL_KINDS = [
 
 @pytest.mark.parametrize("settings", SETTINGS_OF_ALL_KINDS)
 def test_the_toml_asks_for_the_same_audit(settings):
-    assert parse_settings(to_toml(settings), what="the report's TOML") == settings
+    assert (
+        AuditSettings.from_toml(to_toml(settings), what="the report's TOML") == settings
+    )
 
 
 def test_names_tell_apart_what_differs():

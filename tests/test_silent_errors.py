@@ -23,7 +23,7 @@ from exhume import Batch, Mechanism, Task, ThreatModel, World, registry
 from exhume.attacks.engine.parametrisation import Units
 from exhume.attacks.engine.smoothness import EuclideanNorm
 from exhume.audit.settings import AuditSettings
-from exhume.audit.sweep import default_settings, expand
+from exhume.audit.sweep import expand
 from exhume.config import build
 from exhume.keys import generator
 from exhume.observations import Gradient
@@ -475,7 +475,7 @@ def test_s26_a_closed_form_beats_optimisers_on_pruning():
 
 
 def test_s26_every_audited_defense_faces_an_adaptive_attack():
-    settings = default_settings()
+    settings = AuditSettings.shipped()
     stacks = {str(spec.defenses) for spec in expand(settings)}
     faced = {
         str(spec.defenses)

@@ -41,9 +41,7 @@ from exhume.theory.point import PointResult, PointSpec, PointStore
 from exhume.theory.report.plot import plot
 from exhume.theory.settings import (
     Experiment,
-    default_settings,
     full_settings,
-    load_settings,
 )
 from exhume.theory.slopes import Slope, anchored, fit_slope, slope_of
 from exhume.theory.stacks import STACKS, stack
@@ -401,14 +399,14 @@ def test_exponents_in_words():
 
 
 def test_settings_survive_their_toml(tmp_path):
-    for settings in (TINY, default_settings(), full_settings("digits")):
+    for settings in (TINY, TheorySettings.shipped(), full_settings("digits")):
         path = tmp_path / "again.toml"
         path.write_text(to_toml(settings), encoding="utf-8")
-        assert load_settings(path) == settings
+        assert TheorySettings.read(path) == settings
 
 
 def test_the_embedded_settings_cover_the_table():
-    settings = default_settings()
+    settings = TheorySettings.shipped()
     assert {e.row for e in settings.experiments} == set(RATES)
     swept = {e.sweep for e in settings.experiments}
     assert swept == {"m", "d", "B", "sigma", "C", "rho", "K"}
@@ -463,7 +461,7 @@ def test_wrong_experiments_are_named(tmp_path, change, message):
     path = tmp_path / "wrong.toml"
     path.write_text(f"experiments = [{{ {text} }}]", encoding="utf-8")
     with pytest.raises(InvalidInput, match="experiment 1") as caught:
-        load_settings(path)
+        TheorySettings.read(path)
     assert message in str(caught.value)
 
 
@@ -598,5 +596,5 @@ def test_the_page_of_the_theory_runs_as_printed(tmp_path, capsys):
     assert found == pytest.approx(21 * (25 / 4000) ** 0.5)
     (toml,) = re.findall(r"^```toml\n(.*?)^```$", text, re.M | re.S)
     (tmp_path / "mine.toml").write_text(toml, encoding="utf-8")
-    listed = [e.row for e in load_settings(tmp_path / "mine.toml").experiments]
+    listed = [e.row for e in TheorySettings.read(tmp_path / "mine.toml").experiments]
     assert listed == ["dropout", "none"]

@@ -58,15 +58,12 @@ def run(
         InvalidInput: something is wrong with the settings or the data; nothing ran.
         KeyboardInterrupt: after the report of what had finished was written.
     """
-    from exhume.audit.sweep import default_settings, expand, load_settings
+    from exhume.audit.sweep import expand
     from exhume.runs.settings_file import to_toml
     from exhume.runs.store import Store
     from exhume.trials.job import TRIAL
 
-    if settings is None:
-        settings = default_settings()
-    elif not isinstance(settings, AuditSettings):
-        settings = load_settings(settings)
+    settings = AuditSettings.given(settings)
     where, specs = settings.where, expand(settings)
     _prepare(specs)
     folder = made(settings.folder(out))

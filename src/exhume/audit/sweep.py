@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from exhume.audit.settings import AuditSettings, as_options
-from exhume.config import build, describe, validate
+from exhume.config import build, describe
 from exhume.errors import ExhumeError, InvalidInput, NotImported, UnknownName
 from exhume.registry import OwnModules, did_you_mean
 from exhume.runs.records import Options, TrialSpec
-from exhume.runs.settings_file import parse_toml, read_toml
 
 __all__ = [
     "BASELINES",
     "Checked",
-    "default_settings",
     "example_names",
     "example_settings",
     "expand",
-    "load_settings",
-    "parse_settings",
 ]
 
 #: chance levels that every sweep runs beside its attacks
@@ -35,32 +31,6 @@ Stack = tuple[Options, ...]
 
 # The attack that reads private scales.
 _READS_SCALE = "covariance-aware"
-
-
-def load_settings(path: str | Path) -> AuditSettings:
-    """Read an audit from a TOML file; the keys are the fields of ``AuditSettings``.
-
-    Raises:
-        InvalidInput: the file is missing, is not TOML, or has a key or value that is
-            not known; the message names it and offers the nearest.
-    """
-    return validate(AuditSettings, read_toml(path), what=str(path))
-
-
-def parse_settings(text: str, *, what: str) -> AuditSettings:
-    """Read an audit from the text of a TOML file.
-
-    Args:
-        text: TOML.
-        what: how messages call it.
-    """
-    return validate(AuditSettings, parse_toml(text, what=what), what=what)
-
-
-def default_settings() -> AuditSettings:
-    """Return the audit that ``exhume audit`` runs without arguments."""
-    text = (resources.files("exhume.audit") / "default.toml").read_text("utf-8")
-    return parse_settings(text, what="the embedded default")
 
 
 def example_names() -> list[str]:
@@ -81,8 +51,7 @@ def example_settings(name: str) -> AuditSettings:
     """
     if name not in example_names():
         raise UnknownName(did_you_mean("audit", name, example_names()))
-    file = resources.files("exhume.audit") / "examples" / f"{name}.toml"
-    return parse_settings(file.read_text("utf-8"), what=f"the audit {name!r}")
+    return AuditSettings.shipped(f"examples/{name}.toml")
 
 
 def expand(

@@ -36,14 +36,13 @@ def advise(
     ] = None,
 ) -> None:
     """Recommend a defense from a comparison at equal utility."""
-    from exhume.compare import load, run
+    from exhume.compare import CompareSettings, load, run
     from exhume.compare.run import SETTINGS_FILE
-    from exhume.compare.settings import default_settings
     from exhume.compare.wording import parse_error, parse_loss
 
     _, loss = parse_error(min_error), parse_loss(max_loss)
     if folder is None:
-        settings = default_settings()
+        settings = CompareSettings.shipped()
         place = settings.folder()
         if not (place / SETTINGS_FILE).is_file():
             warn(f"there is no comparison in {place} yet, so it is run now", "note")

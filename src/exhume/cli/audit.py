@@ -62,12 +62,11 @@ def audit(
 
 
 def _settings(file: str | None) -> AuditSettings:
-    from exhume.audit.sweep import default_settings, example_settings, load_settings
+    from exhume.audit.settings import AuditSettings
+    from exhume.audit.sweep import example_settings
 
-    if file is None:
-        return default_settings()
-    if file.endswith(".toml") or Path(file).exists():
-        return load_settings(file)
+    if file is None or file.endswith(".toml") or Path(file).exists():
+        return AuditSettings.given(file)
     return example_settings(file)
 
 

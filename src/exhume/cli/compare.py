@@ -43,10 +43,10 @@ def compare(
     is kept: stop with Ctrl-C, run the same command again to go on.
     """
     from exhume.compare.run import run
-    from exhume.compare.settings import default_settings, load_settings
+    from exhume.compare.settings import CompareSettings
 
     settings = overridden(
-        default_settings() if file is None else load_settings(file),
+        CompareSettings.given(file),
         executor=executor,
         workers=workers,
     )

@@ -180,9 +180,9 @@ def _stack(spec: dict[str, Any]) -> str:
 
 
 def _settings(path: Path) -> None:
-    from exhume.audit.sweep import load_settings
+    from exhume.audit.settings import AuditSettings
 
-    settings = load_settings(path)
+    settings = AuditSettings.read(path)
     given = tomllib.loads(path.read_text(encoding="utf-8"))
     say(f"{path.name}: settings of an audit, titled {settings.title!r}")
     columns((key, str(value)) for key, value in given.items())

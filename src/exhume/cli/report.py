@@ -45,7 +45,8 @@ def report(
 def _rebuild(folder: Path) -> Path:
     from exhume.audit.report import write_report
     from exhume.audit.run import RESULTS_FILE, SETTINGS_FILE
-    from exhume.audit.sweep import expand, load_settings
+    from exhume.audit.settings import AuditSettings
+    from exhume.audit.sweep import expand
     from exhume.compare.run import SETTINGS_FILE as COMPARISON
     from exhume.runs.store import Store
     from exhume.theory.run import SETTINGS_FILE as THEORY
@@ -66,7 +67,7 @@ def _rebuild(folder: Path) -> Path:
             f"folders, under runs/"
         )
         raise InvalidInput(msg)
-    settings = load_settings(folder / SETTINGS_FILE)
+    settings = AuditSettings.read(folder / SETTINGS_FILE)
     with Store(folder / RESULTS_FILE, create=False) as store:
         found = store.results()
     recorded = [result.spec for result in found]

@@ -60,7 +60,7 @@ def theory(
 
 
 def _settings(file: Path | None, *, full: bool, mnist: Path | None) -> TheorySettings:
-    from exhume.theory.settings import default_settings, full_settings, load_settings
+    from exhume.theory.settings import TheorySettings, full_settings
 
     if full and file is not None:
         msg = "--full has settings of its own; leave out the file, or --full"
@@ -70,7 +70,7 @@ def _settings(file: Path | None, *, full: bool, mnist: Path | None) -> TheorySet
         raise InvalidInput(msg)
     if full:
         return full_settings(mnist)
-    return default_settings() if file is None else load_settings(file)
+    return TheorySettings.given(file)
 
 
 def show(done: Findings) -> None:

@@ -47,14 +47,10 @@ def run(
     """
     from exhume import audit
     from exhume.compare.search import Rounds, replay
-    from exhume.compare.settings import default_settings, load_settings
     from exhume.runs.settings_file import to_toml
     from exhume.trials.utility import MEASURE, UtilityStore
 
-    if settings is None:
-        settings = default_settings()
-    elif not isinstance(settings, CompareSettings):
-        settings = load_settings(settings)
+    settings = CompareSettings.given(settings)
     where, tell = settings.where, progress or silent
     loss, families = _prepared(settings)
     folder = made(settings.folder(out))
@@ -86,7 +82,6 @@ def load(folder: str | Path) -> Comparison:
     from exhume.compare.collect import collect
     from exhume.compare.report import write_report
     from exhume.compare.search import replay
-    from exhume.compare.settings import load_settings
     from exhume.runs.store import Store
     from exhume.trials.utility import UtilityStore
 
@@ -94,7 +89,7 @@ def load(folder: str | Path) -> Comparison:
     if not (folder / SETTINGS_FILE).is_file():
         msg = f"{str(folder)!r} holds no comparison; exhume compare makes one"
         raise InvalidInput(msg)
-    settings = load_settings(folder / SETTINGS_FILE)
+    settings = CompareSettings.read(folder / SETTINGS_FILE)
     loss, families = _prepared(settings, recorded=())
     unfinished = InvalidInput(
         f"the comparison in {str(folder)!r} has not finished; run it again with "

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from exhume.errors import InvalidInput
 from exhume.runs.common_settings import (
@@ -18,7 +16,7 @@ from exhume.runs.common_settings import (
 )
 from exhume.runs.records import Options
 
-__all__ = ["CompareSettings", "Utility", "default_settings", "load_settings"]
+__all__ = ["CompareSettings", "Utility"]
 
 Utility = Literal["accuracy", "loss", "u1", "u2"]
 
@@ -137,30 +135,3 @@ class CompareSettings(RunSettings):
     def training_seed_list(self) -> list[int]:
         """The seeds of utility, without repetition."""
         return seed_list(self.training_seeds)
-
-
-def load_settings(path: str | Path) -> CompareSettings:
-    """Read a comparison from a TOML file; the keys are those of ``CompareSettings``.
-
-    Raises:
-        InvalidInput: the file is missing, is not TOML, or has a key or value that is
-            not known; the message names it and offers the nearest.
-    """
-    from exhume.runs.settings_file import read_toml
-
-    return _parse(read_toml(path), what=str(path))
-
-
-def default_settings() -> CompareSettings:
-    """Return the comparison that ``exhume compare`` runs without arguments."""
-    from exhume.runs.settings_file import parse_toml
-
-    text = (resources.files("exhume.compare") / "default.toml").read_text("utf-8")
-    what = "the embedded default"
-    return _parse(parse_toml(text, what=what), what=what)
-
-
-def _parse(given: dict[str, Any], *, what: str) -> CompareSettings:
-    from exhume.config import validate
-
-    return validate(CompareSettings, given, what=what)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from exhume.config import validate
 from exhume.errors import InvalidInput
 from exhume.runs.executor import Executor, check_executor, executor_named
+from exhume.runs.settings_file import parse_toml, read_toml
 
 __all__ = ["RunSettings", "check_least", "check_positive", "seed_list", "slug"]
 
@@ -33,6 +36,52 @@ class RunSettings:
     executor: str
     workers: int
     out: str
+
+    @classmethod
+    def given(cls, settings: Self | str | Path | None) -> Self:
+        """Return settings that are given as such, as a file, or not at all.
+
+        Args:
+            settings: settings, the path of a TOML file, or None for the default.
+        """
+        if settings is None:
+            return cls.shipped()
+        return cls.read(settings) if isinstance(settings, str | Path) else settings
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read settings from a TOML file, whose keys are the fields of the class.
+
+        Raises:
+            InvalidInput: the file is missing, is not TOML, or has a key or value that
+                is not known; the message names it and offers the nearest.
+        """
+        return cls.parse(read_toml(path), what=str(path))
+
+    @classmethod
+    def shipped(cls, name: str = "default.toml") -> Self:
+        """Return settings that come with exhume.
+
+        Args:
+            name: of a file beside the module of the class.
+        """
+        file = resources.files(cls.__module__.rpartition(".")[0]) / name
+        return cls.from_toml(file.read_text("utf-8"), what=f"the shipped {name}")
+
+    @classmethod
+    def from_toml(cls, text: str, *, what: str) -> Self:
+        """Read settings from the text of a TOML file.
+
+        Args:
+            text: TOML.
+            what: how messages call it.
+        """
+        return cls.parse(parse_toml(text, what=what), what=what)
+
+    @classmethod
+    def parse(cls, given: dict[str, Any], *, what: str) -> Self:
+        """Make settings of plain data; every problem is in one message."""
+        return validate(cls, given, what=what)
 
     def check_run(self) -> None:
         """Raise unless the fields that all runs have are in their ranges.

@@ -43,12 +43,8 @@ def run(
     """
     from exhume.theory.measure import MEASURE
     from exhume.theory.point import PointStore
-    from exhume.theory.settings import default_settings, load_settings
 
-    if settings is None:
-        settings = default_settings()
-    elif not isinstance(settings, TheorySettings):
-        settings = load_settings(settings)
+    settings = TheorySettings.given(settings)
     where, specs = settings.where, _specs(settings)
     plan = FixedPlan("measuring", specs, label=_label, weight=_size)
     folder = made(settings.folder(out))
@@ -72,14 +68,13 @@ def load(folder: str | Path) -> Findings:
         InvalidInput: the folder holds no such run.
     """
     from exhume.theory.point import PointStore
-    from exhume.theory.settings import load_settings
 
     folder = Path(folder)
     for name in (SETTINGS_FILE, POINTS_FILE):
         if not (folder / name).is_file():
             msg = f"{str(folder)!r} has no {name}; exhume theory makes such a folder"
             raise InvalidInput(msg)
-    settings = load_settings(folder / SETTINGS_FILE)
+    settings = TheorySettings.read(folder / SETTINGS_FILE)
     with PointStore(folder / POINTS_FILE, create=False) as store:
         return _reported(folder, settings, _specs(settings), store)
 

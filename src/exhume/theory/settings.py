@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from exhume.config import validate
 from exhume.errors import InvalidInput
 from exhume.runs.common_settings import RunSettings
 from exhume.runs.records import Options
+from exhume.runs.settings_file import parse_toml
 from exhume.theory.measure import ARMS
 from exhume.theory.point import Inputs, Kind, Layer
 from exhume.theory.ranges import check_numbers, check_published, check_sweep
@@ -19,9 +21,7 @@ __all__ = [
     "QUANTITIES",
     "Experiment",
     "TheorySettings",
-    "default_settings",
     "full_settings",
-    "load_settings",
 ]
 
 #: what an experiment can sweep → (option of a point, how its axis is called)
@@ -165,10 +165,30 @@ class TheorySettings(RunSettings):
             raise InvalidInput(msg)
         _check_arms(self.arms)
 
+    @classmethod
+    def parse(cls, given: dict[str, Any], *, what: str) -> Self:
+        """Make settings of plain data; a message names the experiment."""
+        listed = given.get("experiments")
+        if isinstance(listed, list):
+            experiments = [
+                _experiment(one, f"{what}, experiment {number}")
+                for number, one in enumerate(listed, 1)
+            ]
+            given = {**given, "experiments": experiments}
+        return super().parse(given, what=what)
+
     def option(self, experiment: Experiment, name: str) -> Any:
         """Return an option of an experiment, or the one in common."""
         given = getattr(experiment, name, None)
         return getattr(self, name) if given is None else given
+
+
+def _experiment(given: Any, what: str) -> Any:
+    if not isinstance(given, dict):
+        return given
+    # In the TOML of exhume "none" stands for nothing at all; here it names a row.
+    row = {"row": "none"} if given.get("row", "") is None else {}
+    return validate(Experiment, {**given, **row}, what=what)
 
 
 def _check_arms(arms: list[str]) -> None:
@@ -178,30 +198,14 @@ def _check_arms(arms: list[str]) -> None:
         raise InvalidInput(msg)
 
 
-def load_settings(path: str | Path) -> TheorySettings:
-    """Read experiments from a TOML file; the keys are those of ``TheorySettings``.
-
-    Raises:
-        InvalidInput: the file is missing, is not TOML, or has a key or value that is
-            not known; the message names it and offers the nearest.
-    """
-    from exhume.runs.settings_file import read_toml
-
-    return _parse(read_toml(path), what=str(path))
-
-
-def default_settings() -> TheorySettings:
-    """Return the experiments that ``exhume theory`` runs without arguments."""
-    return _embedded("default.toml")
-
-
 def full_settings(mnist: str | Path | None = None) -> TheorySettings:
     """Return the experiments of ``exhume theory --full``.
 
     Args:
         mnist: folder of MNIST, for one experiment more.
     """
-    given = _read("full.toml")
+    text = (resources.files("exhume.theory") / "full.toml").read_text("utf-8")
+    given = parse_toml(text, what="the shipped full.toml")
     if mnist is not None:
         faces = [e for e in given["experiments"] if e.get("inputs") == "images"]
         digits = {"name": "mnist", "path": str(mnist)}
@@ -209,39 +213,7 @@ def full_settings(mnist: str | Path | None = None) -> TheorySettings:
             more = {**one, "data": digits, "dimension": 784}
             more["title"] = one["title"].replace("faces", "MNIST digits")
             given["experiments"].append(more)
-    return _parse(given, what="the embedded full.toml")
-
-
-def _embedded(name: str) -> TheorySettings:
-    return _parse(_read(name), what=f"the embedded {name}")
-
-
-def _read(name: str) -> dict[str, Any]:
-    from exhume.runs.settings_file import parse_toml
-
-    text = (resources.files("exhume.theory") / name).read_text("utf-8")
-    return parse_toml(text, what=f"the embedded {name}")
-
-
-def _parse(given: dict[str, Any], *, what: str) -> TheorySettings:
-    from exhume.config import validate
-
-    # Checked one by one, so that a message names the experiment. In the TOML of exhume
-    # "none" stands for nothing at all, and here it is the name of a row.
-    listed = given.get("experiments")
-    if isinstance(listed, list):
-        checked = [
-            validate(
-                Experiment,
-                {k: "none" if k == "row" and v is None else v for k, v in one.items()},
-                what=f"{what}, experiment {number}",
-            )
-            if isinstance(one, dict)
-            else one
-            for number, one in enumerate(listed, 1)
-        ]
-        given = {**given, "experiments": checked}
-    return validate(TheorySettings, given, what=what)
+    return TheorySettings.parse(given, what="the shipped full.toml")
 
 
 def as_plain(experiment: Experiment) -> dict[str, Any]:
