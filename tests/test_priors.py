@@ -1,24 +1,17 @@
-"""Conformance of priors: every registered one; and what each of them claims.
-
-A new prior joins by being registered; it needs one row in ``FITTED``.
-"""
+"""Priors: what each of them claims, against independent references."""
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import dataclass
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
-from torch import nn
 
 import exhume
-from exhume import registry
+from conformance.test_priors import correlated as examples
+from conformance.test_priors import task_for
 from exhume.data.digits import Digits
 from exhume.errors import InvalidInput
 from exhume.keys import generator
@@ -47,7 +40,6 @@ from exhume.priors.total_variation import (
 )
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
-from exhume.problem.task import Task
 
 GRAY = EventSpec.image(1, 6, 6)
 COLOUR = EventSpec.image(3, 4, 4)
@@ -55,134 +47,10 @@ VECTOR = EventSpec.vector(7)
 SPECS = [GRAY, COLOUR, VECTOR]
 
 
-def examples(spec, count, *key, dtype=torch.float64):
-    """Correlated examples: neighbours share most of their value."""
-    white = torch.rand(
-        (count, spec.dimension), generator=generator(0, *key), dtype=torch.float64
-    )
-    smooth = (white.cumsum(1) / torch.arange(1, spec.dimension + 1)).to(dtype)
-    targets = torch.zeros(count, dtype=torch.int64)
-    return Batch(smooth.reshape(count, *spec.shape), targets, spec)
-
-
-def task_for(spec, *, norm=True):
-    channels = spec.shape[0] if spec.kind == "image" else 1
-    layers = [nn.Unflatten(-1, (1, spec.dimension))] if spec.kind == "vector" else []
-    kind = "1d" if spec.kind == "vector" else "2d"
-    conv = {"1d": nn.Conv1d, "2d": nn.Conv2d}[kind](channels, 4, 3, padding=1)
-    layers += [conv, nn.Tanh()]
-    if norm:
-        layers.append({"1d": nn.BatchNorm1d, "2d": nn.BatchNorm2d}[kind](4))
-    net = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
-    net.eval()(torch.zeros(2, *spec.shape))
-    source = generator(0, "weights")
-    with torch.no_grad():
-        for tensor in [*net.parameters(), *net.buffers()]:
-            if tensor.is_floating_point():
-                tensor.copy_(0.2 + 0.3 * torch.rand(tensor.shape, generator=source))
-    return Task(net).to(torch.float64)
-
-
-@dataclass(frozen=True)
-class Row:
-    """How the suite makes a density of this prior, and on which examples."""
-
-    options: dict
-    specs: tuple[EventSpec, ...]
-
-
-FITTED = {
-    "gaussian": [
-        Row({}, tuple(SPECS)),
-        Row({"covariance": "empirical"}, tuple(SPECS)),
-        Row({"covariance": "low-rank", "rank": 3}, tuple(SPECS)),
-    ],
-    "total-variation": [
-        Row({}, (GRAY, COLOUR)),
-        Row({"weight": 2.0, "kind": "isotropic"}, (GRAY, COLOUR)),
-    ],
-    "batch-norm-statistics": [Row({"weight": 0.7}, tuple(SPECS))],
-}
-CASES = [
-    pytest.param(name, row.options, spec, id=f"{name}-{i}-{spec.shape}")
-    for name, rows in FITTED.items()
-    for i, row in enumerate(rows)
-    for spec in row.specs
-]
-
-
 def fit(name, options, spec):
     return exhume.prior(name, **options).fit(
         examples(spec, 30, "public"), task_for(spec)
     )
-
-
-def test_every_registered_prior_has_a_row():
-    assert sorted(FITTED) == registry.names("prior")
-
-
-@pytest.mark.parametrize(("name", "options", "spec"), CASES)
-class TestEveryPrior:
-    def test_energy_is_a_scalar_of_the_inputs_type(self, name, options, spec):
-        density = fit(name, options, spec)
-        assert density.name == name
-        values = []
-        for dtype in (torch.float32, torch.float64):
-            energy = density.energy(examples(spec, 2, "x", dtype=dtype).inputs)
-            assert energy.shape == ()
-            assert energy.dtype == dtype
-            values.append(float(energy))
-        assert values[0] == pytest.approx(values[1], rel=1e-3)
-
-    def test_gradient_agrees_with_finite_differences(self, name, options, spec):
-        density = fit(name, options, spec)
-        x = examples(spec, 2, "x").inputs.requires_grad_()
-        assert torch.autograd.gradcheck(density.energy, (x,), atol=1e-5, rtol=1e-4)
-
-    def test_curvature_is_symmetric_and_positive(self, name, options, spec):
-        density = fit(name, options, spec)
-        assert "curvature" in density.supports
-        x, s, t = (examples(spec, 2, word).inputs - 0.5 for word in ("x", "s", "t"))
-        forth = (s * density.curvature(x, t)).sum()
-        back = (t * density.curvature(x, s)).sum()
-        torch.testing.assert_close(forth, back)
-        assert float((t * density.curvature(x, t)).sum()) >= 0
-        single = density.curvature(x.float(), t.float())
-        assert single.dtype == torch.float32
-        assert single.shape == x.shape
-
-    def test_lacking_capabilities_refuse(self, name, options, spec):
-        density = fit(name, options, spec)
-        calls = {
-            "mean": density.mean,
-            "sample": lambda: density.sample(2, 0),
-            "information": density.information,
-        }
-        for capability, call in calls.items():
-            if capability in density.supports:
-                call()
-            else:
-                with pytest.raises(InvalidInput, match=f"has no {capability}"):
-                    call()
-
-    def test_fits_twice_alike_without_touching_global_randomness(
-        self, name, options, spec
-    ):
-        task, public = task_for(spec), examples(spec, 30, "public")
-        torch_state = torch.random.get_rng_state()
-        numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
-        x = examples(spec, 2, "x").inputs
-        prior = exhume.prior(name, **options)
-        first, second = (prior.fit(public, task).energy(x) for _ in range(2))
-        assert torch.equal(first, second)
-        assert torch.equal(torch_state, torch.random.get_rng_state())
-        assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
-
-    def test_pickles(self, name, options, spec):
-        density = fit(name, options, spec)
-        x = examples(spec, 2, "x").inputs
-        again = pickle.loads(pickle.dumps(density))
-        assert torch.equal(again.energy(x), density.energy(x))
 
 
 # --- Gaussian ------------------------------------------------------------------------

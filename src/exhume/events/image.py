@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from exhume.problem.event import EventSpec
 
@@ -29,6 +29,11 @@ class Image(EventSpec):
     plain: ClassVar[bool] = True
     noun: ClassVar[str] = "image"
     usual: ClassVar[tuple[float, float] | None] = (0.0, 1.0)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a grey and a colour image of 8 × 8 pixels."""
+        return (cls((1, 8, 8), 0.0, 1.0), cls((3, 8, 8), 0.0, 1.0))
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from exhume.problem.event import EventSpec
 
@@ -22,3 +22,8 @@ class Vector(EventSpec):
 
     axes: ClassVar[int] = 1
     plain: ClassVar[bool] = True
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return an unbounded vector, and one with a range."""
+        return (cls((12,)), cls((7,), -1.0, 3.0))

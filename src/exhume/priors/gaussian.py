@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -207,6 +207,15 @@ class Gaussian(Prior):
         if not 0 <= self.ridge < float("inf"):
             msg = f"ridge is {self.ridge}; expected a finite number, zero or more"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return each way to estimate a covariance from few examples."""
+        return (
+            cls(),
+            cls(covariance="empirical"),
+            cls(covariance="low-rank", rank=3),
+        )
 
     def fit(self, public: Batch, task: Task) -> GaussianDensity:
         """Fit to all public examples, and check the fit on held-out ones.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -189,6 +189,11 @@ class TotalVariation(Prior):
                 f"0.001 for images in [0, 1], say"
             )
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a fitted weight, and a given one of the other kind."""
+        return (cls(), cls(weight=2.0, kind="isotropic"))
 
     def fit(self, public: Batch, task: Task) -> TotalVariationDensity:
         """Fit the weight, unless it is given.
