@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 
-from exhume import Batch, EventSpec, NotApplicable, score
+from exhume import Batch, EventSpec, score
 from exhume.config import build
 from exhume.errors import InvalidInput, UnknownName
 from exhume.keys import generator
@@ -28,10 +28,8 @@ from exhume.registry import names
 
 IMAGE = EventSpec.image(3, 16, 16)
 GRAY = EventSpec.image(1, 25, 25)
-TINY = EventSpec.image(1, 8, 8)
 VECTOR = EventSpec.vector(7)
 BOUNDED = EventSpec.vector(7, -1.0, 3.0)
-SPECS = [IMAGE, GRAY, TINY, VECTOR, BOUNDED]
 
 
 def draw(spec, count=4, key=0, dtype=torch.float32):
@@ -53,46 +51,9 @@ def noisy(inputs, std=0.1, key=1):
     return (inputs + noise).clamp(0, 1)
 
 
-# Conformance: rows are the registry.
-
-
-@pytest.fixture(params=names("metric"))
-def metric(request):
-    return build("metric", request.param)
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_metric_scores_each_example_or_says_why_not(metric, spec, dtype):
-    truth, classes = draw(spec, dtype=dtype), torch.arange(4)
-    pair = {"inputs": (noisy(truth), truth), "targets": (classes.flip(0), classes)}
-    guess, true = pair[metric.compares]
-    found = metric(guess, true, spec)
-    if isinstance(found, NotApplicable):
-        assert len(found.reason) > 10
-        return
-    assert found.shape == (4,)
-    assert bool(torch.isfinite(found).all())
-    for i in range(4):
-        alone = metric(guess[i : i + 1], true[i : i + 1], spec)
-        torch.testing.assert_close(alone[0], found[i], rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_an_exact_guess_is_the_best_one(metric, spec):
-    truth, classes = draw(spec), torch.arange(4)
-    pair = {"inputs": (noisy(truth), truth), "targets": (classes.flip(0), classes)}
-    guess, true = pair[metric.compares]
-    exact, worse = metric(true, true, spec), metric(guess, true, spec)
-    if isinstance(exact, NotApplicable):
-        return
-    assert bool(torch.isfinite(exact).all())
-    sign = 1 if metric.higher_is_better else -1
-    assert bool((sign * exact > sign * worse).all())
-
-
-def test_metrics_are_symmetric(metric):
-    truth, classes = draw(IMAGE), torch.arange(4)
+@pytest.mark.parametrize("name", names("metric"))
+def test_metrics_are_symmetric(name):
+    metric, truth, classes = build("metric", name), draw(IMAGE), torch.arange(4)
     pair = {"inputs": (noisy(truth), truth), "targets": (classes.flip(0), classes)}
     guess, true = pair[metric.compares]
     torch.testing.assert_close(metric(guess, true, IMAGE), metric(true, guess, IMAGE))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, Self
 
 import numpy as np
 
@@ -62,6 +63,17 @@ class Cifar10(DataSource):
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
+
+    @classmethod
+    def examples(cls, folder: Path | None = None) -> tuple[Self, ...]:
+        """Return ten test images of one colour each, written to the folder."""
+        if folder is not None:
+            records = [
+                bytes([label]) + bytes([20 * label]) * math.prod(_SHAPE)
+                for label in range(_CLASSES)
+            ]
+            (folder / "test_batch.bin").write_bytes(b"".join(records))
+        return (cls(path=str(folder or Path())),)
 
     def load(self) -> Batch:
         """Read the images and labels."""

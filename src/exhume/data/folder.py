@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -50,6 +50,18 @@ class Folder(DataSource):
         if self.size < 1:
             msg = f"size is {self.size}; expected at least 1 pixel"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls, folder: Path | None = None) -> tuple[Self, ...]:
+        """Return four images of two classes, written to the folder."""
+        if folder is not None:
+            from PIL import Image
+
+            for i, label in enumerate("abab"):
+                (folder / label).mkdir(exist_ok=True)
+                gradient = Image.linear_gradient("L").rotate(90 * i).resize((12, 10))
+                gradient.save(folder / label / f"{i}.png")
+        return (cls(path=str(folder or Path()), size=8),)
 
     def load(self) -> Batch:
         """Read the images."""

@@ -6,7 +6,7 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, Self
 
 import numpy as np
 
@@ -56,6 +56,19 @@ class Mnist(DataSource):
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
+
+    @classmethod
+    def examples(cls, folder: Path | None = None) -> tuple[Self, ...]:
+        """Return six test images of 5 × 4 pixels, written to the folder."""
+        pixels = np.arange(6 * 5 * 4, dtype=np.uint8).reshape(6, 5, 4)
+        labels = np.arange(6, dtype=np.uint8)
+        for what, array in {"images": pixels, "labels": labels}.items():
+            if folder is not None:
+                name = f"t10k-{what}-idx{array.ndim}-ubyte"
+                sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+                head = bytes([0, 0, _UINT8, array.ndim]) + sizes
+                (folder / name).write_bytes(head + array.tobytes())
+        return (cls(path=str(folder or Path())),)
 
     def load(self) -> Batch:
         """Read the files, checking magic numbers and sizes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from pathlib import Path
+from typing import ClassVar, Final, Self
 
 import numpy as np
 
@@ -57,6 +58,15 @@ class Npz(DataSource):
         if (self.low is None) != (self.high is None):
             msg = "give both ends of the range, low and high, or neither"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls, folder: Path | None = None) -> tuple[Self, ...]:
+        """Return five images of 6 × 6 pixels, written to the folder."""
+        path = (folder or Path()) / "examples.npz"
+        if folder is not None:
+            pixels = np.linspace(0, 1, 5 * 6 * 6).reshape(5, 6, 6)
+            np.savez(path, inputs=pixels, targets=np.arange(5))
+        return (cls(path=str(path)),)
 
     def load(self) -> Batch:
         """Read the archive."""

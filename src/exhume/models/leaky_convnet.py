@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -52,6 +52,11 @@ class LeakyConvnet(ModelSource):
             msg = f"width is {self.width}; expected at least 1"
             raise InvalidInput(msg)
         check_normalisation(self.mean, self.std)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a narrow network."""
+        return (cls(width=4),)
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
         """Return the network with fresh weights, for images of at least 4 x 4."""

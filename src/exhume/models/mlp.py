@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Self
 
 from torch import nn
 
@@ -36,6 +37,11 @@ class Mlp(ModelSource):
         if min(self.hidden, default=1) < 1:
             msg = f"hidden is {list(self.hidden)}; expected sizes of at least 1"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return two narrow layers."""
+        return (cls(hidden=(16, 8)),)
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
         """Return the network with fresh weights, for images and vectors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ class Resnet18(ModelSource):
         if self.width < 1:
             msg = f"width is {self.width}; expected at least 1"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a narrow network."""
+        return (cls(width=4),)
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
         """Return the network with fresh weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -63,6 +63,16 @@ class Transfer(ModelSource):
             options = dict(getattr(self, name))
             object.__setattr__(self, name, options)
             build("model", options)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a narrow head on a narrow backbone."""
+        return (
+            cls(
+                backbone={"name": "mlp", "hidden": (12,), "activation": "tanh"},
+                head={"name": "mlp", "hidden": (8,)},
+            ),
+        )
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
         """Return the network: a frozen backbone, and a head with fresh weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -67,6 +67,11 @@ class TwoLayer(ModelSource):
         if not math.isfinite(self.output_constant):
             msg = f"output_constant is {self.output_constant}; expected a finite number"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a narrow network."""
+        return (cls(width=16),)
 
     def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
         """Return the network with fresh weights, for images and vectors."""

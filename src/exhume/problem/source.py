@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -22,6 +23,17 @@ class DataSource(Member, ABC):
     """
 
     licence: ClassVar[str] = ""
+
+    @classmethod
+    def examples(cls, folder: Path | None = None) -> tuple[Self, ...]:
+        """Return small instances for tests and pages: each variant once.
+
+        Args:
+            folder: empty; what reads files writes small ones there. Without it nothing
+                is written, and such a source need not load.
+        """
+        del folder
+        return (cls(),)
 
     @abstractmethod
     def load(self) -> Batch:
