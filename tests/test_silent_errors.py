@@ -55,7 +55,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
         "a wrong sign or scale puts the minimum elsewhere than at the truth",
         (
             "test_engine::test_truth_is_the_minimum_of_every_preset",
-            "test_attacks::test_the_truth_is_at_least_as_good_as_a_stranger",
+            "conformance/test_attacks::test_the_truth_is_at_least_as_good_as_a_stranger",
             "test_labels::test_counts_are_exact_with_random_weights",
             "test_consistency::test_a_step_is_told_from_a_gradient_by_its_sign",
         ),
@@ -64,7 +64,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
         "labels that are withheld arrive by another door",
         (
             "test_wall::test_a_problem_carries_neither_inputs_nor_unknown_labels",
-            "test_wall"
+            "conformance/test_wall"
             "::test_swapping_the_secret_behind_an_equal_observation_changes_no_bit",
         ),
     ),
@@ -79,7 +79,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
         "the answer is not the point whose objective is reported",
         (
             "test_engine::test_reported_objective_is_the_one_of_the_returned_point",
-            "test_attacks::test_the_reported_objective_is_that_of_the_answer",
+            "conformance/test_attacks::test_the_reported_objective_is_that_of_the_answer",
         ),
     ),
     "S7": (
@@ -129,7 +129,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
             "test_consistency::test_positional_tensors_are_not_matched_by_order",
             "test_consistency::test_reordered_tensors_are_matched_by_name",
             "test_consistency::test_other_weights_are_told_by_their_hash",
-            "test_attacks::test_a_misfit_of_tensors_is_named",
+            "conformance/test_attacks::test_a_misfit_of_tensors_is_named",
         ),
     ),
     "S13": (
@@ -150,12 +150,12 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "S15": (
         "the answer is chosen by its likeness to the truth",
-        ("test_wall::test_garbage_in_place_of_the_truth_changes_no_bit",),
+        ("conformance/test_wall::test_garbage_in_place_of_the_truth_changes_no_bit",),
     ),
     "S16": (
         "an attack reads what it does not declare",
         (
-            "test_attacks::test_undeclared_facts_change_nothing",
+            "conformance/test_attacks::test_undeclared_facts_change_nothing",
             "test_attacks::test_an_undeclared_fact_is_unknown_inside_an_attack",
         ),
     ),
@@ -166,7 +166,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
     "S18": (
         "global seeds, folders made by constructors",
         (
-            "test_attacks::test_nothing_outside_is_touched",
+            "conformance/test_attacks::test_nothing_outside_is_touched",
             "conformance/test_defenses::test_s18_global_randomness_is_untouched",
             "test_silent_errors::test_s18_making_anything_touches_nothing",
             "test_silent_errors::test_s18_a_trial_touches_nothing",
@@ -246,13 +246,13 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
     "S30": (
         "one field for two quantities",
         (
-            "test_attacks::test_the_reported_objective_is_that_of_the_answer",
+            "conformance/test_attacks::test_the_reported_objective_is_that_of_the_answer",
             "test_report::test_json_holds_what_the_trials_gave",
         ),
     ),
     "C1, C4": (
         "documented defaults crash",
-        ("test_attacks::test_defaults_work_offline_within_a_budget",),
+        ("conformance/test_attacks::test_defaults_work_offline_within_a_budget",),
     ),
     "C2, C3": (
         "a regulariser or a choice of restarts that never ran",
@@ -264,7 +264,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
     "C5": (
         "three channels are taken for granted",
         (
-            "test_attacks::test_the_answer_is_well_formed",
+            "conformance/test_attacks::test_the_answer_is_well_formed",
             "test_engine::test_every_kind_of_data_label_and_precision",
         ),
     ),

@@ -8,7 +8,6 @@ import io
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +16,23 @@ import torch
 from torch import nn
 
 import exhume
+from conformance.test_wall import answers_elsewhere, assert_same_bits
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
-from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Fact
 from exhume.problem.threat import PRESETS, ThreatModel
 from exhume.runs.records import SettingSpec
 from exhume.trials.exact import exact_of, make_exact
 from exhume.trials.setting import make_setting
-from test_attacks import NAMES, QUICK, quick, shared_with
 from toys import (
     GRAY,
-    DeadPixels,
     make_world,
     mlp,
-    network_for,
-    observation_for,
     reveal,
     seeded,
-    smooth,
-    smooth_mlp,
 )
 
-every_attack = pytest.mark.parametrize("name", NAMES)
 STACKS = {
     "none": (),
     "noise": (GaussianNoise(std=0.01),),
@@ -54,108 +46,7 @@ STACKS = {
 }
 
 
-# --- (a) a fresh process sees what the attack sees -----------------------------------
-
-_ELSEWHERE = """
-import pickle, sys, warnings
-import torch
-import exhume
-torch.set_num_threads(1)
-quick = pickle.loads(sys.stdin.buffer.read())
-answers = {}
-for name, (problem, options) in quick.items():
-    guess = exhume.attack(name, **options)(problem, key=4)
-    answers[name] = (guess.inputs.numpy(), guess.targets.numpy(), guess.objective)
-sys.stdout.buffer.write(pickle.dumps(answers))
-"""
-
-
-def _with_prior(shared):
-    world = make_world(
-        labels=(3, 1),
-        model=network_for(shared, GRAY),
-        observation=observation_for(shared),
-        defenses=(GaussianNoise(std=1e-3),),
-    )
-    assert world.public is not None
-    prior = exhume.prior("gaussian").fit(world.public, world.task)
-    return reveal(replace(world, prior=prior))
-
-
-def test_a_pickled_problem_gives_the_same_bits_in_a_fresh_process():
-    """Nothing hides in the process: not the truth, not a global random state."""
-    problems = {
-        shared: _with_prior(shared) for shared in {shared_with(n) for n in NAMES}
-    }
-    assert_same_answers_elsewhere({n: problems[shared_with(n)] for n in NAMES})
-
-
-def assert_same_answers_elsewhere(problems):
-    """Attack problems here and in a fresh process, by the name of the attack."""
-    given = {n: (problem, QUICK.get(n, {})) for n, problem in problems.items()}
-    done = subprocess.run(
-        [sys.executable, "-c", _ELSEWHERE],
-        input=pickle.dumps(given),
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    elsewhere = pickle.loads(done.stdout)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name, problem in problems.items():
-            here = quick(name)(problem, key=4)
-            inputs, targets, objective = elsewhere[name]
-            assert inputs.tobytes() == here.inputs.numpy().tobytes(), name
-            assert targets.tolist() == here.targets.tolist(), name
-            assert objective == here.objective, name
-    finally:
-        torch.set_num_threads(threads)
-
-
-# --- (b) another secret with the same observation ------------------------------------
-
-
-def twin_worlds(first_layer, shared="gradient", threat_labels=(3, 1)):
-    """Make two worlds whose secrets differ in pixels that the network never reads."""
-    mask = torch.ones(1, 8, 8)
-    mask[:, :, :4] = 0
-    # Trained weights tell their data in homogeneous networks.
-    free = shared != "weights"
-    body = [nn.Flatten(), nn.Linear(64, 24), nn.Tanh() if free else nn.ReLU()]
-    if first_layer == "convolution":
-        body = [nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid() if free else nn.ReLU()]
-        body.append(nn.Flatten())
-    width = 256 if first_layer == "convolution" else 24
-    body.append(nn.Linear(width, 5, bias=free))
-    model = seeded(nn.Sequential(DeadPixels(mask), *body), 0)
-    if shared == "head":
-        model.requires_grad_(requires_grad=False)
-        model = nn.Sequential(model, smooth_mlp(EventSpec.vector(5)))
-    own = observation_for(shared)
-    world = make_world(labels=threat_labels, model=model, observation=own, key=2)
-    other = torch.where(mask.bool(), world.batch.inputs, smooth(GRAY, 2, 77))
-    return world, replace(world, batch=replace(world.batch, inputs=other))
-
-
-@every_attack
-@pytest.mark.parametrize("first_layer", ["linear", "convolution"])
-def test_swapping_the_secret_behind_an_equal_observation_changes_no_bit(
-    name, first_layer
-):
-    world, twin = twin_worlds(first_layer, shared_with(name))
-    assert not torch.equal(world.batch.inputs, twin.batch.inputs)
-    mine, theirs = reveal(world), reveal(twin)
-    assert all(torch.equal(mine.observed[n], theirs.observed[n]) for n in mine.observed)
-    attack = quick(name)
-    a, b = attack(mine, key=3), attack(theirs, key=3)
-    assert torch.equal(a.inputs, b.inputs)
-    assert torch.equal(a.targets, b.targets)
-    assert a.objective == b.objective
-
-
-# --- (c) walk everything a problem carries -------------------------------------------
+# --- walk everything a problem carries -------------------------------------------
 
 
 class Walker(pickle._Pickler):  # type: ignore[name-defined]
@@ -249,7 +140,7 @@ def test_labels_are_revealed_sorted():
     assert world.batch.targets.tolist() == [4, 0, 3]
 
 
-# --- (e, f) the truth is neither changed nor used ------------------------------------
+# --- the truth is neither changed nor used ------------------------------------
 
 
 def digest(world) -> str:
@@ -274,25 +165,6 @@ def test_a_mechanism_leaves_the_truth_alone(stack, mode):
     again = world.observe(key=1)
     for name, value in observation.values.items():
         assert torch.equal(value, again.values[name])
-
-
-@every_attack
-def test_garbage_in_place_of_the_truth_changes_no_bit(name):
-    """Once the observation is made, the private batch may burn (S15)."""
-    shared = shared_with(name)
-    world = make_world(
-        labels=(3, 1),
-        model=network_for(shared, GRAY),
-        observation=observation_for(shared),
-    )
-    first = quick(name)(reveal(world), key=2)
-    problem = reveal(world)
-    world.batch.inputs.fill_(0.123)
-    world.batch.targets.fill_(0)
-    second = quick(name)(problem, key=2)
-    assert torch.equal(first.inputs, second.inputs)
-    assert torch.equal(first.targets, second.targets)
-    assert first.objective == second.objective
 
 
 def test_the_observation_is_a_copy():
@@ -363,7 +235,7 @@ def test_a_problem_of_a_setting_from_a_file_gives_the_same_bits_elsewhere(tmp_pa
     setting = make_setting(TRAINED)
     own = ThreatModel("labels-known").reveal(setting.world, setting.release.observation)
     assert carried_bytes(problem) == carried_bytes(own)
-    assert_same_answers_elsewhere({"kkt": own})
+    assert_same_bits("kkt", own, answers_elsewhere({"kkt": own})["kkt"])
 
 
 _REVEALS = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exhume.config import build
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
 from exhume.problem.batch import Batch
@@ -99,17 +98,6 @@ def transfer(spec: EventSpec, classes: int = 5, width: int = 24, key: int = 0):
     backbone = nn.Sequential(*layers).requires_grad_(requires_grad=False)
     head = [nn.Linear(features, width), nn.Tanh(), nn.Linear(width, classes)]
     return seeded(nn.Sequential(backbone, *head), key)
-
-
-def network_for(shared: str, spec: EventSpec) -> nn.Module:
-    """Return a network that suits what is shared: ``head`` is a gradient of a head."""
-    makers = {"weights": homogeneous, "head": transfer}
-    return makers.get(shared, smooth_mlp)(spec)
-
-
-def observation_for(shared: str) -> ObservationModel:
-    """Return the observation of that name."""
-    return build("observation", "gradient" if shared == "head" else shared)
 
 
 def convolutional(spec: EventSpec, classes: int = 5, *, norm=False, key=0):

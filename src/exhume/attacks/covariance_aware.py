@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -90,6 +90,11 @@ class CovarianceAware(Attack):
             },
             positive={},
         )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a short run: few problems have such a noise."""
+        return (cls(iterations=5, restarts=1),)
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
         """Descend from every start and return the point with the smallest Ψ."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.lbfgs import LBFGS
@@ -76,6 +76,11 @@ class DeepLeakage(MatchingAttack):
             },
             positive={"seconds": self.seconds, "step_size": self.step_size},
         )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (cls(iterations=1), cls(iterations=20))
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -80,6 +80,13 @@ class Embedding(Attack):
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset(
         {"gradient", "update", "fine-tuning", "weights"}
     )
+    small_world: ClassVar[Mapping[str, Any]] = {
+        "model": {
+            "name": "transfer",
+            "backbone": {"name": "mlp", "hidden": (208,), "activation": "tanh"},
+            "head": {"name": "mlp", "hidden": (24,), "activation": "tanh"},
+        }
+    }
     bibtex: ClassVar[str] = """
 @misc{oz2024reconstructing,
   title = {Reconstructing Training Data From Real World Models Trained with Transfer
@@ -108,6 +115,25 @@ class Embedding(Attack):
                 f"embedding is shown to it as one; use 'gauss-newton', say"
             )
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (
+            cls(
+                head_options={"iterations": 2, "polish": 2, "newton": 1, "rounds": 0},
+                image_options={"iterations": 2, "inner_iterations": 5},
+            ),
+            cls(
+                head_options={
+                    "iterations": 60,
+                    "polish": 25,
+                    "newton": 10,
+                    "rounds": 0,
+                },
+                image_options={"iterations": 10, "inner_iterations": 50},
+            ),
+        )
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
         """Reconstruct the embeddings, then the images, and check these on the head."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -131,6 +131,11 @@ class FedavgEpochs(MatchingAttack):
                 "total_variation": self.total_variation,
             },
         )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (cls(iterations=2), cls())
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -136,6 +136,14 @@ class GaussNewton(Attack):
             },
             positive={"seconds": self.seconds},
             not_negative={"stall": self.stall},
+        )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (
+            cls(iterations=2, inner_iterations=5, restarts=1),
+            cls(iterations=10, inner_iterations=50),
         )
 
     def run(self, problem: Problem, key: int) -> Reconstruction:

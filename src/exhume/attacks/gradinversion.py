@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import (
@@ -127,6 +127,14 @@ class GradInversion(MatchingAttack):
                 "noise": self.noise,
                 "warmup": self.warmup,
             },
+        )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (
+            cls(iterations=2, restarts=2),
+            cls(iterations=300, restarts=1, gradient=1.0),
         )
 
     def design(self, problem: Problem) -> Design:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import Design, Limits, check_options
@@ -90,6 +90,11 @@ class InvertingGradients(MatchingAttack):
             positive={"seconds": self.seconds, "step_size": self.step_size},
             not_negative={"total_variation": self.total_variation},
         )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (cls(iterations=3), cls(iterations=100))
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -138,6 +138,14 @@ class Kkt(Attack):
                 "box": self.box,
                 "project": self.project,
             },
+        )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (
+            cls(iterations=2, restarts=1),
+            cls(iterations=300, restarts=1, rate=0.05),
         )
 
     def run(self, problem: Problem, key: int) -> Reconstruction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ class NearestPublic(Attack):
         if self.gradients < 1:
             msg = f"gradients is {self.gradients}; allow at least one"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return one that takes few gradients."""
+        return (cls(gradients=20),)
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
         """Compare gradients on sampled coordinates and choose greedily."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -88,6 +88,7 @@ class SampleSplitting(Attack):
     inverts: ClassVar[frozenset[ObservationKind]] = (
         Kkt.inverts | TangentKernel.inverts | Subspace.inverts
     )
+    small_world: ClassVar[Mapping[str, Any]] = {"observation": "weights"}
     bibtex: ClassVar[str] = f"""
 @misc{{shen2026data,
   title = {{Data Reconstruction: Identifiability and Optimization with Sample
@@ -115,6 +116,14 @@ class SampleSplitting(Attack):
         )
         self._check_options_fit()
         self._attack()
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (
+            cls(iterations=2, rounds=1, restarts=1),
+            cls(iterations=300, rounds=1, restarts=1, rate=0.05),
+        )
 
     def _check_options_fit(self) -> None:
         if self.inner == "kkt":

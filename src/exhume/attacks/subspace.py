@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -90,6 +90,14 @@ class Subspace(Attack):
             msg = "the inner attack of 'subspace' must be another one, 'tangent-kernel'"
             raise InvalidInput(msg)
         self._inner()
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (
+            cls(options={"iterations": 2, "polish": 2, "newton": 1, "rounds": 0}),
+            cls(options={"iterations": 60, "polish": 25, "newton": 10, "rounds": 0}),
+        )
 
     def _inner(self) -> Attack:
         return build("attack", {"name": self.inner, **self.options})

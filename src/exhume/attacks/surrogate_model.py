@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import Design, Limits, check_options
@@ -111,6 +111,11 @@ class SurrogateModel(MatchingAttack):
                 "stiffness": self.stiffness,
             },
         )
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (cls(iterations=2), cls())
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""

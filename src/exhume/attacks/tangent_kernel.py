@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -155,6 +155,14 @@ class TangentKernel(Attack):
         if not all(math.isfinite(p) for p in self.points):
             msg = f"points is {list(self.points)}; expected shares such as 0, 0.5 and 1"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (
+            cls(iterations=2, polish=2, newton=1, rounds=0),
+            cls(iterations=60, polish=25, newton=10, rounds=0),
+        )
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
         """Search, merge and polish from every start; return the best explanation."""

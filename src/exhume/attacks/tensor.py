@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -85,6 +85,11 @@ class TensorAttack(Attack):
         if self.norm is not None and not 0 < self.norm < math.inf:
             msg = f"norm is {self.norm}; expected a positive number, or None"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near a small image."""
+        return (cls(restarts=2, starts=1, polish=5), cls(restarts=20, starts=2))
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
         """Take the moments, decompose, fit."""

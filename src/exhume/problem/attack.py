@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, final
 
 from torch import Tensor
 
@@ -44,6 +45,9 @@ class Attack(Member, ABC):
         inverts: kinds of observations that it can invert. One that inverts gradients
             gets the gradient behind an update of one plain step.
         baseline: a chance level that every table shows, not an attack.
+        small_world: fields of a trial (``model``, ``observation``, ``defenses``,
+            ``prior``) that make the small world which its examples suit; without them
+            a smooth network shares the first of ``inverts``, a gradient if it can.
     """
 
     needs: ClassVar[frozenset[Fact]]
@@ -51,6 +55,16 @@ class Attack(Member, ABC):
     events: ClassVar[frozenset[str]] = frozenset()
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient"})
     baseline: ClassVar[bool] = False
+    small_world: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return a run that barely begins, and one that ends near an easy truth.
+
+        The conformance suites try the first on everything, and hold the last against
+        the chance level. One instance stands for both.
+        """
+        return (cls(),)
 
     @final
     def __call__(self, problem: Problem, key: int = 0) -> Reconstruction:
