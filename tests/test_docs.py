@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import conformance.test_events
 import exhume
 from exhume import registry
 from exhume.cli import app
@@ -291,6 +292,7 @@ NEW = {
     "uniform_noise.py": "defense",
     "ridge.py": "prior",
     "largest_error.py": "metric",
+    "track.py": "event",
     "wine.py": "data",
     "softmax_regression.py": "model",
     "fresh_process.py": "executor",
@@ -459,6 +461,28 @@ def test_the_command_line_finds_it_in_the_working_directory(here, monkeypatch):
     shown = run("exhume audit own.toml --executor serial")
     assert "spectral" in shown
     assert "barzilai1988two" in (here / "runs/own/report.html").read_text("utf-8")
+
+
+def test_the_new_kind_of_example_is_one_for_everything(extended):
+    event = exhume.EventSpec.of("track", (5, 2))
+    for name, conforms in vars(conformance.test_events).items():
+        if name.startswith("test_"):
+            conforms(event)
+    inputs = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0))
+    batch = exhume.Batch(inputs[:2], torch.tensor([0, 1]), event)
+    public = exhume.Batch(inputs[2:], torch.tensor([0, 1]), event)
+    task = exhume.Task(exhume.model("softmax-regression").build(event, 3, 0))
+    world = exhume.World(
+        task, batch, exhume.Mechanism(exhume.observations.Gradient()), public
+    )
+    guess = exhume.attack("analytic-linear")(reveal(world), key=0)
+    worst = (guess.inputs - batch.inputs).abs().flatten(1).amax(dim=1)
+    found = exhume.score(guess, batch)
+    assert found["largest-error"] == pytest.approx(worst.tolist(), abs=1e-6)
+    assert max(found["largest-error"]) < 1e-3
+    svg = event.draw(guess.inputs[0].numpy(), batch.inputs[0].numpy()).svg
+    assert svg.count("<polyline") == 2
+    assert svg.count(",") == 10
 
 
 def test_the_other_new_files_work_together(extended):

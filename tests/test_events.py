@@ -12,6 +12,13 @@ import torch
 from audit_lab.ragged import Ragged
 from exhume import Batch, EventSpec, NotApplicable, audit, score
 from exhume.audit import AuditSettings
+from exhume.audit.flags import find_flags
+from exhume.audit.report.events import drawing, event_of
+from exhume.audit.report.gallery import gallery
+from exhume.audit.report.grouping import scenarios
+from exhume.audit.report.plots import error_plots, legend
+from exhume.audit.report.verdict import findings, verdict
+from exhume.compare.wording import parse_error
 from exhume.config import build
 from exhume.errors import InvalidInput, NotImported, UnknownName, Unsuited
 from exhume.keys import generator
@@ -19,7 +26,9 @@ from exhume.metrics.matching import match
 from exhume.problem.attack import Attack
 from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
 from exhume.registry import find, names
+from exhume.report.pictures import line
 from exhume.trials.memorised import nearest_candidates
+from report_pages import bound, trial, written
 from toys import GRAY, VECTOR, make_world, reveal
 
 
@@ -110,6 +119,7 @@ def test_a_batch_asks_its_event():
 # --- examples of unequal size: padding is made by the event and counts nowhere --------
 
 SPEC = Ragged((2, 6))
+SETTINGS = AuditSettings(title="Headline", attacks=["gauss-newton", "dlg"])
 
 
 def sequences(*lengths, key=0):
@@ -244,3 +254,74 @@ def test_an_audit_of_padded_examples_shows_and_ranks_them(tmp_path):
     text = re.sub(r"<(style|script|svg).*?</\1>", "", page, flags=re.DOTALL)
     assert "ixel" not in text
     assert "mage" not in text.replace("SSIM compares images", "")
+
+
+# --- the headline: attacks are ranked by the error that the event names ---------------
+
+
+def ranked(attack, mse, wrong, **changes):
+    """A trial whose data are ranked by another error than the squared one."""
+    record = {"kind": "vector", "shape": [9], "range": None}
+    scores = {"mse": [mse], "share-wrong": [wrong]}
+    event = {"event": record, "headline": "share-wrong"}
+    return trial(attack, mse, shape=(9,), **{"scores": scores, **event, **changes})
+
+
+def test_the_headline_ranks_attacks_in_words_pictures_and_flags(tmp_path):
+    results = [
+        ranked("dlg", 0.01, 0.9),
+        ranked("gauss-newton", 0.5, 0.125),
+        ranked("prior-mean", 0.3, 0.75),
+        replace(bound(0.02, defenses=()), headline="share-wrong"),
+    ]
+    (scenario,) = scenarios(SETTINGS, results)
+    assert scenario.headline == "share-wrong"
+    (found,) = findings(scenario)
+    assert (found.attack, found.error, found.level) == ("gauss-newton", 0.125, "leak")
+    assert verdict(scenario, [found], {}).startswith(
+        "Without a defense, gauss-newton recovers the faces with a median share wrong "
+        "of 0.125 (guessing, prior-mean: a share wrong of 0.75)."
+    )
+    (row,) = gallery(scenario, 99).panels[0].rows
+    best = {p.alt.split(": ")[1].split(",")[0]: p.best for p in row.guesses}
+    assert best == {"gauss-newton": True, "dlg": False, "prior-mean": False}
+    assert row.guesses[0].captions == ("share wrong 0.125",)
+    flags = find_flags(results)
+    chance = [i for i, found in flags.items() if any(f.kind == "chance" for f in found)]
+    assert chance == [results[0].spec.id]
+    _, text = written(tmp_path, results)
+    head = text[text.index('<table class="results">') :]
+    columns = re.findall(r"<button[^>]*>([^<]*)</button></th>", head)
+    assert columns[3:5] == ["share wrong", "MSE"]
+
+
+def test_no_bound_is_held_against_another_error_than_the_squared_one():
+    other = [ranked("dlg", 0.01, 0.9), replace(bound(0.5, defenses=()), headline="x")]
+    plain = [trial("dlg", 0.01, shape=(9,)), bound(0.5, defenses=())]
+    kinds = {}
+    for name, results in (("other", other), ("plain", plain)):
+        (scenario,) = scenarios(SETTINGS, results)
+        kinds[name] = [item.kind for item in legend(scenario)]
+        (plot,) = error_plots(scenario, "p")
+        assert ("share wrong of an example" in plot.svg) == (name == "other")
+    assert kinds == {"other": ["series"], "plain": ["series", "bound"]}
+
+
+def test_advice_reads_decibels_as_a_squared_error_alone():
+    assert parse_error("17dB") == pytest.approx(10**-1.7)
+    assert parse_error("40", "share-wrong") == 40
+    with pytest.raises(InvalidInput, match="give a mean share wrong such"):
+        parse_error("17dB", "share-wrong")
+
+
+def test_results_of_earlier_versions_are_ranked_by_the_squared_error():
+    old = trial("dlg", 0.01)
+    assert (old.event, old.headline) == (None, "mse")
+    assert event_of(old) == EventSpec("image", (1, 6, 6))
+    assert event_of(trial("dlg", 0.01, shape=(9,))) == EventSpec.vector(9)
+    assert event_of(trial("dlg", 0.01, shape=(3, 4))) is None
+    # A module that is gone, or was never imported here, still gives lines.
+    lost = ranked("dlg", 0.01, 0.9, event={"kind": "gone.away", "shape": [9]})
+    truth = np.arange(9.0)
+    assert event_of(lost) is None
+    assert drawing(lost)(truth, truth) == line(truth, truth)

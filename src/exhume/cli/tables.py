@@ -70,9 +70,10 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
     from exhume.audit.report.promises import promises
     from exhume.audit.report.result_table import result_rows
 
+    shares = ", labels are the share that is right" * ("label-accuracy" in metrics)
     table = Table(
-        title=f"{scenario.name}: medians over examples (the bound is on the mean, "
-        f"labels are the share that is right)",
+        title=f"{scenario.name}: medians over examples (the bound is on the mean"
+        f"{shares})",
         box=None,
         pad_edge=False,
     )

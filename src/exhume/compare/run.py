@@ -133,6 +133,7 @@ def _prepared(
     found = families(settings, checked)
     # An audit without defenses has everything else that there is to check.
     checked.run(lambda: expand(attack_settings(settings, []), recorded=recorded))
+    checked.run(lambda: _check_utility(settings))
     checked.report()
     common: dict[str, Any] = {
         name: getattr(settings, name)
@@ -156,6 +157,18 @@ def _prepared(
     trained = settings.utility in ("accuracy", "loss")
     common["kind"] = "training" if trained else "one-step"
     return UtilityLoss(settings, common), found
+
+
+def _check_utility(settings: CompareSettings) -> None:
+    from exhume.problem.losses import LOSSES
+
+    loss = LOSSES.get(settings.loss)
+    if settings.utility == "accuracy" and loss is not None and loss.real:
+        msg = (
+            f"utility is 'accuracy', but the targets of the loss {settings.loss!r} are "
+            f"real numbers and no classes; set utility = 'loss'"
+        )
+        raise InvalidInput(msg)
 
 
 def _completed(settings: CompareSettings, families: list[Family]) -> CompareSettings:

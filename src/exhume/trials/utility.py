@@ -89,8 +89,9 @@ class UtilityResult:
         spec: what was asked.
         status: ``done`` or ``failed``.
         reason: one sentence if failed, else "".
-        values: ``accuracy`` (held out) and ``loss`` (on the training data) of a
-            training; ``u1`` and ``u2`` of one step, see :func:`u1_u2`.
+        values: ``loss`` (on the training data) of a training, and ``accuracy`` (held
+            out) where its targets are classes; ``u1`` and ``u2`` of one step, see
+            :func:`u1_u2`.
         seconds: wall time.
         versions: of exhume, torch, numpy and Python.
         arrays: none; the store asks for them.
@@ -164,10 +165,10 @@ def _values(spec: UtilitySpec) -> dict[str, float]:
     )
     together = {"at_once": spec.loss_batch} if spec.loss_batch else {}
     with torch.no_grad():
-        return {
-            "accuracy": accuracy(trained, held_out),
-            "loss": mean_loss(trained, private, **together),
-        }
+        values = {"loss": mean_loss(trained, private, **together)}
+        if not task.criterion.real:
+            values["accuracy"] = accuracy(trained, held_out)
+    return values
 
 
 def _parts(spec: UtilitySpec, whole: Any) -> tuple[Any, Any, Any]:

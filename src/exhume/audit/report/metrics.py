@@ -32,6 +32,10 @@ class Described:
     unit: str = ""
     first: str = "ascending"
 
+    def axis(self, whose: str) -> str:
+        """Write the label of an axis: quantity, whose it is, and the unit."""
+        return f"{self.quantity} {whose}" + (f", {self.unit}" if self.unit else "")
+
 
 def described(metric: str) -> Described:
     """Describe a metric; one that is not known here by its name alone."""

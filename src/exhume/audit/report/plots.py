@@ -92,7 +92,7 @@ def _by_strength(scenario: Scenario, family: str, name: str) -> Plot:
         option = next((d.strength[0] for d in members if d.strength), "")
         if option:
             axes.set_xlabel(f"{option.replace('_', ' ')} (stronger →)")
-        axes.set_ylabel(f"{described(scenario.headline).quantity} of an example")
+        axes.set_ylabel(described(scenario.headline).axis("of an example"))
         text = svg(figure, name)
     alt = (
         f"{_quantity(scenario)} of {also(scenario.contenders)} against {family}: "
@@ -244,7 +244,7 @@ def _by_attack(scenario: Scenario, name: str) -> Plot:
             errors = [values(cell, scenario.headline) for cell in cells]
             _draw_series(axes, [float(index)], errors, index, floor)
         axes.set_xticks(range(len(scenario.contenders)), scenario.contenders)
-        axes.set_ylabel(f"{described(scenario.headline).quantity} of an example")
+        axes.set_ylabel(described(scenario.headline).axis("of an example"))
         text = svg(figure, name)
     told = "; ".join(_told(scenario, d) for d in scenario.defenses)
     return Plot("No defense", text, f"{_quantity(scenario)} of each attack: {told}.")

@@ -59,8 +59,8 @@ def frontier_plot(comparison: Comparison) -> Plot:
         for index, frontier in enumerate(comparison.frontiers):
             _draw(axes, frontier, index, percent, floor)
         axes.set_xlabel(f"{AXIS[comparison.settings.utility]} →")
-        quantity = described(comparison.metric).quantity
-        axes.set_ylabel(f"mean {quantity} of the strongest attack")
+        metric = described(comparison.metric)
+        axes.set_ylabel(f"mean {metric.axis('of the strongest attack')}")
         text = svg(figure, "frontier")
     told = "; ".join(_told(comparison, f) for f in comparison.frontiers if f.points)
     return Plot("Frontiers", text, f"Error against utility lost. {told}.")
