@@ -40,7 +40,7 @@ def test_the_projection_of_the_released_code_fails_this_test():
     v = torch.randn(50, generator=generator(2, "v")).double()
     wrong = v - (v @ g) / g.norm() * g
     assert abs(cosine(wrong, g)) > 0.1
-    assert abs(cosine(orthogonal_part(v, g), g)) < 1e-15
+    assert abs(cosine(orthogonal_part(v, g), g)) < 1e-13
 
 
 def test_directions_are_uniform_in_the_complement():
@@ -148,7 +148,7 @@ def test_the_view_ignores_what_was_released_as_zero():
     value = view(tree)["b"].sum()
     (slope,) = torch.autograd.grad(value, tree["b"])
     assert bool(slope.isfinite().all())
-    assert float(value.detach().abs()) < 1e-15
+    assert float(value.detach().abs()) < 1e-12
 
 
 def test_an_adaptive_attack_recovers_few_unknowns():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from closeness import assert_close_to_scale
 from exhume import Mechanism, Task
 from exhume.defenses.clipping import ClipNorm, Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
@@ -79,9 +80,8 @@ def test_mean_equals_release_of_a_deterministic_stack(stack, tree):
     released, law, mechanism, plans = run(*stack, tree=tree)
     assert not law.noisy
     blind = mechanism.law(plans)
-    for n in tree:
-        torch.testing.assert_close(law.mean(tree)[n], released[n], rtol=1e-13, atol=0)
-        torch.testing.assert_close(blind.mean(tree)[n], released[n], rtol=1e-13, atol=0)
+    assert_close_to_scale(law.mean(tree), released, 1e-13)
+    assert_close_to_scale(blind.mean(tree), released, 1e-13)
 
 
 NOISY = [
@@ -235,14 +235,14 @@ def test_precision_is_inverse_variance_and_zero_where_void():
         torch.testing.assert_close(
             law.variance[n][gone], torch.full_like(TREE[n], 0.1**2)[gone]
         )
-        torch.testing.assert_close(weight, expected, rtol=1e-14, atol=0)
+        assert_close_to_scale(weight, expected, 1e-13)
 
 
 def test_precision_after_noise_then_visible_magnitude_pruning():
     released, law, _, _ = run(NOISE, LARGEST)
     for n, weight in law.precision(TREE).items():
         expected = (released[n] != 0).double() / 0.2**2
-        torch.testing.assert_close(weight, expected, rtol=1e-14, atol=0)
+        assert_close_to_scale(weight, expected, 1e-13)
 
 
 def test_precision_is_infinite_where_something_is_exact():
@@ -327,8 +327,7 @@ def test_maps_run_inside_vmap_and_pickle(name):
     batched = torch.func.vmap(transform)(several)
     for i, factor in enumerate((1, 2, -1)):
         single = MAPS[name]({n: factor * t for n, t in TREE.items()})
-        for n in TREE:
-            torch.testing.assert_close(batched[n][i], single[n], rtol=1e-14, atol=0)
+        assert_close_to_scale({n: t[i] for n, t in batched.items()}, single, 1e-13)
 
 
 def test_clipping_of_a_zero_gradient_has_a_derivative():

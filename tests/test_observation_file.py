@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from closeness import assert_close_to_scale
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
 from exhume.errors import InvalidInput
@@ -127,7 +128,8 @@ def test_reference_weights_turn_any_net_into_the_client_s(tmp_path):
     before = {n: t.clone() for n, t in other.state_dict().items()}
     problem = load(path).problem(other)
     ours = problem.task.gradient(world.batch.inputs, world.batch.targets)
-    assert all(torch.equal(ours[n], t) for n, t in observation.values.items())
+    # The weights lie elsewhere in memory now, which a kernel may notice.
+    assert_close_to_scale(ours, observation.values, 1e-5)
     assert all(torch.equal(before[n], t) for n, t in other.state_dict().items())
 
 

@@ -72,8 +72,10 @@ def test_the_page_of_an_old_run_has_the_same_verdict_and_numbers(name, folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert VERDICT.findall(page) == verdict
     today = leaves(json.loads((folder / export).read_text(encoding="utf-8")))
-    different = {p: (v, today.get(p)) for p, v in numbers.items() if today.get(p) != v}
-    assert not different
+    for path, value in numbers.items():
+        # Means and fits are computed again, by the kernels of this machine.
+        close = pytest.approx(value, rel=1e-9) if isinstance(value, float) else value
+        assert today[path] == close, path
     assert len(numbers) > 50
 
 

@@ -378,8 +378,8 @@ def test_batch_norm_energy_vanishes_at_the_batch_that_made_the_statistics():
         for name, (mean, var) in task.batch_statistics(x).items()
     }
     density = BatchNormStatisticsDensity(task, statistics, 2.0)
-    assert float(density.energy(x)) == 0.0
-    assert float(density.energy(x[:2])) > 0
+    other = float(density.energy(x[:2]))
+    assert float(density.energy(x)) < 1e-10 * other
     assert float(batch_norm_discrepancy(statistics, statistics)) == 0.0
 
 

@@ -76,7 +76,7 @@ def test_paths_between_weights_begin_and_end_where_they_should():
     torch.testing.assert_close(
         straight["w"], interpolated_weights(START, END, 0.3)["w"]
     )
-    assert float(bending(middle, START, END)) == 0.0
+    assert float(bending(middle, START, END)) == pytest.approx(0.0, abs=1e-12)
     assert float(bending(START, START, END)) == pytest.approx(0.25)
 
 

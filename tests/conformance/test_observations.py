@@ -76,9 +76,12 @@ def test_vjp_is_the_adjoint_of_jvp(observation, setting):
     for key in range(3):
         t = noise(candidate.inputs.shape, key)
         u = {n: noise(v.shape, 10 + key) for n, v in values.items()}
-        left = float(dot(observation.jvp(task, candidate, t), u).detach())
+        forward = observation.jvp(task, candidate, t)
+        left = float(dot(forward, u).detach())
         right = float((t * observation.vjp(task, candidate, u)).sum().detach())
-        assert left == pytest.approx(right, rel=1e-9, abs=1e-12)
+        # The products may cancel: errors are those of their terms.
+        size = float(norm(forward).detach() * norm(u))
+        assert left == pytest.approx(right, rel=0, abs=1e-11 * size)
 
 
 @every_open_model
@@ -117,11 +120,11 @@ def test_the_residual_vanishes_at_the_truth_and_nowhere_near(observation, settin
 def test_the_order_of_the_batch_does_not_matter(observation, setting):
     task, candidate = case(setting)
     turned = Candidate(candidate.inputs.flip(0), candidate.targets.flip(0))
-    gap = subtract(
-        observation.forward(task, candidate), observation.forward(task, turned)
-    )
+    values = observation.forward(task, candidate)
+    gap = subtract(values, observation.forward(task, turned))
     # a long training carries rounding on
-    assert float(norm(gap)) < (1e-6 if observation.opaque is not None else 1e-14)
+    share = 1e-6 if observation.opaque is not None else 1e-12
+    assert float(norm(gap)) < share * float(norm(values))
 
 
 @every_model
