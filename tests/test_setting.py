@@ -1,10 +1,17 @@
 """A setting is made once for everything that faces it, and is the same each time."""
 
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from exhume.audit import run as run_audit
 from exhume.audit.settings import AuditSettings
 from exhume.audit.sweep import expand
 from exhume.bounds.regularity import information_maps
@@ -16,7 +23,14 @@ from exhume.problem.bound import NotApplicable
 from exhume.problem.mechanism import Mechanism
 from exhume.runs.records import SettingSpec, TrialSpec
 from exhume.trials import exact, setting
-from exhume.trials.exact import exact_of, exact_path, exact_spec, make_exact
+from exhume.trials.exact import (
+    TrainingResult,
+    Trainings,
+    exact_of,
+    exact_spec,
+    run_training,
+    training_specs,
+)
 from exhume.trials.memory import Memory
 from exhume.trials.setting import make_setting
 from exhume.trials.trial import run_trial
@@ -134,6 +148,10 @@ STACKS = {
 }
 
 
+#: stacks that leave the update itself alone
+STACKS_SHARED = ("none", "noise", "another noise", "clipping", "censor")
+
+
 def with_stack(name):
     return replace(SPEC, defenses=tuple(STACKS[name]))
 
@@ -157,8 +175,8 @@ def test_what_the_update_depends_on_gives_the_same_update(name):
 
 def test_settings_share_the_update_unless_a_defense_changes_it():
     keys = {name: exact_spec(with_stack(name)).id for name in STACKS}
-    alone = {"none", "noise", "another noise", "clipping", "censor"}
-    assert {name for name in STACKS if keys[name] == keys["none"]} == alone
+    alone = [name for name in STACKS if keys[name] == keys["none"]]
+    assert alone == list(STACKS_SHARED)
     assert keys["dropout"] == keys["dropout, noise"]
     assert keys["aggregation"] == keys["noise, aggregation"]
     assert len(set(keys.values())) == 5
@@ -186,7 +204,7 @@ def test_stacks_of_a_seed_share_one_computation(monkeypatch):
     assert len(calls) == 2
 
 
-# --- files of trainings --------------------------------------------------------------
+# --- trainings -----------------------------------------------------------------------
 
 
 def training(log, **options):
@@ -204,46 +222,144 @@ def test_a_training_is_read_from_its_file_with_the_same_bits(
     log = tmp_path / "log"
     spec = replace(with_stack(name), observation=training(log))
     world = calibrated(world_of(spec), spec)
-    made = exact_of(world, spec, tmp_path)
-    once = trainings(log)
+    made = exact_of(world, spec)
+    forget(monkeypatch)
+    assert run_training(exact_spec(spec), tmp_path).status == "done"
+    before = trainings(log)
     forget(monkeypatch)
     read = exact_of(world, spec, tmp_path)
-    assert trainings(log) == once
-    for a, b in zip(
-        (*made.clients, made.whole), (*read.clients, read.whole), strict=True
-    ):
+    assert trainings(log) == before
+    parts = [(*found.clients, found.whole) for found in (made, read)]
+    for a, b in zip(*parts, strict=True):
         assert list(a) == list(b)
         assert same(a, b)
     alone = len(made.clients) == 1
     assert (read.whole is read.clients[0]) == (made.whole is made.clients[0]) == alone
 
 
-def test_a_job_trains_for_every_stack_that_shares_the_training(tmp_path, monkeypatch):
+def test_stacks_that_share_a_training_wait_for_one(tmp_path, monkeypatch):
     log = tmp_path / "log"
-    for name in ("none", "noise"):
-        make_exact(replace(with_stack(name), observation=training(log)), tmp_path)
+    # Without "censor", whose client tries its own update out.
+    stacks = map(with_stack, STACKS_SHARED[:-1])
+    trained = [replace(spec, observation=training(log)) for spec in stacks]
+    (wanted,) = training_specs([*trained, SPEC])
+    run_training(wanted, tmp_path)
+    for spec in trained:
         forget(monkeypatch)
-    stack = replace(with_stack("another noise"), observation=training(log))
-    make_setting(stack, tmp_path)
+        make_setting(spec, tmp_path)
     assert trainings(log) == 1
     (file,) = (tmp_path / "exact").iterdir()
-    assert file == exact_path(tmp_path, stack)
+    assert file == Trainings(tmp_path).path(exact_spec(trained[0]).id)
 
 
 def test_what_needs_no_training_is_not_written(tmp_path):
     make_setting(SPEC, tmp_path)
+    assert training_specs([SPEC]) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path, monkeypatch):
     spec = replace(SPEC, observation=training(tmp_path / "log"))
-    make_exact(spec, tmp_path)
-    path = exact_path(tmp_path, spec)
+    run_training(exact_spec(spec), tmp_path)
+    path = Trainings(tmp_path).path(exact_spec(spec).id)
     for content in (b"", path.read_bytes()[:-1], b"no tensors at all"):
         path.write_bytes(content)
         forget(monkeypatch)
         with pytest.raises(InvalidInput, match=r"damaged .*remove it"):
             make_setting(spec, tmp_path)
+
+
+def audit_of_trainings(log, executor="serial", **options):
+    return AuditSettings(
+        data="digits",
+        model=NETWORK,
+        observation=training(log, **options),
+        defenses=[STACKS["none"], STACKS["noise"], STACKS["clipping"]],
+        attacks=[],
+        bounds=["cramer-rao"],
+        prior=None,
+        batch_size=2,
+        seeds=2,
+        executor=executor,
+        workers=2,
+    )
+
+
+def statuses(done):
+    return Counter(result.status for result in done.results)
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_an_audit_trains_once_per_seed(tmp_path, monkeypatch, executor):
+    log, folder = tmp_path / "log", tmp_path / "run"
+    done = run_audit(audit_of_trainings(log, executor), out=folder)
+    assert statuses(done) == {"done": 6, "not-applicable": 12}
+    assert trainings(log) == 2
+    forget(monkeypatch)
+    more = replace(audit_of_trainings(log, executor), bounds=["bayes-security"])
+    assert statuses(run_audit(more, out=folder)) == statuses(done)
+    assert trainings(log) == 2
+    facts = {r.spec.id: r.facts for r in done.results}
+    for result in map(run_trial, expand(audit_of_trainings(log))[::5]):
+        assert result.facts == facts[result.spec.id]
+
+
+def test_a_killed_audit_does_not_train_again(tmp_path):
+    log, folder = tmp_path / "log", tmp_path / "run"
+    script = tmp_path / "audit.py"
+    script.write_text(
+        "from exhume.audit import AuditSettings, run\n"
+        "if __name__ == '__main__':\n"
+        f"    run({audit_of_trainings(log)!r}, out={str(folder)!r})\n"
+    )
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env={**os.environ, **path}
+    )
+    end = time.monotonic() + 120
+    while not list(folder.glob("exact/*.safetensors")) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = len(list(folder.glob("exact/*.safetensors")))
+    before = trainings(log)
+    assert kept
+    done = run_audit(audit_of_trainings(log, "processes"), out=folder)
+    assert statuses(done) == {"done": 6, "not-applicable": 12}
+    assert trainings(log) == before + 2 - kept
+
+
+def test_a_failing_training_fails_each_of_its_trials_and_is_tried_again(tmp_path):
+    log, folder = tmp_path / "log", tmp_path / "run"
+    settings = audit_of_trainings(log, most=1)
+    for attempt in (1, 2):
+        done = run_audit(settings, out=folder)
+        assert {(r.status, r.reason) for r in done.results} == {
+            ("failed", "training diverged on 2 examples")
+        }
+        assert len(done.results) == 18
+        assert trainings(log) == 2 * attempt
+
+
+def test_a_training_that_kills_its_worker_fails_its_trials(tmp_path):
+    log = tmp_path / "log"
+    settings = audit_of_trainings(log, "processes", dies=True)
+    done = run_audit(settings, out=tmp_path / "run")
+    assert statuses(done) == {"failed": 18}
+    assert all("died twice" in result.reason for result in done.results)
+
+
+def test_a_training_that_succeeds_at_last_forgets_why_it_failed(tmp_path):
+    kept, spec = Trainings(tmp_path), replace(SPEC, observation=training("log"))
+    kept.put(TrainingResult(spec=spec, status="failed", reason="no memory"))
+    with pytest.raises(InvalidInput, match="no memory"):
+        kept.read(spec.id)
+    assert kept.finished() == set()
+    kept.put(TrainingResult(spec=spec, status="done"))
+    assert kept.read(spec.id) is None
+    found = kept.get(spec.id)
+    assert found is not None
+    assert found.status == "done"
 
 
 # --- trials --------------------------------------------------------------------------

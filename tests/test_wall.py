@@ -23,7 +23,7 @@ from exhume.defenses.pruning import Pruning
 from exhume.problem.knowledge import UNKNOWN, Fact
 from exhume.problem.threat import PRESETS, ThreatModel
 from exhume.runs.records import SettingSpec
-from exhume.trials.exact import exact_of, make_exact
+from exhume.trials.exact import exact_of, exact_spec, run_training
 from exhume.trials.setting import make_setting
 from toys import (
     GRAY,
@@ -208,6 +208,7 @@ def holds_tree(found: list[torch.Tensor], tree) -> bool:
 @pytest.mark.parametrize("threat", sorted(PRESETS))
 def test_a_problem_carries_nothing_of_the_exact_update(threat, tmp_path):
     """What a training left is on the evaluator's side: noise was added to it."""
+    run_training(exact_spec(TRAINED), tmp_path)
     setting = make_setting(TRAINED, tmp_path)
     exact = exact_of(setting.world, TRAINED, tmp_path).whole
     assert holds_tree(carried(setting), setting.release.observation.values)
@@ -220,7 +221,7 @@ def test_a_problem_carries_nothing_of_the_exact_update(threat, tmp_path):
 
 def test_a_problem_of_a_setting_from_a_file_gives_the_same_bits_elsewhere(tmp_path):
     """Neither the process that trained nor the file of the training is needed."""
-    make_exact(TRAINED, tmp_path)
+    run_training(exact_spec(TRAINED), tmp_path)
     fresh = TRAINED, tmp_path
     done = subprocess.run(
         [sys.executable, "-c", _REVEALS],

@@ -1,4 +1,4 @@
-"""Run an audit: settings → trials → store → report, resumable at any point."""
+"""Run an audit: settings → trainings → trials → store → report, resumable."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from exhume.audit.settings import AuditSettings
 from exhume.runs.carry_out import FixedPlan, Progress, carry_out, silent
 from exhume.runs.folder import made, write_text
-from exhume.runs.records import TrialResult, TrialSpec
+from exhume.runs.records import SettingSpec, TrialResult, TrialSpec
 
 if TYPE_CHECKING:
+    from exhume.runs.executor import Executor
     from exhume.runs.store import Store
 
 __all__ = ["AuditRun", "run"]
@@ -44,10 +45,10 @@ def run(
 ) -> AuditRun:
     """Run an audit, or what is missing of it, and write its report.
 
-    The folder keeps the settings, every finished trial and the report. Running again
-    resumes: finished trials are read from the folder, failed ones are tried again. A
-    trial is known by its settings, not by the contents of files they name: when such
-    files change, use a new folder.
+    The folder keeps the settings, finished trainings and trials, and the report.
+    Running again resumes: what has finished is read from the folder, what failed is
+    tried again. Both are known by their settings, not by the contents of files they
+    name: when such files change, use a new folder.
 
     Args:
         settings: settings, the path of a TOML file, or None for the embedded default.
@@ -61,7 +62,6 @@ def run(
     from exhume.audit.sweep import expand
     from exhume.runs.settings_file import to_toml
     from exhume.runs.store import Store
-    from exhume.trials.job import TRIAL
 
     settings = AuditSettings.given(settings)
     where, specs = settings.where, expand(settings)
@@ -70,7 +70,7 @@ def run(
     with Store(folder / RESULTS_FILE) as store:
         write_text(folder / SETTINGS_FILE, to_toml(settings))
         try:
-            carry_out(_plan(specs), TRIAL, store, where=where, tell=progress or silent)
+            _carry_out(specs, store, folder, where=where, tell=progress or silent)
         except KeyboardInterrupt:
             _report(settings, specs, store, folder)
             raise
@@ -91,8 +91,32 @@ def _prepare(specs: Sequence[TrialSpec]) -> None:
             prepare(setting)
 
 
-def _plan(specs: Sequence[TrialSpec]) -> FixedPlan[TrialSpec, TrialResult]:
-    return FixedPlan("attacking", specs, label=_label, kind=_method)
+def _carry_out(
+    specs: Sequence[TrialSpec],
+    store: Store,
+    folder: Path,
+    *,
+    where: Executor,
+    tell: Progress,
+) -> None:
+    """Run the trainings that missing trials wait for, each once, and then the trials.
+
+    A training that fails leaves its reason, with which all of its trials fail.
+    """
+    from exhume.trials.exact import Trainings, training_specs
+    from exhume.trials.job import training_job, trial_job
+
+    finished = store.finished()
+    waiting = [spec.released for spec in specs if spec.id not in finished]
+    if trainings := training_specs(waiting):
+        plan = FixedPlan("training", trainings, label=_training)
+        carry_out(plan, training_job(folder), Trainings(folder), where=where, tell=tell)
+    plan = FixedPlan("attacking", specs, label=_label, kind=_method)
+    carry_out(plan, trial_job(folder), store, where=where, tell=tell)
+
+
+def _training(spec: SettingSpec) -> str:
+    return f"{spec.observation['name']}, seed {spec.seed}"
 
 
 def _label(spec: TrialSpec) -> str:

@@ -51,8 +51,9 @@ def audit(
     )
 
     def stopped(bar: Bar) -> str:
+        what = "trainings" if bar.phase == "training" else "trials"
         return (
-            f"{bar.done} of {bar.total} trials are kept in {settings.folder(out)}, and "
+            f"{bar.done} of {bar.total} {what} are kept in {settings.folder(out)}, and "
             f"report.html there shows them; run the same command again to go on"
         )
 

@@ -54,11 +54,12 @@ class Bar(AbstractContextManager["Bar"]):
     Ctrl-C within it becomes a sentence and the exit code 130.
 
     Args:
-        stopped: what is said after Ctrl-C; it may look at ``done`` and ``total``.
+        stopped: what is said after Ctrl-C; it may look at ``phase``, ``done`` and
+            ``total``.
     """
 
     def __init__(self, stopped: Callable[[Bar], str]) -> None:
-        self.done = self.total = 0
+        self.phase, self.done, self.total = "", 0, 0
         self._stopped = stopped
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
@@ -92,7 +93,7 @@ class Bar(AbstractContextManager["Bar"]):
         self, phase: str, done: int, total: int, what: str, seconds_left: float | None
     ) -> None:
         """Show how far a run is, see :class:`exhume.runs.carry_out.Progress`."""
-        self.done, self.total = done, total
+        self.phase, self.done, self.total = phase, done, total
         left = ""
         if seconds_left is not None:
             minutes, rest = divmod(round(seconds_left), 60)

@@ -30,7 +30,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside and move it: a crash leaves the earlier one as it was."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_bytes(content)
+    """Write a file beside and move it: a crash leaves the earlier one as it was.
+
+    It is on disk when this returns.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(fresh, path)

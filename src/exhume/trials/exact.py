@@ -1,18 +1,20 @@
 """The exact update F(S) of a setting: computed once, for all defenses that take it.
 
-A training to the end costs more than most attacks on it. Its result therefore lies in a
-file in the folder of the run: on the evaluator's side, beside results that hold the
-private examples anyway, and never in what an attacker gets.
+A training to the end costs more than most attacks on it. So it is a job of its own, and
+its result lies in a file in the folder of the run: on the evaluator's side, beside
+results that hold the private examples anyway, and never in what an attacker gets.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from exhume.config import build
@@ -21,11 +23,22 @@ from exhume.files import read_header
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.tree import Tree
 from exhume.problem.world import World
+from exhume.runs.folder import made, write_bytes, write_text
+from exhume.runs.job import measured
 from exhume.runs.records import SettingSpec
 from exhume.trials.memory import Memory
 from exhume.trials.world import calibrated, make_world, mechanism_of, release_key
 
-__all__ = ["Exact", "exact_of", "exact_path", "exact_spec", "is_trained", "make_exact"]
+__all__ = [
+    "Exact",
+    "TrainingResult",
+    "Trainings",
+    "exact_of",
+    "exact_spec",
+    "is_trained",
+    "run_training",
+    "training_specs",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +79,11 @@ def exact_spec(spec: SettingSpec) -> SettingSpec:
     return replace(spec, defenses=early, prior=None, public_examples=public)
 
 
-def exact_path(folder: Path, spec: SettingSpec) -> Path:
-    """Return the file of F(S) in the folder of a run."""
-    return folder / "exact" / f"{exact_spec(spec).id}.safetensors"
+def training_specs(specs: Iterable[SettingSpec]) -> list[SettingSpec]:
+    """List the trainings that settings wait for, each once."""
+    settings = {spec.id: spec for spec in specs if is_trained(spec)}
+    found = map(exact_spec, settings.values())
+    return list({spec.id: spec for spec in found}.values())
 
 
 def _bytes(exact: Exact) -> int:
@@ -79,47 +94,134 @@ _KEPT = Memory[Exact](_bytes)
 
 
 def exact_of(world: World, spec: SettingSpec, folder: Path | None = None) -> Exact:
-    """Return F(S): as it was kept, as it lies in a file, or computed now.
+    """Return F(S): as this process kept it, as a training left it, or computed now.
 
     Args:
         world: of the setting, with its plans.
         spec: of the setting.
-        folder: of the run; None reads and writes no file.
+        folder: of the run, see :class:`Trainings`; None trains here.
 
     Raises:
-        InvalidInput: a training fails, or its file is damaged.
+        InvalidInput: the training fails or has failed, or its file is damaged.
     """
     key = exact_spec(spec).id
     found = _KEPT.get(key)
     if found is None:
-        found = _read_or_compute(world, spec, folder)
+        found = Trainings(folder).read(key) if folder and is_trained(spec) else None
+        found = found or _compute(world, release_key(spec))
         _KEPT.keep(key, found)
     return found
 
 
-def _read_or_compute(world: World, spec: SettingSpec, folder: Path | None) -> Exact:
-    if folder is None or world.mechanism.observation.opaque is None:
-        return _compute(world, release_key(spec))
-    path = exact_path(folder, spec)
-    if path.exists():
-        return _read(path)
-    found = _compute(world, release_key(spec))
-    _write(path, found)
-    return found
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainingResult:
+    """How a training ended; F(S) is in its file.
+
+    Attributes:
+        spec: what the training depends on, see :func:`exact_spec`.
+        status: ``done`` or ``failed``.
+        reason: one sentence if failed, else "".
+        seconds: wall time.
+        versions: of exhume, torch, numpy and Python.
+    """
+
+    spec: SettingSpec
+    status: Literal["done", "failed"]
+    reason: str = ""
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
 
 
-def make_exact(spec: SettingSpec, folder: Path) -> None:
-    """Compute F(S) and keep it in a file.
+@measured(TrainingResult)
+def run_training(spec: SettingSpec, folder: Path) -> TrainingResult:
+    """Train as a setting says and keep F(S) in its file; never raises.
 
     Args:
-        spec: of a setting that :func:`is_trained`.
+        spec: what the training depends on, see :func:`exact_spec`.
         folder: of the run.
-
-    Raises:
-        ExhumeError: what would make every trial of this setting fail.
     """
-    own = exact_spec(spec)
-    exact_of(calibrated(make_world(own), own), own, folder)
+    exact = _compute(calibrated(make_world(spec), spec), release_key(spec))
+    Trainings(folder).write(spec.id, exact)
+    _KEPT.keep(spec.id, exact)
+    return TrainingResult(spec=spec, status="done")
+
+
+class Trainings:
+    """The trainings of a run: a file for F(S) of each, or for why it failed.
+
+    The private examples could be read from these files.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "exact"
+        self._results: dict[str, TrainingResult] = {}
+
+    def path(self, key: str) -> Path:
+        """Return the file of F(S)."""
+        return self._folder / f"{key}.safetensors"
+
+    def finished(self) -> set[str]:
+        """List the trainings that need not run again."""
+        return {file.stem for file in self._folder.glob("*.safetensors")}
+
+    def get(self, key: str) -> TrainingResult | None:
+        """Return how a training ended, if it ended in this run."""
+        return self._results.get(key)
+
+    def put(self, result: TrainingResult) -> None:
+        """Keep why a training failed, for the trials that wait for it."""
+        self._results[result.spec.id] = result
+        why = self._why(result.spec.id)
+        if result.status == "failed":
+            write_text(made(self._folder) / why.name, result.reason)
+        else:
+            why.unlink(missing_ok=True)
+
+    def _why(self, key: str) -> Path:
+        return self._folder / f"{key}.failed.txt"
+
+    def write(self, key: str, exact: Exact) -> None:
+        """Write F(S), whole or not at all."""
+        tensors = {n: t.cpu().clone().contiguous() for n, t in exact.tensors()}
+        # The library sorts names, and sums over a tree depend on their order.
+        order = {"order": json.dumps(list(tensors))}
+        content = safetensors_torch.save(tensors, metadata=order)
+        write_bytes(made(self._folder) / self.path(key).name, content)
+
+    def read(self, key: str) -> Exact | None:
+        """Read F(S); None if the training has not ended.
+
+        Raises:
+            InvalidInput: it failed, or its file is damaged.
+        """
+        path = self.path(key)
+        if not path.exists():
+            why = self._why(key)
+            if why.exists():
+                raise InvalidInput(why.read_text(encoding="utf-8"))
+            return None
+        try:
+            order = json.loads(read_header(path).metadata["order"])
+            return _assembled(order, safetensors_torch.load_file(path))
+        except (InvalidInput, SafetensorError, KeyError, ValueError) as error:
+            msg = (
+                f"{str(path)!r} is not the result of a training, or is damaged "
+                f"({error}); remove it, and run again"
+            )
+            raise InvalidInput(msg) from error
+
+
+def _assembled(order: list[str], stored: Tree) -> Exact:
+    trees: dict[str, Tree] = {}
+    for label in order:
+        part, name = label.split("/", 1)
+        trees.setdefault(part, {})[name] = stored[label]
+    whole = trees.pop("whole", None)
+    clients = tuple(trees[f"client.{k}"] for k in range(len(trees)))
+    return Exact(clients, clients[0] if whole is None else whole)
 
 
 def _compute(world: World, key: int) -> Exact:
@@ -130,41 +232,3 @@ def _compute(world: World, key: int) -> Exact:
     own = Candidate(world.batch.inputs.to(task.dtype), world.batch.targets)
     whole = world.mechanism.observation.forward(task, own)
     return Exact(clients, {name: tensor.detach() for name, tensor in whole.items()})
-
-
-def _write(path: Path, exact: Exact) -> None:
-    """Write a file, whole or not at all; it is on disk when this returns."""
-    from safetensors.torch import save
-
-    tensors = {n: t.cpu().clone().contiguous() for n, t in exact.tensors()}
-    # The library sorts names, and sums over a tree depend on their order.
-    metadata = {"order": json.dumps(list(tensors))}
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(save(tensors, metadata=metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _read(path: Path) -> Exact:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        order = json.loads(read_header(path).metadata["order"])
-        stored = load_file(path)
-        trees: dict[str, Tree] = {}
-        for label in order:
-            part, name = label.split("/", 1)
-            trees.setdefault(part, {})[name] = stored[label]
-        whole = trees.pop("whole", None)
-        clients = tuple(trees[f"client.{k}"] for k in range(len(trees)))
-        return Exact(clients, clients[0] if whole is None else whole)
-    except (InvalidInput, SafetensorError, KeyError, ValueError, IndexError) as error:
-        msg = (
-            f"{str(path)!r} is not the result of a training, or is damaged ({error}); "
-            f"remove it, and it is computed again"
-        )
-        raise InvalidInput(msg) from error
