@@ -17,10 +17,11 @@ from exhume.attacks.engine.discrepancy import (
     make_discrepancy,
 )
 from exhume.attacks.engine.smoothness import mean_total_variation
-from exhume.attacks.engine.targets import TargetVariable
 from exhume.attacks.gradinversion import GradInversion
 from exhume.attacks.idlg import ImprovedDeepLeakage
 from exhume.attacks.inverting_gradients import InvertingGradients
+from exhume.attacks.relaxations.identity import InUnits
+from exhume.attacks.unknowns import Unknowns
 from exhume.config import build
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.pruning import Pruning
@@ -33,6 +34,7 @@ from exhume.problem.knowledge import UNKNOWN
 from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.reconstruction import Outcome
+from exhume.problem.relaxation import Units
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, norm, scale
 from exhume.problem.world import World
@@ -150,7 +152,7 @@ def test_noise_in_one_tensor_is_weighed_down():
     noise = torch.randn(problem.observed[name].shape, generator=generator(3)).double()
     observed = {**problem.observed, name: problem.observed[name] + noise}
     law = Law(variance={name: torch.tensor(1.0)})
-    attack = DeepLeakage(parametrisation="box", iterations=12)
+    attack = DeepLeakage(relaxation="box", iterations=12)
     errors = []
     for known in (law, UNKNOWN):
         answer = attack(replace(problem, observed=observed, law=known))
@@ -186,19 +188,19 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("parametrisation", ["identity", "projection", "box"])
-def test_reported_objective_is_the_one_of_the_returned_point(name, parametrisation):
+@pytest.mark.parametrize("relaxation", ["identity", "projection", "box"])
+def test_reported_objective_is_the_one_of_the_returned_point(name, relaxation):
     world = make_world(EventSpec.image(1, 6, 6), (0, 2))
     problem = make_problem(world)
     attack = build(
         "attack",
-        {"name": name, "parametrisation": parametrisation, **SMALL[name]},
+        {"name": name, "relaxation": relaxation, **SMALL[name]},
     )
     answer = attack(problem, 5)
     again = attack.objective(problem, answer.inputs, answer.targets)
     assert answer.objective == again
     assert 0 <= float(answer.inputs.min()) <= float(answer.inputs.max()) <= 1
-    if name == "inverting-gradients" and parametrisation != "identity":
+    if name == "inverting-gradients" and relaxation != "identity":
         assert answer.objective == pytest.approx(
             min(p.objective for p in answer.trace), rel=1e-4
         )
@@ -232,14 +234,16 @@ def test_joint_labels_are_the_optimised_ones(seed):
 
 
 def test_free_targets_answer_with_their_current_value():
-    free = torch.tensor([[0.0, 3.0, 1.0]], requires_grad=True)
-    variable = TargetVariable(free=free)
-    assert torch.allclose(variable.decode(), free.softmax(-1))
+    units = InUnits(EventSpec.vector(2), Units())
+    z, free = torch.zeros(1, 2), torch.tensor([[0.0, 3.0, 1.0]], requires_grad=True)
+    sought = Unknowns(units, units.spec, outputs=3)
+    assert torch.allclose(sought.candidate([z, free]).targets, free.softmax(-1))
     with torch.no_grad():
         free.copy_(torch.tensor([[5.0, 3.0, 1.0]]))
-    assert variable.answer(free.detach()).tolist() == [0]
-    real = TargetVariable(free=torch.tensor([[1.5], [2.5]]), classes=False)
-    assert real.decode().tolist() == [1.5, 2.5]
+    assert sought.answer([z, free]).targets.tolist() == [0]
+    real = Unknowns(units, units.spec, outputs=1, classes=False)
+    point = [torch.zeros(2, 2), torch.tensor([[1.5], [2.5]])]
+    assert real.candidate(point).targets.tolist() == [1.5, 2.5]
 
 
 def test_idlg_reads_the_label_and_recovers_a_gray_image():
@@ -438,10 +442,10 @@ def _final_spread(problem, design) -> float:
     from exhume.attacks.engine import driver
     from exhume.problem.reconstruction import Stopwatch
 
-    watch = Stopwatch()
+    watch, task = Stopwatch(), design.objective.task
+    sought = Unknowns.of(task, problem.spec, design.relaxation, problem.targets)
     runs = [
-        driver._begin(problem, design, 0, i, problem.targets, None, watch)[0]
-        for i in range(3)
+        driver._begin(problem, design, sought, 0, i, None, watch)[0] for i in range(3)
     ]
     driver._race(runs, design, math.inf, watch)
     final = torch.stack([run.inputs() for run in runs])

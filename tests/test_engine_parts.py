@@ -26,17 +26,9 @@ from exhume.attacks.engine.group import (
     match_order,
     translation,
 )
-from exhume.attacks.engine.parametrisation import (
-    Box,
-    Identity,
-    Projection,
-    Units,
-    logistic_box,
-    make_parametrisation,
-    standard_units,
-)
 from exhume.attacks.engine.schedule import cosine_decay, step_decay
 from exhume.attacks.engine.start import _in_order, initial, initial_with_note
+from exhume.attacks.relaxations.units import standard_units
 from exhume.errors import InvalidInput, MissingKnowledge
 from exhume.keys import generator
 from exhume.problem.batch import Batch
@@ -102,40 +94,7 @@ def test_learning_rates_follow_the_published_schedules():
     assert cosine_decay(100, 100, warmup=10) == pytest.approx(0.0)
 
 
-# --- parametrisations and starts -----------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None)
-@given(low=st.floats(-3, 0), width=st.floats(0.1, 5), seed=st.integers(0, 99))
-def test_parametrisations_undo_their_encoding(low, width, seed):
-    spec = EventSpec.image(1, 2, 3, low, low + width)
-    x = low + width * torch.rand(
-        (2, 1, 2, 3), generator=generator(seed), dtype=torch.float64
-    ).clamp(1e-3, 1 - 1e-3)
-    units = Units(torch.tensor(0.3).double(), torch.tensor(0.7).double())
-    for name in ("identity", "projection", "box"):
-        parametrisation = make_parametrisation(name, spec, units)  # type: ignore
-        back = parametrisation.decode(parametrisation.encode(x))
-        assert torch.allclose(back, x, atol=1e-9)
-        far = parametrisation.project(100 * torch.ones_like(x))
-        inside = spec.clamp(parametrisation.decode(far))
-        if name != "identity":
-            assert torch.allclose(parametrisation.decode(far), inside)
-
-
-def test_logistic_box_and_unbounded_vectors():
-    z = torch.tensor([-40.0, 0.0, 40.0], dtype=torch.float64)
-    assert torch.allclose(
-        logistic_box(z, -1.0, 3.0), torch.tensor([-1.0, 1.0, 3.0]).double()
-    )
-    spec, one = EventSpec.vector(5), torch.ones(())
-    for name in ("box", "projection", "identity"):
-        found = make_parametrisation(name, spec, Units(0 * one, one))  # type: ignore
-        assert isinstance(found, Identity)
-    bounded = EventSpec.vector(5, -1, 1)
-    assert isinstance(make_parametrisation("box", bounded, Units(one, one)), Box)
-    found = make_parametrisation("projection", bounded, Units(one, one))
-    assert isinstance(found, Projection)
+# --- units and starts -----------------------------------------------------------------
 
 
 def test_standard_units_are_the_models_or_a_quarter_of_the_range():

@@ -20,7 +20,6 @@ import torch
 
 import exhume
 from exhume import Batch, Mechanism, Task, ThreatModel, World, registry
-from exhume.attacks.engine.parametrisation import Units
 from exhume.attacks.engine.smoothness import EuclideanNorm
 from exhume.audit.settings import AuditSettings
 from exhume.audit.sweep import expand
@@ -29,6 +28,7 @@ from exhume.keys import generator
 from exhume.observations import Gradient
 from exhume.priors.batch_norm_statistics import BatchNormStatisticsDensity
 from exhume.priors.total_variation import TotalVariationDensity
+from exhume.problem.relaxation import Units
 from exhume.trials.trial import run_trial
 from toys import COLOUR, GRAY, VECTOR, convolutional, make_world, smooth, smooth_mlp
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from typing import Any
 
 from exhume.errors import ExhumeError, InvalidInput, shown
 from exhume.registry import OwnModules, find, own_modules, registered_name
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "chosen", "describe"]
+
+
+def chosen(kind: str, *, formerly: str = "") -> Mapping[str, Any]:
+    """Return the metadata of a field that names another registered object.
+
+    Its value is a name, or a name with options. Specs that were written before such an
+    option existed keep their ids: it is recorded under its former name, or, if it has
+    none, left out of records at its default.
+
+    Args:
+        kind: a key of ``registry.KINDS``.
+        formerly: the name under which it is recorded, and which is read as well.
+    """
+    return {"kind": kind, "formerly": formerly}
 
 
 def build(
@@ -44,12 +58,17 @@ def validate(cls: type[Any], given: Mapping[str, Any], *, what: str) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     known = [f.name for f in fields(cls) if f.init]
+    given = _renamed(cls, given, what)
     unknown = [name for name in given if name not in known]
     if unknown:
         msg = f"{what} {_no_option(unknown, known)}"
         raise InvalidInput(msg)
     try:
-        return TypeAdapter(cls).validate_python(dict(given))
+        made = TypeAdapter(cls).validate_python(given)
+        for f, choice in _choices(made):
+            if isinstance(choice, str | Mapping):
+                build(f.metadata["kind"], choice)
+        return made
     except ValidationError as error:
         msg = f"{what}: {'; '.join(map(_problem, error.errors()))}"
         raise InvalidInput(msg) from error
@@ -59,6 +78,25 @@ def validate(cls: type[Any], given: Mapping[str, Any], *, what: str) -> Any:
     except (OverflowError, RecursionError) as error:
         msg = f"{what}: a value is too large or nested too deeply ({error})"
         raise InvalidInput(msg) from error
+
+
+def _renamed(cls: type[Any], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return options with former names replaced by those of today."""
+    found = dict(given)
+    for f in fields(cls):
+        former = f.metadata.get("formerly")
+        if not former or former not in found:
+            continue
+        if f.name in found:
+            msg = f"{what} got {f.name} and {former}, its former name; give {f.name}"
+            raise InvalidInput(msg)
+        found[f.name] = found.pop(former)
+    return found
+
+
+def _choices(value: Any) -> list[tuple[Field[Any], Any]]:
+    """List the fields that name other registered objects, with their values."""
+    return [(f, getattr(value, f.name)) for f in fields(value) if "kind" in f.metadata]
 
 
 def _no_option(unknown: list[str], known: list[str]) -> str:
@@ -81,5 +119,38 @@ def _problem(error: Mapping[str, Any]) -> str:
 
 
 def describe(value: Any) -> dict[str, Any]:
-    """Undo :func:`build`: the name and options of a registered object."""
-    return {"name": registered_name(type(value)), **asdict(value)}
+    """Undo :func:`build`: the name and complete options of a registered object.
+
+    Raises:
+        InvalidInput: an option is an object without a name.
+    """
+    choices = {f.name: f for f, choice in _choices(value) if _named(f, choice)}
+    record: dict[str, Any] = {"name": registered_name(type(value))}
+    for name, option in asdict(value).items():
+        f = choices.get(name)
+        if f is None:
+            record[name] = option
+            continue
+        former, choice = f.metadata["formerly"], _complete(f, option)
+        if former or choice != _complete(f, f.default):
+            record[former or name] = choice
+    return record
+
+
+def _named(f: Field[Any], choice: Any) -> bool:
+    if choice is None or isinstance(choice, str | Mapping):
+        return True
+    msg = (
+        f"{f.name} is an object of the class {type(choice).__name__}, which cannot be "
+        f"written down; name a registered {f.metadata['kind']}, or a module of your own"
+    )
+    raise InvalidInput(msg)
+
+
+def _complete(f: Field[Any], choice: Any) -> Any:
+    """Return a choice with all its options; by the name alone if it has none."""
+    if choice is None:
+        return None
+    name = choice if isinstance(choice, str) else choice["name"]
+    record = {**describe(build(f.metadata["kind"], choice)), "name": name}
+    return record if len(record) > 1 else name

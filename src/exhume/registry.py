@@ -66,6 +66,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "ObservationModel",
     ),
     "prior": ("exhume.priors", "exhume.problem.prior", "Prior"),
+    "relaxation": (
+        "exhume.attacks.relaxations",
+        "exhume.problem.source",
+        "RelaxationSource",
+    ),
 }
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.lbfgs import LBFGS
 from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import make_objective
-from exhume.attacks.engine.parametrisation import (
-    ParametrisationName,
-    Units,
-    make_parametrisation,
-)
 from exhume.attacks.engine.start import StartKind
-from exhume.attacks.engine.targets import InferredLabels
+from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
+from exhume.config import chosen
 from exhume.problem.knowledge import Problem
+from exhume.problem.relaxation import Units
 
 __all__ = ["DeepLeakage"]
 
@@ -40,7 +37,8 @@ class DeepLeakage(MatchingAttack):
         start: kind of start; ``raw-normal`` is the published N(0, 1) in data units.
         labels: for labels that are not known: ``joint``, ``idlg`` or ``bias-corrected``
             (the latter two fall back on ``joint``).
-        parametrisation: ``identity`` (published), ``box`` or ``projection``.
+        relaxation: what is varied, x = g(z): ``identity`` (published), ``box``,
+            ``projection`` or any other one, by name, with options, or as an object.
         step_size: of L-BFGS (published: 1).
         line_search: satisfy strong Wolfe conditions.
         patience: iterations without progress that end a restart.
@@ -52,7 +50,9 @@ class DeepLeakage(MatchingAttack):
     seconds: float | None = None
     start: StartKind = "raw-normal"
     labels: InferredLabels = "joint"
-    parametrisation: ParametrisationName = "identity"
+    relaxation: RelaxationChoice = field(
+        default="identity", metadata=chosen("relaxation", formerly="parametrisation")
+    )
     step_size: float = 1.0
     line_search: bool = True
     patience: int = 5
@@ -84,14 +84,9 @@ class DeepLeakage(MatchingAttack):
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
-        objective = make_objective(problem, "euclidean")
-        one = next(iter(objective.discrepancy.observed.values())).new_ones(())
-        units = Units(0 * one, one)
         return Design(
-            objective=objective,
-            parametrisation=make_parametrisation(
-                self.parametrisation, problem.spec, units
-            ),
+            objective=make_objective(problem, "euclidean"),
+            relaxation=fit_relaxation(self.relaxation, problem, Units()),
             solver=LBFGS(step_size=self.step_size, line_search=self.line_search),
             limits=Limits(
                 iterations=self.iterations,

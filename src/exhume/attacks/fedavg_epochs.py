@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from torch import Tensor
@@ -25,20 +25,19 @@ from exhume.attacks.engine.local_steps import (
 )
 from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import make_objective
-from exhume.attacks.engine.parametrisation import (
-    ParametrisationName,
-    make_parametrisation,
-    standard_units,
-)
 from exhume.attacks.engine.restart import Restart
 from exhume.attacks.engine.rounds import not_lost
 from exhume.attacks.engine.smoothness import mean_total_variation
-from exhume.attacks.engine.start import StartKind
-from exhume.attacks.engine.targets import (
+from exhume.attacks.engine.start import StartKind, drawn_variable
+from exhume.attacks.relaxations.units import standard_units
+from exhume.attacks.unknowns import (
     InferredLabels,
+    RelaxationChoice,
+    Unknowns,
+    fit_relaxation,
     resolve_targets,
-    target_variable,
 )
+from exhume.config import chosen
 from exhume.keys import generator
 from exhume.observations.update import Update
 from exhume.problem.knowledge import Fact, Problem
@@ -86,7 +85,8 @@ class FedavgEpochs(MatchingAttack):
         start: kind of start; ``surrogate`` is the same for all copies.
         labels: for labels that are not known: ``bias-corrected``, ``idlg`` (both fall
             back on ``joint``) or ``joint``.
-        parametrisation: ``projection``, ``box`` or ``identity``.
+        relaxation: what is varied, x = g(z): ``projection``, ``box``, ``identity`` or
+            any other relaxation, by name, with options, or as an object.
         total_variation: α, weight of the total variation; 0 leaves it out.
         step_size: of Adam, in normalised units.
         patience: iterations without progress that end a restart in the last eighth.
@@ -101,7 +101,9 @@ class FedavgEpochs(MatchingAttack):
     seconds: float | None = None
     start: StartKind = "surrogate"
     labels: InferredLabels = "bias-corrected"
-    parametrisation: ParametrisationName = "projection"
+    relaxation: RelaxationChoice = field(
+        default="projection", metadata=chosen("relaxation", formerly="parametrisation")
+    )
     total_variation: float = 0.001
     step_size: float = 0.2
     patience: int = 100
@@ -146,9 +148,7 @@ class FedavgEpochs(MatchingAttack):
         plain = make_objective(problem, "cosine-and-length", priors=priors)
         return Design(
             objective=local_steps(plain, size, copies=self.copies),
-            parametrisation=make_parametrisation(
-                self.parametrisation, problem.spec, units
-            ),
+            relaxation=fit_relaxation(self.relaxation, problem, units),
             solver=Adam(step_size=self.step_size, schedule="cosine"),
             limits=Limits(
                 iterations=self.iterations,
@@ -182,17 +182,20 @@ class FedavgEpochs(MatchingAttack):
         watch, design = Stopwatch(), self.design(problem)
         size: int = problem.require(Fact.BATCH_SIZE)
         fixed, label_notes = resolve_targets(problem, design.labels, size)
+        task = design.objective.task
+        unknowns = Unknowns.of(task, problem.spec, design.relaxation, fixed)
         best: tuple[float, Tensor, Tensor, Outcome] | None = None
         trace: list[TracePoint] = []
         for index in range(self.restarts):
             if best is not None and self._left(watch) <= 0:
                 break
             given = inputs if index == 0 else None
-            restart = self._restart(problem, design, fixed, key, index, given, watch)
+            restart = self._restart(problem, design, unknowns, key, index, given, watch)
             trace += restart.trace
-            copies, targets = restart.answer()
-            copies = copies.detach().reshape(-1, size, *problem.spec.shape)
-            fused = problem.spec.clamp(fuse_epochs(copies, targets))
+            copies = unknowns.inputs(restart.best).detach()
+            copies = copies.reshape(-1, size, *problem.spec.shape)
+            targets = restart.answer().targets
+            fused = unknowns.harden(fuse_epochs(copies, targets))
             value = design.objective.value(fused, targets)
             watch.count()
             outcome = restart.outcome
@@ -219,7 +222,7 @@ class FedavgEpochs(MatchingAttack):
         self,
         problem: Problem,
         design: Design,
-        fixed: Tensor | None,
+        unknowns: Unknowns,
         key: int,
         index: int,
         given: Tensor | None,
@@ -229,14 +232,21 @@ class FedavgEpochs(MatchingAttack):
         random = generator(key, "restart", index)
         objective = design.objective
         count = objective.copies if isinstance(objective, LocalSteps) else 1
-        start = starts_of_copies(problem, self.start, count, given, random)
-        like = start[: problem.require(Fact.BATCH_SIZE)]
+        size: int = problem.require(Fact.BATCH_SIZE)
+        z = None
+        if given is None:
+            z = drawn_variable(design.relaxation, self.start, count * size, random)
+        if z is None:
+            copies = starts_of_copies(problem, self.start, count, given, random)
+            z = design.relaxation.encode(copies)
+        z = z.to(device=objective.task.device, dtype=objective.task.dtype)
+        # The copies share their labels.
+        _, *labels = unknowns.leaves(z[:size], random)
         restart = Restart(
             index,
             objective,
-            design.parametrisation,
-            target_variable(objective.task, fixed, like, random),
-            start,
+            unknowns,
+            [z, *labels],
             design.solver,
             design.limits,
             watch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
@@ -14,14 +14,11 @@ from exhume.attacks.engine.driver import (
 )
 from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import Objective, make_objective
-from exhume.attacks.engine.parametrisation import (
-    ParametrisationName,
-    make_parametrisation,
-    standard_units,
-)
 from exhume.attacks.engine.smoothness import EuclideanNorm, mean_total_variation
 from exhume.attacks.engine.start import StartKind
-from exhume.attacks.engine.targets import InferredLabels
+from exhume.attacks.relaxations.units import standard_units
+from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
+from exhume.config import chosen
 from exhume.priors.batch_norm_statistics import BatchNormStatisticsDensity
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.prior import Density
@@ -64,7 +61,8 @@ class GradInversion(MatchingAttack):
         start: kind of start; ``normal`` is the published one.
         labels: for labels that are not known: ``bias-corrected``, ``idlg`` (both fall
             back on ``joint``) or ``joint``.
-        parametrisation: ``projection``, ``box`` or ``identity``.
+        relaxation: what is varied, x = g(z): ``projection``, ``box``, ``identity`` or
+            any other relaxation, by name, with options, or as an object.
         gradient: α_G, weight of the gradient distance.
         total_variation: α_TV.
         euclidean_norm: α_2.
@@ -83,7 +81,9 @@ class GradInversion(MatchingAttack):
     seconds: float | None = None
     start: StartKind = "normal"
     labels: InferredLabels = "bias-corrected"
-    parametrisation: ParametrisationName = "projection"
+    relaxation: RelaxationChoice = field(
+        default="projection", metadata=chosen("relaxation", formerly="parametrisation")
+    )
     gradient: float = 1e-3
     total_variation: float = 1e-4
     euclidean_norm: float = 1e-6
@@ -142,9 +142,7 @@ class GradInversion(MatchingAttack):
         units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
         return Design(
             objective=self._objective(problem),
-            parametrisation=make_parametrisation(
-                self.parametrisation, problem.spec, units
-            ),
+            relaxation=fit_relaxation(self.relaxation, problem, units),
             solver=Adam(
                 step_size=self.step_size,
                 schedule="cosine",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.lbfgs import LBFGS
 from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import make_objective
-from exhume.attacks.engine.parametrisation import (
-    ParametrisationName,
-    Units,
-    make_parametrisation,
-)
 from exhume.attacks.engine.start import StartKind
+from exhume.attacks.unknowns import RelaxationChoice, fit_relaxation
+from exhume.config import chosen
 from exhume.problem.knowledge import Problem
+from exhume.problem.relaxation import Units
 
 __all__ = ["ImprovedDeepLeakage"]
 
@@ -42,7 +40,8 @@ class ImprovedDeepLeakage(MatchingAttack):
         restarts: random starts; the one with the smallest objective wins.
         seconds: CPU seconds over all restarts; None for no limit.
         start: kind of start; ``raw-normal`` is the published N(0, 1) in data units.
-        parametrisation: ``identity`` (published), ``box`` or ``projection``.
+        relaxation: what is varied, x = g(z): ``identity`` (published), ``box``,
+            ``projection`` or any other one, by name, with options, or as an object.
         step_size: of L-BFGS (published: 1).
         line_search: satisfy strong Wolfe conditions.
         patience: iterations without progress that end a restart.
@@ -53,7 +52,9 @@ class ImprovedDeepLeakage(MatchingAttack):
     restarts: int = 1
     seconds: float | None = None
     start: StartKind = "raw-normal"
-    parametrisation: ParametrisationName = "identity"
+    relaxation: RelaxationChoice = field(
+        default="identity", metadata=chosen("relaxation", formerly="parametrisation")
+    )
     step_size: float = 1.0
     line_search: bool = True
     patience: int = 5
@@ -85,14 +86,9 @@ class ImprovedDeepLeakage(MatchingAttack):
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
-        objective = make_objective(problem, "euclidean")
-        one = next(iter(objective.discrepancy.observed.values())).new_ones(())
-        units = Units(0 * one, one)
         return Design(
-            objective=objective,
-            parametrisation=make_parametrisation(
-                self.parametrisation, problem.spec, units
-            ),
+            objective=make_objective(problem, "euclidean"),
+            relaxation=fit_relaxation(self.relaxation, problem, Units()),
             solver=LBFGS(step_size=self.step_size, line_search=self.line_search),
             limits=Limits(
                 iterations=self.iterations,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import make_objective
-from exhume.attacks.engine.parametrisation import (
-    ParametrisationName,
-    make_parametrisation,
-    standard_units,
-)
 from exhume.attacks.engine.smoothness import mean_total_variation
 from exhume.attacks.engine.start import StartKind
-from exhume.attacks.engine.targets import InferredLabels
+from exhume.attacks.relaxations.units import standard_units
+from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
+from exhume.config import chosen
 from exhume.problem.knowledge import Fact, Problem
 
 __all__ = ["InvertingGradients"]
@@ -49,7 +46,8 @@ class InvertingGradients(MatchingAttack):
         start: kind of start; ``normal`` is the published one.
         labels: for labels that are not known: ``bias-corrected``, ``idlg`` (both fall
             back on ``joint``) or ``joint``.
-        parametrisation: ``projection`` (published), ``box`` or ``identity``.
+        relaxation: what is varied, x = g(z): ``projection`` (published), ``box``,
+            ``identity`` or any other one, by name, with options, or as an object.
         total_variation: α, weight of the total variation; 0 leaves it out.
         step_size: of Adam, in normalised units.
         signed: take the sign of the gradient.
@@ -62,7 +60,9 @@ class InvertingGradients(MatchingAttack):
     seconds: float | None = None
     start: StartKind = "normal"
     labels: InferredLabels = "bias-corrected"
-    parametrisation: ParametrisationName = "projection"
+    relaxation: RelaxationChoice = field(
+        default="projection", metadata=chosen("relaxation", formerly="parametrisation")
+    )
     total_variation: float = 0.2
     step_size: float = 0.1
     signed: bool = True
@@ -102,9 +102,7 @@ class InvertingGradients(MatchingAttack):
         priors, notes = mean_total_variation(problem, self.total_variation)
         return Design(
             objective=make_objective(problem, "cosine", priors=priors),
-            parametrisation=make_parametrisation(
-                self.parametrisation, problem.spec, units
-            ),
+            relaxation=fit_relaxation(self.relaxation, problem, units),
             solver=Adam(step_size=self.step_size, schedule="steps", signed=self.signed),
             limits=Limits(
                 iterations=self.iterations,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
 from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import Objective, make_objective
-from exhume.attacks.engine.parametrisation import (
-    ParametrisationName,
-    make_parametrisation,
-    standard_units,
-)
 from exhume.attacks.engine.smoothness import mean_total_variation
 from exhume.attacks.engine.start import StartKind
 from exhume.attacks.engine.surrogate import SurrogatePath, surrogate
-from exhume.attacks.engine.targets import InferredLabels
+from exhume.attacks.relaxations.units import standard_units
+from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
+from exhume.config import chosen
 from exhume.observations.update import Update
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.prior import Density
@@ -59,7 +56,8 @@ class SurrogateModel(MatchingAttack):
         start: kind of start.
         labels: for labels that are not known: ``bias-corrected``, ``idlg`` (both fall
             back on ``joint``) or ``joint``.
-        parametrisation: ``projection``, ``box`` or ``identity``.
+        relaxation: what is varied, x = g(z): ``projection``, ``box``, ``identity`` or
+            any other relaxation, by name, with options, or as an object.
         total_variation: α_TV, weight of the total variation; 0 leaves it out.
         stiffness: weight of the bending of a ``bezier`` curve.
         step_size: of Adam, in normalised units.
@@ -73,7 +71,9 @@ class SurrogateModel(MatchingAttack):
     seconds: float | None = None
     start: StartKind = "normal"
     labels: InferredLabels = "bias-corrected"
-    parametrisation: ParametrisationName = "projection"
+    relaxation: RelaxationChoice = field(
+        default="projection", metadata=chosen("relaxation", formerly="parametrisation")
+    )
     total_variation: float = 0.003
     stiffness: float = 0.01
     step_size: float = 0.4
@@ -123,9 +123,7 @@ class SurrogateModel(MatchingAttack):
         priors, notes = mean_total_variation(problem, self.total_variation)
         return Design(
             objective=self._objective(problem, priors),
-            parametrisation=make_parametrisation(
-                self.parametrisation, problem.spec, units
-            ),
+            relaxation=fit_relaxation(self.relaxation, problem, units),
             solver=Adam(step_size=self.step_size, schedule="cosine"),
             limits=Limits(
                 iterations=self.iterations,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from torch import Tensor
@@ -12,15 +12,12 @@ from exhume.attacks.engine.driver import Design, Limits, check_options
 from exhume.attacks.engine.local_steps import local_steps
 from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import make_objective
-from exhume.attacks.engine.parametrisation import (
-    ParametrisationName,
-    make_parametrisation,
-    standard_units,
-)
 from exhume.attacks.engine.rounds import reconstruct_in_rounds
 from exhume.attacks.engine.smoothness import mean_total_variation
 from exhume.attacks.engine.start import StartKind
-from exhume.attacks.engine.targets import InferredLabels
+from exhume.attacks.relaxations.units import standard_units
+from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
+from exhume.config import chosen
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.reconstruction import Reconstruction
 
@@ -56,7 +53,8 @@ class Unrolled(MatchingAttack):
         start: kind of start.
         labels: for labels that are not known: ``bias-corrected``, ``idlg`` (both fall
             back on ``joint``) or ``joint``.
-        parametrisation: ``projection``, ``box`` or ``identity``.
+        relaxation: what is varied, x = g(z): ``projection``, ``box``, ``identity`` or
+            any other relaxation, by name, with options, or as an object.
         total_variation: α, weight of the total variation; 0 leaves it out.
         step_size: of Adam in the first round, in normalised units.
         patience: iterations without progress that end a round in its last eighth.
@@ -75,7 +73,9 @@ class Unrolled(MatchingAttack):
     seconds: float | None = None
     start: StartKind = "surrogate"
     labels: InferredLabels = "bias-corrected"
-    parametrisation: ParametrisationName = "projection"
+    relaxation: RelaxationChoice = field(
+        default="projection", metadata=chosen("relaxation", formerly="parametrisation")
+    )
     total_variation: float = 0.001
     step_size: float = 0.2
     patience: int = 100
@@ -120,9 +120,7 @@ class Unrolled(MatchingAttack):
         count: int = problem.require(Fact.BATCH_SIZE)
         return Design(
             objective=local_steps(plain, count, exchanges=self.exchanges),
-            parametrisation=make_parametrisation(
-                self.parametrisation, problem.spec, units
-            ),
+            relaxation=fit_relaxation(self.relaxation, problem, units),
             solver=Adam(step_size=self.step_size, schedule="cosine"),
             limits=Limits(
                 iterations=self.iterations,

@@ -28,6 +28,7 @@ LISTED = {
     "models": "model",
     "observations": "observation",
     "priors": "prior",
+    "relaxations": "relaxation",
 }
 THREATS = "threat-models"
 AUDITS = "audits"
@@ -124,13 +125,21 @@ def read_class(entry: Entry) -> tuple[str, list[Option]]:
         (
             ast.unparse(item.target),
             _spelled(item.annotation, tree),
-            f"= {ast.unparse(item.value)}" if item.value else "(required)",
+            f"= {_default(item.value)}" if item.value else "(required)",
         )
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and not ast.unparse(item.annotation).startswith(("ClassVar", "Final"))
     ]
     return ast.get_docstring(node) or "", fields
+
+
+def _default(value: ast.expr) -> str:
+    """Write a default, which ``field(default=…)`` may hold."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        own = {k.arg: k.value for k in value.keywords}
+        value = own.get("default", value)
+    return ast.unparse(value)
 
 
 def _spelled(annotation: ast.expr, tree: ast.Module) -> str:

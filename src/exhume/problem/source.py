@@ -1,4 +1,4 @@
-"""What a data source and a model source are: real examples, and networks for them."""
+"""What makes real examples, networks for them, and relaxations of a problem."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import nn
 
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
+from exhume.problem.knowledge import Problem
 from exhume.problem.member import Member
+from exhume.problem.relaxation import Relaxation, Units
 
-__all__ = ["DataSource", "ModelSource"]
+__all__ = ["DataSource", "ModelSource", "RelaxationSource"]
 
 
 class DataSource(Member, ABC):
@@ -59,4 +61,28 @@ class ModelSource(Member, ABC):
             spec: shape of an example.
             classes: number K of outputs.
             key: randomness of the weights; nothing seeds globally.
+        """
+
+
+class RelaxationSource(Member, ABC):
+    """Makes a relaxation x = g(z); leaves are frozen dataclasses of options.
+
+    Attributes:
+        bibtex: the entry to cite, or "".
+    """
+
+    bibtex: ClassVar[str] = ""
+
+    @abstractmethod
+    def fit(self, problem: Problem, units: Units) -> Relaxation:
+        """Return the relaxation of a problem.
+
+        Args:
+            problem: what the attacker sees, with the facts that the attack declares.
+            units: in which the steps of the attack are of ordinary size; a relaxation
+                whose variable is not an example in disguise has units of its own.
+
+        Raises:
+            MissingKnowledge: the problem lacks a fact that the relaxation needs.
+            Unsuited: there is no such relaxation of this problem.
         """

@@ -11,19 +11,16 @@ from torch import Tensor
 
 from exhume.attacks.engine.group import consensus, group_consistency
 from exhume.attacks.engine.objective import Objective
-from exhume.attacks.engine.parametrisation import Parametrisation, Units
 from exhume.attacks.engine.restart import Limits, Pull, Restart
 from exhume.attacks.engine.solver import Solver
-from exhume.attacks.engine.start import initial_with_note
-from exhume.attacks.engine.targets import (
-    InferredLabels,
-    resolve_targets,
-    target_variable,
-)
+from exhume.attacks.engine.start import drawn_variable, initial_with_note
+from exhume.attacks.unknowns import InferredLabels, Unknowns, resolve_targets
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.problem.knowledge import Fact, Problem
+from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
+from exhume.problem.relaxation import Relaxation, Units
 
 __all__ = ["Design", "Group", "Limits", "check_options", "reconstruct"]
 
@@ -52,7 +49,7 @@ class Design:
 
     Attributes:
         objective: what is minimised; any ``Density`` may be among its priors.
-        parametrisation: of the inputs.
+        relaxation: x = g(z) of the inputs.
         solver: the step rule.
         limits: budgets.
         start: kind of start, see ``engine.start``.
@@ -62,7 +59,7 @@ class Design:
     """
 
     objective: Objective
-    parametrisation: Parametrisation
+    relaxation: Relaxation
     solver: Solver
     limits: Limits
     start: str
@@ -88,6 +85,8 @@ def reconstruct(
     watch = Stopwatch()
     count: int = problem.require(Fact.BATCH_SIZE)
     fixed, label_notes = resolve_targets(problem, design.labels, count)
+    task = design.objective.task
+    unknowns = Unknowns.of(task, problem.spec, design.relaxation, fixed)
     _check_start(problem, count, inputs)
     notes = list(design.notes + label_notes)
     restarts: list[Restart] = []
@@ -100,7 +99,7 @@ def reconstruct(
         batch = []
         for index in together:
             given = inputs if index == 0 else None
-            restart, note = _begin(problem, design, key, index, fixed, given, watch)
+            restart, note = _begin(problem, design, unknowns, key, index, given, watch)
             batch.append(restart)
             notes += [note] if note and note not in notes else []
         waiting = waiting[len(together) :]
@@ -128,26 +127,23 @@ def _share(design: Design, watch: Stopwatch, waiting: list[int]) -> float:
 def _begin(
     problem: Problem,
     design: Design,
+    unknowns: Unknowns,
     key: int,
     index: int,
-    fixed: Tensor | None,
     given: Tensor | None,
     watch: Stopwatch,
 ) -> tuple[Restart, str]:
     random = generator(key, "restart", index)
-    task = design.objective.task
-    count: int = problem.require(Fact.BATCH_SIZE)
-    note = ""
+    task, note = design.objective.task, ""
     if given is None:
-        given, note = _draw(problem, design.start, count, index, random)
-    start = given.to(device=task.device, dtype=task.dtype)
-    targets = target_variable(task, fixed, start, random)
+        z, note = _draw(problem, design, index, random)
+    else:
+        z = design.relaxation.encode(given.to(device=task.device, dtype=task.dtype))
     restart = Restart(
         index,
         design.objective,
-        design.parametrisation,
-        targets,
-        start,
+        unknowns,
+        unknowns.leaves(z, random),
         design.solver,
         design.limits,
         watch,
@@ -157,20 +153,23 @@ def _begin(
 
 
 def _draw(
-    problem: Problem, kind: str, count: int, index: int, random: torch.Generator
+    problem: Problem, design: Design, index: int, random: torch.Generator
 ) -> tuple[Tensor, str]:
-    """Draw a start; the kinds without randomness serve the first restart only."""
-    if kind not in ("prior-mean", "analytic"):
-        return initial_with_note(problem, kind, count, random)
-    if index > 0:
-        return initial_with_note(problem, "normal", count, random)
+    """Draw z of a start; the kinds without randomness serve the first restart only."""
+    task, relaxation = design.objective.task, design.relaxation
+    count: int = problem.require(Fact.BATCH_SIZE)
+    fixed = design.start in ("prior-mean", "analytic")
+    kind = "normal" if fixed and index > 0 else design.start
+    drawn = drawn_variable(relaxation, kind, count, random)
+    if drawn is not None:
+        return drawn.to(device=task.device, dtype=task.dtype), ""
     start, note = initial_with_note(problem, kind, count, random)
-    if count > 1:
+    if fixed and index == 0 and count > 1:
         # Equal examples with equal labels would stay equal for ever.
         width = _JITTER * (problem.spec.peak or 1.0)
         draw = torch.randn(start.shape, generator=random, dtype=torch.float64)
         start = problem.spec.clamp(start + width * draw.to(start))
-    return start, note
+    return relaxation.encode(start.to(device=task.device, dtype=task.dtype)), note
 
 
 def _race(
@@ -213,21 +212,20 @@ def _answer(
     notes: list[str],
     watch: Stopwatch,
 ) -> Reconstruction:
-    best: tuple[float, Tensor, Tensor, Outcome] | None = None
+    best: tuple[float, Candidate, Outcome] | None = None
     for restart in restarts:
-        inputs, targets = restart.answer()
-        inputs = problem.spec.clamp(inputs.detach())
-        value = design.objective.value(inputs, targets)
+        found = restart.answer()
+        value = design.objective.value(found.inputs, found.targets)
         watch.count()
         rank = value if math.isfinite(value) else math.inf
         if best is None or rank < best[0]:
             assert restart.outcome is not None  # every run has been finished
-            best = (rank, inputs, targets, restart.outcome)
+            best = (rank, found, restart.outcome)
     assert best is not None  # restarts ≥ 1
-    value, inputs, targets, outcome = best
+    value, found, outcome = best
     return Reconstruction(
-        inputs=inputs,
-        targets=targets,
+        inputs=found.inputs,
+        targets=found.targets,
         objective=value if math.isfinite(value) else None,
         outcome=outcome,
         cost=watch.cost(),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from exhume.attacks.engine.objective import Objective
-from exhume.attacks.engine.parametrisation import Parametrisation
 from exhume.attacks.engine.solver import Solver
-from exhume.attacks.engine.targets import TargetVariable
+from exhume.attacks.unknowns import Unknowns
+from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Outcome, Stopwatch, TracePoint
 
 __all__ = ["Limits", "Restart"]
@@ -56,9 +56,8 @@ class Restart:
         self,
         index: int,
         objective: Objective,
-        parametrisation: Parametrisation,
-        targets: TargetVariable,
-        start: Tensor,
+        unknowns: Unknowns,
+        start: Sequence[Tensor],
         solver: Solver,
         limits: Limits,
         watch: Stopwatch,
@@ -68,12 +67,13 @@ class Restart:
         self.best_value = math.inf
         self.trace: list[TracePoint] = []
         self._index, self._watch, self._limits = index, watch, limits
-        self._objective, self._map, self._targets = objective, parametrisation, targets
-        self._z = parametrisation.encode(start).detach().clone().requires_grad_()
+        self._objective, self._unknowns = objective, unknowns
+        self._leaves = [t.detach().clone().requires_grad_() for t in start]
         with torch.no_grad():
-            first = objective.begin(self.inputs(), targets.decode())
-        self._unknowns = [u.detach().clone().requires_grad_() for u in first]
-        self._variables = [self._z, *targets.variables, *self._unknowns]
+            first = unknowns.candidate(self._leaves)
+            further = objective.begin(first.inputs, first.targets)
+        self._further = [t.detach().clone().requires_grad_() for t in further]
+        self._variables = [*self._leaves, *self._further]
         self._step = solver.begin(self._variables, limits.iterations, generator)
         self._settled = solver.settled_after(limits.iterations)
         self._stride = max(1, math.ceil((limits.iterations + 1) / _TRACE_POINTS))
@@ -84,12 +84,17 @@ class Restart:
 
     def inputs(self) -> Tensor:
         """Return the inputs of the current iterate."""
-        return self._map.decode(self._z.detach())
+        return self._unknowns.inputs([leaf.detach() for leaf in self._leaves])
 
     @property
     def labels(self) -> Tensor | None:
         """Targets that do not change, or None."""
-        return self._targets.fixed
+        return self._unknowns.targets
+
+    @property
+    def best(self) -> list[Tensor]:
+        """The leaves of the best point."""
+        return self._best[: len(self._leaves)]
 
     def advance(self, pull: Pull | None = None) -> None:
         """Take one iteration, and end the run where it is over.
@@ -101,8 +106,9 @@ class Restart:
             return
         self._pull, self._fresh = pull, True
         self._step(self._iteration, self._evaluate)
+        z = self._leaves[0]
         with torch.no_grad():
-            self._z.copy_(self._map.project(self._z))
+            z.copy_(self._unknowns.relaxation.project(z))
         self._iteration += 1
         self.outcome = self._judge()
 
@@ -118,16 +124,15 @@ class Restart:
         if blown and self.outcome is not Outcome.TOLERANCE:
             self.outcome = Outcome.DIVERGED
 
-    def answer(self) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the best point."""
-        free = self._best[1] if self._targets.variables else None
-        return self._map.decode(self._best[0]), self._targets.answer(free)
+    def answer(self) -> Candidate:
+        """Return inputs, inside of their range, and targets of the best point."""
+        return self._unknowns.answer(self.best)
 
     def _evaluate(self) -> Tensor:
         value = self._look()
         total = value
         if self._pull is not None:
-            total = value + self._pull(self._map.decode(self._z))
+            total = value + self._pull(self._unknowns.inputs(self._leaves))
         gradients = torch.autograd.grad(total, self._variables)
         for variable, gradient in zip(self._variables, gradients, strict=True):
             variable.grad = gradient
@@ -135,8 +140,8 @@ class Restart:
 
     def _look(self) -> Tensor:
         """Evaluate the objective where the variables are now, and remember it."""
-        inputs, targets = self._map.decode(self._z), self._targets.decode()
-        value = self._objective(inputs, targets, self._unknowns)
+        found = self._unknowns.candidate(self._leaves)
+        value = self._objective(found.inputs, found.targets, self._further)
         self._watch.count()
         number = float(value.detach())
         if number < self.best_value:

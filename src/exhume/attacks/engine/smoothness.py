@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.parametrisation import Units, standard_units
+from exhume.attacks.relaxations.units import standard_units
 from exhume.priors.total_variation import TotalVariationDensity
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.prior import Density
+from exhume.problem.relaxation import Units
 
 __all__ = ["EuclideanNorm", "mean_total_variation"]
 
@@ -39,7 +40,7 @@ def mean_total_variation(
     units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
     entries = problem.require(Fact.BATCH_SIZE) * problem.spec.dimension
     # Channels with different scales share one weight: their mean.
-    scale = float(units.scale.mean())
+    scale = 1.0 if units.scale is None else float(units.scale.mean())
     prior = TotalVariationDensity(
         weight=weight / (entries * scale),
         smoothing=_SMOOTHING * (problem.spec.peak or 1.0),

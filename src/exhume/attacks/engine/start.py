@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 from exhume.attacks.engine.centre import centre
-from exhume.attacks.engine.parametrisation import standard_units
+from exhume.attacks.relaxations.units import standard_units
 from exhume.errors import InvalidInput
 from exhume.observations.update import Update
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import ObservationModel
 from exhume.problem.reconstruction import Outcome, Reconstruction
+from exhume.problem.relaxation import Relaxation
 from exhume.registry import find
 
-__all__ = ["StartKind", "initial", "initial_with_note"]
+__all__ = ["StartKind", "drawn_variable", "initial", "initial_with_note"]
 
 StartKind = Literal[
     "prior-mean", "normal", "raw-normal", "uniform", "public", "analytic", "surrogate"
 ]
 
+# Kinds that are random examples without a meaning of their own.
+_RANDOM = ("normal", "raw-normal", "uniform")
 # Iterations of the attack that a start is worth.
 _ROUGH = 300
 
@@ -53,6 +56,22 @@ def initial(
         MissingKnowledge: public examples are asked for and not given.
     """
     return initial_with_note(problem, kind, batch_size, generator)[0]
+
+
+def drawn_variable(
+    relaxation: Relaxation, kind: str, count: int, random: torch.Generator
+) -> Tensor | None:
+    """Return z of a random start where random examples are g(z) for no z, else None.
+
+    Args:
+        relaxation: x = g(z).
+        kind: of start; one that is not random is made of examples and encoded.
+        count: B.
+        random: source of randomness, on the CPU.
+    """
+    if relaxation.onto or kind not in _RANDOM:
+        return None
+    return relaxation.draw(random, count)
 
 
 def initial_with_note(
