@@ -18,7 +18,7 @@ from exhume.attacks.relaxations.box import Box, Logistic, logistic_box
 from exhume.attacks.relaxations.identity import Identity, InUnits
 from exhume.attacks.relaxations.projection import Clamped, Projection
 from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
-from exhume.config import build, chosen, describe, validate
+from exhume.config import build, chosen, default_options, describe, validate
 from exhume.errors import InvalidInput, UnknownName
 from exhume.keys import generator
 from exhume.problem.event import EventSpec
@@ -171,6 +171,7 @@ def test_the_option_is_recorded_as_it_was_before_relaxations_had_a_name():
         record = describe(exhume.attack(name))
         assert record["parametrisation"] == default
         assert "relaxation" not in record
+        assert default_options(type(exhume.attack(name)))["parametrisation"] == default
     old = build("attack", {"name": "dlg", "parametrisation": "box"})
     assert old == exhume.attack("dlg", relaxation="box")
     assert describe(old)["parametrisation"] == "box"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import Field, asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from typing import Any
 
 from exhume.errors import ExhumeError, InvalidInput, shown
 from exhume.registry import OwnModules, find, own_modules, registered_name
 
-__all__ = ["build", "chosen", "describe"]
+__all__ = ["build", "chosen", "default_options", "describe"]
 
 
 def chosen(kind: str, *, formerly: str = "") -> Mapping[str, Any]:
@@ -135,6 +135,15 @@ def describe(value: Any) -> dict[str, Any]:
         if former or choice != _complete(f, f.default):
             record[former or name] = choice
     return record
+
+
+def default_options(cls: type[Any]) -> dict[str, Any]:
+    """Return the defaults of a registered class, by the names that records have."""
+    return {
+        f.metadata.get("formerly") or f.name: f.default
+        for f in fields(cls)
+        if f.default is not MISSING
+    }
 
 
 def _named(f: Field[Any], choice: Any) -> bool:

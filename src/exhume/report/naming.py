@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from exhume.config import default_options
 from exhume.errors import UnknownName
 from exhume.registry import entries, find, member_node
 
@@ -53,10 +53,9 @@ def object_label(kind: str, given: Options | str) -> str:
 
 def _default_options(kind: str, name: str) -> dict[str, Any]:
     try:
-        options = fields(find(kind, name, own="loaded"))
+        given = default_options(find(kind, name, own="loaded"))
     except UnknownName:
         return {}
-    given = {f.name: f.default for f in options if f.default is not MISSING}
     # Stored options are JSON: its lists stand for tuples.
     return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
 
