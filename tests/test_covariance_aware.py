@@ -11,6 +11,8 @@ from torch import nn
 import exhume
 from exhume.attacks.covariance_aware import CovarianceAware
 from exhume.attacks.engine.variance_residual import heteroscedastic_objective
+from exhume.attacks.relaxations.box import Logistic
+from exhume.attacks.relaxations.identity import InUnits
 from exhume.bounds.fisher import fisher_information, information_map
 from exhume.errors import InvalidInput
 from exhume.keys import generator
@@ -21,6 +23,7 @@ from exhume.problem.knowledge import Problem
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import Outcome
+from exhume.problem.relaxation import Units
 from exhume.problem.task import Task
 
 DIMENSION, WIDTH, STRONG = 4, 300, 100.0
@@ -101,8 +104,8 @@ def test_the_objective_is_the_negative_log_posterior():
 
 def test_curvature_is_the_fisher_information_and_slope_the_derivative():
     x, problem = setting(1)
-    residual = CovarianceAware(prior=False)._residual(problem, TARGET)
-    assert residual is not None
+    units = InUnits(problem.spec, Units())
+    residual = CovarianceAware(prior=False)._residual(problem, units, TARGET)
     model = residual.linearise(x.reshape(-1))
     columns = torch.stack([model.product(e) for e in torch.eye(DIMENSION).double()])
 
@@ -121,6 +124,24 @@ def test_curvature_is_the_fisher_information_and_slope_the_derivative():
         ends = [residual.objective(x.reshape(-1) + s * step * unit) for s in (1, -1)]
         slope = (ends[0] - ends[1]) / (2 * step)
         assert float(model.gradient[index]) == pytest.approx(slope, rel=1e-4, abs=1e-4)
+
+
+def test_derivatives_go_through_a_relaxation_and_its_prior():
+    x, problem = setting(1)
+    own = replace(problem, spec=EventSpec.vector(DIMENSION, -3, 3))
+    attack, logistic = CovarianceAware(), Logistic(own.spec)
+    residual = attack._residual(own, logistic, TARGET)
+    z, prior = logistic.encode(x).flatten(), residual.prior
+    assert prior is not None
+    model = residual.linearise(z)
+    (jacobian,) = torch.autograd.functional.jacobian(residual.unknowns.inputs, z)
+    on_x = attack._residual(own, InUnits(own.spec, Units()), TARGET).linearise(
+        x.flatten()
+    )
+    for unit in torch.eye(DIMENSION).double():
+        through = jacobian.T @ on_x.product(jacobian @ unit)
+        torch.testing.assert_close(model.product(unit), through)
+    torch.testing.assert_close(model.gradient, jacobian.T @ on_x.gradient)
 
 
 def test_strong_noise_with_a_private_scale_hides_nothing():

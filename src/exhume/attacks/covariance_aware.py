@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
@@ -16,17 +16,22 @@ from exhume.attacks.engine.levenberg_marquardt import (
     levenberg_marquardt,
 )
 from exhume.attacks.engine.map_residual import release_weights
-from exhume.attacks.engine.start import initial
+from exhume.attacks.engine.start import drawn_variable, initial
 from exhume.attacks.engine.variance_residual import VarianceResidual
+from exhume.attacks.relaxations.identity import InUnits
+from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
+from exhume.config import chosen
 from exhume.keys import fold, generator
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import (
     Outcome,
     Reconstruction,
     Stopwatch,
     TracePoint,
 )
+from exhume.problem.relaxation import Relaxation, Units
 
 __all__ = ["CovarianceAware"]
 
@@ -53,6 +58,8 @@ class CovarianceAware(Attack):
         restarts: descents at most; the first starts at the given point, if there is
             one, without caps.
         prior: use the prior of the problem if there is one.
+        relaxation: what is varied, x = g(z), by name, with options, or as an object;
+            ``projection`` keeps x itself inside of its range.
     """
 
     iterations: int = 30
@@ -60,6 +67,9 @@ class CovarianceAware(Attack):
     evaluations: int = 20_000
     restarts: int = 6
     prior: bool = True
+    relaxation: RelaxationChoice = field(
+        default="projection", metadata=chosen("relaxation")
+    )
 
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {
@@ -105,16 +115,21 @@ class CovarianceAware(Attack):
     ) -> Reconstruction:
         """Run with an explicit first start x₀, shape [B, *event]."""
         watch = Stopwatch()
-        residual = self._residual(problem, problem.require(Fact.LABELS))
-        if residual is None:
+        if not _variance_is_private(problem):
             return _out_of_reach(problem, watch)
+        relaxation = fit_relaxation(self.relaxation, problem, Units())
+        residual = self._residual(problem, relaxation, problem.require(Fact.LABELS))
+        unknowns = residual.unknowns
         best: Descent | None = None
         trace: list[TracePoint] = []
         for restart in range(self.restarts):
             given = inputs is not None and restart == 0
-            start = inputs if given else self._start(problem, key, restart)
-            assert start is not None
-            point = start.double().reshape(-1)
+            if given:
+                assert inputs is not None
+                z = relaxation.encode(inputs.double())
+            else:
+                z = self._start(problem, relaxation, key, restart)
+            point = unknowns.flat(unknowns.leaves(z))
             for cap in () if given else _CAPS:
                 point = self._descend(replace(residual, cap=cap), point, watch).point
             descent = self._descend(residual, point, watch)
@@ -130,18 +145,21 @@ class CovarianceAware(Attack):
         self, problem: Problem, inputs: Tensor, targets: Tensor
     ) -> float | None:
         """Return Ψ at a candidate; None where v does not depend on the data."""
-        residual = self._residual(problem, targets)
-        if residual is None:
+        if not _variance_is_private(problem):
             return None
-        return residual.objective(inputs.double().reshape(-1))
+        spec = problem.spec
+        residual = self._residual(problem, InUnits(spec, Units()), targets)
+        labels = residual.unknowns.targets
+        assert labels is not None
+        return residual.objective_at(Candidate(inputs.double(), labels))
 
-    def _residual(self, problem: Problem, targets: Tensor) -> VarianceResidual | None:
+    def _residual(
+        self, problem: Problem, relaxation: Relaxation, targets: Tensor
+    ) -> VarianceResidual:
         law = problem.require(Fact.DEFENSE)
-        if law.variance_at is None or law.not_gaussian is not None:
-            return None
         observed = {n: t.double() for n, t in problem.observed.items()}
         weights = release_weights(problem.observed, law, torch.float64)
-        floating = targets.is_floating_point()
+        labels = targets.double() if targets.is_floating_point() else targets
         use_prior = self.prior and problem.prior is not UNKNOWN
         return VarianceResidual(
             task=problem.require(Fact.WEIGHTS).to(torch.float64),
@@ -152,17 +170,24 @@ class CovarianceAware(Attack):
                 n: (w.square().reciprocal() + torch.zeros_like(observed[n]))
                 for n, w in weights.items()
             },
-            spec=problem.spec,
-            targets=targets.double() if floating else targets,
+            unknowns=Unknowns(relaxation, problem.spec, labels),
             prior=problem.require(Fact.PRIOR) if use_prior else None,
         )
 
-    def _start(self, problem: Problem, key: int, restart: int) -> Tensor:
-        count = problem.require(Fact.BATCH_SIZE)
+    def _start(
+        self, problem: Problem, relaxation: Relaxation, key: int, restart: int
+    ) -> Tensor:
+        """Return z of a random start: of a draw of the prior if there are any."""
+        count: int = problem.require(Fact.BATCH_SIZE)
         prior = problem.prior
         if self.prior and prior is not UNKNOWN and "sample" in prior.supports:
-            return prior.sample(count, fold(key, "start", restart))
-        return initial(problem, "normal", count, generator(key, "start", restart))
+            x = prior.sample(count, fold(key, "start", restart))
+            return relaxation.encode(x.double())
+        random = generator(key, "start", restart)
+        drawn = drawn_variable(relaxation, "normal", count, random)
+        if drawn is not None:
+            return drawn.to(problem.require(Fact.WEIGHTS).device)
+        return relaxation.encode(initial(problem, "normal", count, random).double())
 
     def _descend(
         self, residual: VarianceResidual, start: Tensor, watch: Stopwatch
@@ -175,7 +200,8 @@ class CovarianceAware(Attack):
             tolerance=-float("inf"),
             stall=_STALL,
         )
-        return levenberg_marquardt(residual, start, limits, watch, residual.spec.clamp)
+        project = residual.unknowns.project
+        return levenberg_marquardt(residual, start, limits, watch, project)
 
     def _answer(
         self,
@@ -186,17 +212,23 @@ class CovarianceAware(Attack):
         watch: Stopwatch,
     ) -> Reconstruction:
         dtype = problem.require(Fact.WEIGHTS).dtype
-        inputs = residual.inputs(best.point).detach().to(dtype)
-        inputs = problem.spec.clamp(inputs)
+        found = residual.unknowns.answer(best.point)
+        inputs = residual.unknowns.harden(found.inputs.to(dtype))
         return Reconstruction(
             inputs=inputs,
-            targets=residual.targets.to(problem.require(Fact.LABELS).dtype),
-            objective=residual.objective(inputs.double().reshape(-1)),
+            targets=found.targets.to(problem.require(Fact.LABELS).dtype),
+            objective=residual.objective_at(replace(found, inputs=inputs.double())),
             outcome=best.outcome,
             cost=watch.cost(),
             trace=tuple(trace),
             adaptive=True,
         )
+
+
+def _variance_is_private(problem: Problem) -> bool:
+    """Say whether the noise is Gaussian and its variance a function of the data."""
+    law = problem.require(Fact.DEFENSE)
+    return law.variance_at is not None and law.not_gaussian is None
 
 
 def _out_of_reach(problem: Problem, watch: Stopwatch) -> Reconstruction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -16,18 +16,22 @@ from exhume.attacks.engine.levenberg_marquardt import (
     levenberg_marquardt,
 )
 from exhume.attacks.engine.map_residual import MapResidual, release_weights
-from exhume.attacks.engine.start import StartKind, initial
+from exhume.attacks.engine.start import StartKind, drawn_variable, initial
+from exhume.attacks.relaxations.identity import InUnits
+from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
+from exhume.config import chosen
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.law import Law
-from exhume.problem.observation import ObservationKind
+from exhume.problem.observation import Candidate, ObservationKind
 from exhume.problem.reconstruction import (
     Reconstruction,
     Stopwatch,
     TracePoint,
 )
+from exhume.problem.relaxation import Units
 
 __all__ = ["GaussNewton"]
 
@@ -75,6 +79,8 @@ class GaussNewton(Attack):
         prior: use the prior of the problem if there is one.
         precision: of the computation; float64 costs twice as much and recovers more.
         stall: stop when a step lowers Φ by less than this fraction.
+        relaxation: what is varied, x = g(z), by name, with options, or as an object;
+            ``projection`` keeps x itself inside of its range.
 
     References:
         Levenberg (1944); Marquardt (1963). For gradient inversion: ours.
@@ -90,6 +96,9 @@ class GaussNewton(Attack):
     prior: bool = True
     precision: Literal["float32", "float64"] = "float64"
     stall: float = 1e-7
+    relaxation: RelaxationChoice = field(
+        default="projection", metadata=chosen("relaxation")
+    )
 
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
@@ -155,7 +164,8 @@ class GaussNewton(Attack):
     ) -> Reconstruction:
         """Run with an explicit first start x₀, shape [B, *event]."""
         watch = Stopwatch()
-        residual, notes = self._residual(problem)
+        unknowns, notes = self._unknowns(problem)
+        residual = self._residual(problem, unknowns)
         best: Descent | None = None
         trace: list[TracePoint] = []
         for restart in range(self.restarts):
@@ -173,10 +183,11 @@ class GaussNewton(Attack):
 
     def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
         """Return Φ at a candidate."""
-        residual, _ = self._residual(problem, targets=targets)
-        dtype = residual.task.dtype
+        dtype = getattr(torch, self.precision)
         labels = targets.to(dtype) if targets.is_floating_point() else targets
-        return residual.objective_at(inputs.to(dtype), labels)
+        at_inputs = Unknowns(InUnits(problem.spec, Units()), problem.spec, labels)
+        residual = self._residual(problem, at_inputs)
+        return residual.objective_at(Candidate(inputs.to(dtype), labels))
 
     def _spent(self, watch: Stopwatch) -> bool:
         late = self.seconds is not None and watch.cpu_seconds >= self.seconds
@@ -207,43 +218,37 @@ class GaussNewton(Attack):
             tolerance=-math.inf if residual.law.noisy else _EXACT * residual.freedom,
             stall=self.stall,
         )
-        count = residual.batch_size * residual.spec.dimension
-
-        def project(unknown: Tensor) -> Tensor:
-            inside = residual.spec.clamp(unknown[:count])
-            return torch.cat([inside, unknown[count:]])
-
+        project = residual.unknowns.project
         return levenberg_marquardt(residual, start, limits, watch, project)
 
-    def _residual(
-        self, problem: Problem, targets: Tensor | None = None
-    ) -> tuple[MapResidual, tuple[str, ...]]:
+    def _unknowns(self, problem: Problem) -> tuple[Unknowns, tuple[str, ...]]:
+        """Return what is looked for, and where labels that are not known come from."""
+        task = problem.require(Fact.WEIGHTS).to(getattr(torch, self.precision))
+        count: int = problem.require(Fact.BATCH_SIZE)
+        targets, notes = self._labels(problem, count)
+        if targets is not None and targets.is_floating_point():
+            targets = targets.to(task.dtype)
+        relaxation = fit_relaxation(self.relaxation, problem, Units())
+        hidden = problem.require(Fact.LOCAL_SCHEDULE).hidden(count)
+        return Unknowns.of(task, problem.spec, relaxation, targets, hidden), notes
+
+    def _residual(self, problem: Problem, unknowns: Unknowns) -> MapResidual:
         """Assemble Φ from what the problem tells."""
         dtype = getattr(torch, self.precision)
-        task = problem.require(Fact.WEIGHTS).to(dtype)
         law = Law() if problem.law is UNKNOWN else problem.law.for_descent
-        count = problem.require(Fact.BATCH_SIZE)
-        notes: tuple[str, ...] = ()
-        if targets is None:
-            targets, notes = self._labels(problem, count)
-        if targets is not None and targets.is_floating_point():
-            targets = targets.to(dtype)
-        zeros = torch.zeros(1, *problem.spec.shape, dtype=dtype, device=task.device)
         return MapResidual(
-            task=task,
+            task=problem.require(Fact.WEIGHTS).to(dtype),
             model=problem.require(Fact.LOCAL_SCHEDULE),
             law=law,
             observed={n: t.to(dtype) for n, t in problem.observed.items()},
             weights=release_weights(problem.observed, law, dtype),
-            spec=problem.spec,
-            batch_size=count,
-            targets=targets,
-            classes=0 if targets is not None else task.output_size(zeros),
+            unknowns=unknowns,
+            batch_size=problem.require(Fact.BATCH_SIZE),
             prior=problem.prior
             if self.prior and problem.prior is not UNKNOWN
             else None,
             scale_known=law.not_gaussian is None or not law.noisy,
-        ), notes
+        )
 
     def _labels(
         self, problem: Problem, count: int
@@ -274,21 +279,33 @@ class GaussNewton(Attack):
     ) -> Tensor:
         """Return u₀ of a restart: the chosen start first, random ones after it."""
         random = generator(key, "start", restart)
-        count, dtype = residual.batch_size, residual.task.dtype
+        unknowns, dtype = residual.unknowns, residual.task.dtype
         if restart <= 1 and inputs is not None:
-            x0 = inputs.to(dtype)
+            z = unknowns.relaxation.encode(inputs.to(dtype))
         else:
             kind = self.start if restart <= 1 else "uniform"
-            x0 = initial(problem, kind, count, random).to(dtype)
-            if count > 1:
-                width = problem.spec.peak or 1.0
-                noise = torch.randn(x0.shape, generator=random, dtype=torch.float64)
-                x0 = x0 + _JITTER * width * noise.to(x0)
-        logits = None
-        if residual.targets is None:
-            shape = (count, residual.classes)
-            logits = torch.randn(shape, generator=random, dtype=torch.float64).to(x0)
-        return residual.pack(x0, logits)
+            z = self._drawn(problem, residual, kind, random)
+        return unknowns.flat(unknowns.leaves(z, random))
+
+    def _drawn(
+        self,
+        problem: Problem,
+        residual: MapResidual,
+        kind: str,
+        random: torch.Generator,
+    ) -> Tensor:
+        """Return z of a start, in the precision of the computation."""
+        relaxation, count = residual.unknowns.relaxation, residual.batch_size
+        like = next(iter(residual.observed.values()))
+        drawn = drawn_variable(relaxation, kind, count, random)
+        if drawn is not None:
+            return drawn.to(like)
+        x0 = initial(problem, kind, count, random).to(like)
+        if count > 1:
+            width = problem.spec.peak or 1.0
+            noise = torch.randn(x0.shape, generator=random, dtype=torch.float64)
+            x0 = x0 + _JITTER * width * noise.to(x0)
+        return relaxation.encode(x0)
 
     def _answer(
         self,
@@ -299,20 +316,20 @@ class GaussNewton(Attack):
         watch: Stopwatch,
         notes: tuple[str, ...],
     ) -> Reconstruction:
-        inputs, targets = residual.unpack(best.point)
-        if residual.targets is None and residual.task.criterion.softmax:
+        unknowns = residual.unknowns
+        if unknowns.outputs and unknowns.classes:
             # The answer is a class, so Φ is refined and reported with classes.
             return self._refined(problem, residual, best, trace, watch, notes)
+        found = unknowns.answer(best.point)
         dtype = problem.require(Fact.WEIGHTS).dtype
-        inputs = problem.spec.clamp(inputs.detach().to(dtype))
+        inputs = unknowns.harden(found.inputs.to(dtype))
         if residual.scale_known and not residual.fitted(best.point):
             notes = (*notes, _UNEXPLAINED)
+        at_answer = replace(found, inputs=inputs.to(best.point.dtype))
         return Reconstruction(
             inputs=inputs,
-            targets=targets.detach(),
-            objective=residual.objective_at(
-                inputs.to(best.point.dtype), targets, residual.hidden(best.point)
-            ),
+            targets=found.targets,
+            objective=residual.objective_at(at_answer),
             outcome=best.outcome,
             cost=watch.cost(),
             trace=tuple(trace),
@@ -330,8 +347,11 @@ class GaussNewton(Attack):
         notes: tuple[str, ...],
     ) -> Reconstruction:
         """Fix optimised labels to their argmax and descend once more."""
-        inputs, probabilities = residual.unpack(best.point)
-        fixed = replace(residual, targets=probabilities.argmax(dim=-1), classes=0)
-        again = self._descend(fixed, fixed.pack(inputs, None), watch)
+        unknowns = residual.unknowns
+        classes = unknowns.answer(best.point).targets
+        known = replace(unknowns, targets=classes, outputs=0)
+        fixed = replace(residual, unknowns=known)
+        start = known.flat(known.leaves(unknowns.split(best.point)[0]))
+        again = self._descend(fixed, start, watch)
         trace += [TracePoint(trace[-1].restart, *row) for row in again.trace[1:]]
         return self._answer(problem, fixed, again, trace, watch, notes)

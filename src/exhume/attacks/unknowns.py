@@ -80,15 +80,16 @@ class Unknowns:
         classes = task.criterion.softmax
         return cls(relaxation, spec, None, outputs, classes, hidden)
 
-    def leaves(self, z: Tensor, random: torch.Generator) -> list[Tensor]:
+    def leaves(self, z: Tensor, random: torch.Generator | None = None) -> list[Tensor]:
         """Return a start: z, labels from N(0, 1), and the randomness at its mean.
 
         Args:
             z: of the inputs, shape [B, k].
-            random: source of the labels, on the CPU.
+            random: source of the labels, on the CPU; needed where they are sought.
         """
         labels = []
         if self.outputs:
+            assert random is not None, "labels are drawn from a generator"
             shape = (len(z), self.outputs)
             draw = torch.randn(shape, generator=random, dtype=torch.float64)
             labels = [draw.to(z)]

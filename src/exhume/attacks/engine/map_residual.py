@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from exhume.attacks.unknowns import Unknowns
 from exhume.formula import formula
-from exhume.problem.event import EventSpec
 from exhume.problem.law import Law, Whitener
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.prior import Density
@@ -20,6 +19,7 @@ from exhume.problem.tree import Tree, flatten, subtract
 __all__ = [
     "Linearisation",
     "MapResidual",
+    "PriorCurvature",
     "laplace_objective",
     "map_objective",
     "profile_objective",
@@ -139,10 +139,8 @@ class MapResidual:
         law: h, masks and noise; the identity law for an exact release.
         observed: O by name.
         weights: Σ^{-1/2}, by name, of tensors with independent noise.
-        spec: of one example.
+        unknowns: what u stands for: inputs, and perhaps labels and hidden randomness.
         batch_size: B.
-        targets: known labels, or None to optimise label logits as well.
-        classes: K, used where labels are unknown.
         prior: density of an example, or None.
         scale_known: Σ is known, and not up to one factor only: False where something
             after the noise has scaled or selected it.
@@ -153,10 +151,8 @@ class MapResidual:
     law: Law
     observed: Tree
     weights: Tree
-    spec: EventSpec
+    unknowns: Unknowns
     batch_size: int
-    targets: Tensor | None
-    classes: int
     prior: Density | None
     scale_known: bool = True
 
@@ -174,55 +170,14 @@ class MapResidual:
         the few directions that are seen, and a descent never reaches its minimum in
         the others, unless it starts from a blurred observation.
         """
-        return self.prior is not None and self.freedom < 2 * self.unknowns
-
-    def unpack(self, unknown: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut u into inputs [B, *event] and targets.
-
-        Targets that are not known are probabilities [B, K] for the cross-entropy loss,
-        and real numbers, [B, K] or [B], for any other.
-        """
-        count = self.batch_size * self.spec.dimension
-        inputs = unknown[:count].reshape(self.batch_size, *self.spec.shape)
-        if self.targets is not None:
-            return inputs, self.targets
-        end = count + self.batch_size * self.classes
-        logits = unknown[count:end].reshape(self.batch_size, self.classes)
-        if not self.task.criterion.softmax:
-            return inputs, logits.squeeze(-1) if self.classes == 1 else logits
-        return inputs, logits.softmax(dim=-1)
-
-    def pack(self, inputs: Tensor, logits: Tensor | None) -> Tensor:
-        """Undo :meth:`unpack`."""
-        parts = [inputs.reshape(-1)]
-        if self.targets is None and logits is not None:
-            parts.append(logits.reshape(-1))
-        # The client's own randomness starts at its mean.
-        parts.append(inputs.new_zeros(self._hidden))
-        return torch.cat(parts).to(self.task.dtype)
-
-    def hidden(self, unknown: Tensor) -> Tree:
-        """Cut the client's own randomness out of u, by name; empty without any."""
-        tail, result = unknown[unknown.numel() - self._hidden :], {}
-        for name, shape in self.model.hidden(self.batch_size).items():
-            size = math.prod(shape)
-            result[name], tail = tail[:size].reshape(shape), tail[size:]
-        return result
-
-    @property
-    def _hidden(self) -> int:
-        shapes = self.model.hidden(self.batch_size).values()
-        return sum(math.prod(shape) for shape in shapes)
+        return self.prior is not None and self.freedom < 2 * self.numbers
 
     def residual(self, unknown: Tensor) -> Tensor:
         """Return r(u), shape [P], differentiable in u."""
-        return self.residual_at(*self.unpack(unknown), self.hidden(unknown))
+        return self.residual_at(self.unknowns.candidate(unknown))
 
-    def residual_at(
-        self, inputs: Tensor, targets: Tensor, hidden: Mapping[str, Tensor] | None
-    ) -> Tensor:
+    def residual_at(self, candidate: Candidate) -> Tensor:
         """Return r at explicit inputs, targets and randomness of the client."""
-        candidate = Candidate(inputs, targets, {} if hidden is None else hidden)
         mean = self.law.mean(self.model.forward(self.task, candidate))
         difference = subtract(mean, self.law.keep(self.observed))
         whiten = Whitener(self.weights, self.law.covariance, self.law.mask)
@@ -236,27 +191,19 @@ class MapResidual:
 
     def objective(self, unknown: Tensor) -> float:
         """Return Φ(u)."""
-        point = unknown.detach()
-        return self.objective_at(*self.unpack(point), self.hidden(point))
+        return self.objective_at(self.unknowns.candidate(unknown.detach()))
 
-    def objective_at(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        hidden: Mapping[str, Tensor] | None = None,
-    ) -> float:
-        """Return Φ at explicit inputs and targets.
+    def objective_at(self, candidate: Candidate) -> float:
+        """Return Φ at explicit inputs, targets and randomness of the client.
 
         Args:
-            inputs: x, shape [B, *event].
-            targets: y.
-            hidden: the client's own randomness, standard normal a priori; None puts it
-                at its mean.
+            candidate: its nuisance variables are the client's own randomness, standard
+                normal a priori; without them it is at its mean.
         """
         with torch.no_grad():
-            residual = self.residual_at(inputs, targets, hidden)
-            energy = self.energy(inputs)
-            for value in () if hidden is None else hidden.values():
+            residual = self.residual_at(candidate)
+            energy = self.energy(candidate.inputs)
+            for value in candidate.nuisance.values():
                 energy = energy + 0.5 * value.square().sum()
             if not self.scale_known:
                 return float(profile_objective(residual, self.freedom, energy))
@@ -296,7 +243,8 @@ class MapResidual:
         the derivative of w ↦ Jᵀw, which is linear in w (the double-backward trick).
         """
         point = unknown.detach().requires_grad_()
-        residual = self.residual(point)
+        candidate = self.unknowns.candidate(point)
+        residual = self.residual_at(candidate)
         dummy = torch.zeros_like(residual, requires_grad=True)
         (adjoint,) = torch.autograd.grad(residual, point, dummy, create_graph=True)
         value = residual.detach()
@@ -304,9 +252,11 @@ class MapResidual:
         (slope,) = torch.autograd.grad(
             residual, point, factor * value, retain_graph=True
         )
-        inputs = self.unpack(point.detach())[0]
-        prior_slope = self._prior_slope(inputs, point.detach())
-        gradient = slope + prior_slope
+        prior = None
+        gradient = slope + self._only_hidden(point.detach())
+        if self.prior is not None:
+            prior = PriorCurvature(self.prior, point, candidate.inputs)
+            gradient = gradient + prior.slope()
 
         def product(direction: Tensor) -> Tensor:
             # A release that is flat (signs) leaves no path from the adjoint to w.
@@ -316,7 +266,8 @@ class MapResidual:
             (back,) = torch.autograd.grad(
                 residual, point, factor * image, retain_graph=True
             )
-            return back + self._prior_product(inputs, direction)
+            back = back + self._only_hidden(direction)
+            return back if prior is None else back + prior.product(direction)
 
         return Linearisation(gradient, product)
 
@@ -331,34 +282,18 @@ class MapResidual:
             return 2**0.5 / _smooth_modulus(residual)
         return 1.0
 
-    def _prior_slope(self, inputs: Tensor, point: Tensor) -> Tensor:
-        slope = self._only_hidden(point)
-        if self.prior is not None:
-            x = inputs.detach().requires_grad_()
-            (g,) = torch.autograd.grad(self.prior.energy(x), x)
-            slope[: g.numel()] = g.reshape(-1)
-        return slope
-
-    def _prior_product(self, inputs: Tensor, direction: Tensor) -> Tensor:
-        result = self._only_hidden(direction)
-        if self.prior is not None:
-            part = direction[: inputs.numel()].reshape(inputs.shape)
-            result[: inputs.numel()] = self.prior.curvature(inputs, part).reshape(-1)
-        return result
-
     def _only_hidden(self, vector: Tensor) -> Tensor:
         """Return v with zeros everywhere but in the place of the client's randomness.
 
         It is the slope at v of its energy ½‖ε‖², whose curvature is the identity.
         """
-        start = vector.numel() - self._hidden
+        start = vector.numel() - self.unknowns.hidden_size
         return torch.cat([torch.zeros_like(vector[:start]), vector[start:]])
 
     @property
-    def unknowns(self) -> int:
+    def numbers(self) -> int:
         """The number q of unknown reals: inputs, label logits, client's randomness."""
-        logits = 0 if self.targets is not None else self.batch_size * self.classes
-        return self.batch_size * self.spec.dimension + logits + self._hidden
+        return self.unknowns.numbers(self.batch_size)
 
 
 def _squares(tree: Tree) -> Tree:
@@ -376,3 +311,47 @@ class Linearisation:
 
     gradient: Tensor
     product: Callable[[Tensor], Tensor]
+
+
+class PriorCurvature:
+    """−log p(g(z)) at a point u: its slope, and products with JᵀH(x)J, J = ∂x/∂u.
+
+    The curvature of g itself is left out, as in Gauss–Newton, so that what is left is
+    positive semi-definite. One graph of g serves every product.
+
+    Args:
+        prior: of an example; it has a curvature H.
+        point: u, shape [q], requires gradients.
+        inputs: x, computed from u.
+    """
+
+    def __init__(self, prior: Density, point: Tensor, inputs: Tensor) -> None:
+        self._prior, self._point, self._inputs = prior, point, inputs
+        # Jv is the derivative of w ↦ Jᵀw, which is linear.
+        self._seed = torch.zeros_like(inputs, requires_grad=True)
+        (self._adjoint,) = torch.autograd.grad(
+            inputs, point, self._seed, create_graph=True
+        )
+
+    def slope(self) -> Tensor:
+        """Return Jᵀ∇(−log p), shape [q]."""
+        x = self._inputs.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self._prior.energy(x), x)
+        return self._pull(slope)
+
+    def product(self, direction: Tensor) -> Tensor:
+        """Return JᵀH(x)J v, shape [q].
+
+        Args:
+            direction: v, shape [q].
+        """
+        (along,) = torch.autograd.grad(
+            self._adjoint, self._seed, direction, retain_graph=True
+        )
+        return self._pull(self._prior.curvature(self._inputs.detach(), along))
+
+    def _pull(self, cotangent: Tensor) -> Tensor:
+        (back,) = torch.autograd.grad(
+            self._inputs, self._point, cotangent, retain_graph=True
+        )
+        return back

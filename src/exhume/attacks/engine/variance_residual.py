@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.map_residual import Linearisation
+from exhume.attacks.engine.map_residual import Linearisation, PriorCurvature
+from exhume.attacks.unknowns import Unknowns
 from exhume.formula import formula
-from exhume.problem.event import EventSpec
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.prior import Density
@@ -43,7 +43,7 @@ def heteroscedastic_objective(
 
 @dataclass(frozen=True, eq=False)
 class VarianceResidual:
-    """Ψ(u) and its Fisher scoring model, as functions of the flat inputs u.
+    """Ψ(u) and its Fisher scoring model, as functions of one flat unknown u.
 
     Attributes:
         task: model in the precision of the computation.
@@ -51,8 +51,7 @@ class VarianceResidual:
         law: of the release, with ``variance_at``.
         observed: O by name.
         fixed: variance of tensors that ``variance_at`` leaves out, by name.
-        spec: of one example.
-        targets: labels.
+        unknowns: what u stands for: inputs, with given labels.
         prior: density of an example, or None.
         cap: c ≥ 0; 1/v is raised by c over the median squared release of the tensor.
             Where v peaks (a coordinate whose scale vanishes) Ψ has narrow gaps that
@@ -64,18 +63,12 @@ class VarianceResidual:
     law: Law
     observed: Tree
     fixed: Tree
-    spec: EventSpec
-    targets: Tensor
+    unknowns: Unknowns
     prior: Density | None
     cap: float = 0.0
 
-    def inputs(self, unknown: Tensor) -> Tensor:
-        """Cut u into inputs [B, *event]."""
-        return unknown.reshape(-1, *self.spec.shape)
-
-    def moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """Return g(x) and v(x) of the coordinates that are not void, both [P]."""
-        candidate = Candidate(inputs, self.targets)
         mean = self.law.mean(self.model.forward_func(self.task, candidate))
         assert self.law.variance_at is not None
         own = self.law.variance_at(self.task, self.model, candidate)
@@ -94,40 +87,45 @@ class VarianceResidual:
 
     def objective(self, unknown: Tensor) -> float:
         """Return Ψ(u)."""
+        return self.objective_at(self.unknowns.candidate(unknown))
+
+    def objective_at(self, candidate: Candidate) -> float:
+        """Return Ψ at explicit inputs and labels."""
         with torch.no_grad():
-            return float(self._value(unknown))
+            return float(self._value(candidate))
 
     def linearise(self, unknown: Tensor) -> Linearisation:
         """Return ∇Ψ and products with JᵀV⁻¹J + ½ (∇log v)ᵀ(∇log v) + H_prior at u."""
-        point = unknown.detach()
-        gradient = torch.func.grad(self._value)(point)
-        at = self.moments(self.inputs(point))[1].detach().rsqrt()
+        point, candidate = unknown.detach(), self.unknowns.candidate
+        gradient = torch.func.grad(lambda u: self._value(candidate(u)))(point)
+        at = self.moments(candidate(point))[1].detach().rsqrt()
 
         def root(u: Tensor) -> Tensor:
-            mean, variance = self.moments(self.inputs(u))
+            mean, variance = self.moments(candidate(u))
             return torch.cat([at * mean, variance.log() / 2**0.5])
 
         pull: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(root, point)[1]
+        prior = self._prior_at(point)
 
         def product(direction: Tensor) -> Tensor:
             along = torch.func.jvp(root, (point,), (direction,))[1]
-            return pull(along)[0] + self._prior_product(point, direction)
+            back = pull(along)[0]
+            return back if prior is None else back + prior.product(direction)
 
         return Linearisation(gradient, product)
 
-    def _value(self, unknown: Tensor) -> Tensor:
-        inputs = self.inputs(unknown)
-        mean, variance = self.moments(inputs)
+    def _value(self, candidate: Candidate) -> Tensor:
+        mean, variance = self.moments(candidate)
         difference = flatten(self.observed)[self._kept()] - mean
-        energy = 0.0 if self.prior is None else self.prior.energy(inputs)
+        energy = 0.0 if self.prior is None else self.prior.energy(candidate.inputs)
         return heteroscedastic_objective(difference, variance, energy)
 
     def _kept(self) -> Tensor:
         ones = {n: torch.ones_like(t) for n, t in self.observed.items()}
         return flatten(self.law.keep(ones)) > 0
 
-    def _prior_product(self, point: Tensor, direction: Tensor) -> Tensor:
+    def _prior_at(self, point: Tensor) -> PriorCurvature | None:
         if self.prior is None:
-            return torch.zeros_like(direction)
-        part = self.prior.curvature(self.inputs(point), self.inputs(direction))
-        return part.reshape(-1)
+            return None
+        at = point.clone().requires_grad_()
+        return PriorCurvature(self.prior, at, self.unknowns.inputs(at))
