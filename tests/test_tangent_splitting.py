@@ -18,6 +18,8 @@ from exhume.attacks.engine.tangent_features import PlainFeatures, TangentFeature
 from exhume.attacks.engine.tangent_newton import half_residual
 from exhume.attacks.engine.tangent_splitting import split_apart, splitting_matrix
 from exhume.attacks.engine.tangent_view import TangentView, tangent_view
+from exhume.attacks.relaxations.identity import InUnits
+from exhume.attacks.unknowns import Unknowns
 from exhume.attacks.weights.splitting import smallest_eigenpair
 from exhume.errors import InvalidInput, Unsuited
 from exhume.observations.fine_tuning import FineTuning
@@ -28,13 +30,15 @@ from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import Problem
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.reconstruction import Stopwatch
+from exhume.problem.relaxation import Units
 from exhume.problem.task import Task
 from exhume.problem.world import World
 from test_fine_tuning import changed, digits, hits, noise, wide
 from toys import GRAY, homogeneous, make_world, reveal, seeded
 
 LIMIT = FineTuning(linearised=True)
-MIDDLE = torch.full(GRAY.shape, 0.5, dtype=torch.float64)
+PIXELS = Unknowns(InUnits(GRAY, Units()), GRAY)
+MIDDLE = torch.full((GRAY.dimension,), 0.5, dtype=torch.float64)
 
 
 def seen(problem) -> TangentView:
@@ -73,7 +77,8 @@ def test_the_splitting_matrix_predicts_the_change_of_the_misfit(kind, observatio
     a = noise((2, 3), 4) / 10
     before = misfit(features, x, a)
     for i in range(2):
-        product = splitting_matrix(features, x, a, i)
+        z = x.flatten(1)
+        product = splitting_matrix(features, PIXELS.relaxation, z, a, i)
         curvature, v = smallest_eigenpair(product, x[i].flatten())
         step = v.reshape(x[i].shape)
         gains = []
@@ -95,7 +100,8 @@ def test_a_network_without_curvature_cannot_be_split():
     problem, own = changed(Gradient(), Task(net))
     features = seen(problem).features()
     assert explain(features, own.inputs[:2]).residual > 1e-3
-    assert split_apart(features, own.inputs[:2], MIDDLE, 1) is None
+    z = own.inputs[:2].flatten(1)
+    assert split_apart(features, PIXELS.relaxation, z, MIDDLE, 1) is None
 
 
 def test_a_merged_candidate_escapes():
@@ -103,23 +109,31 @@ def test_a_merged_candidate_escapes():
     problem, own = changed(LIMIT)
     view = seen(problem)
     descent = ProjectionDescent(
-        view=view, step_size=0.02, box=0.01, deadline=math.inf, watch=Stopwatch()
+        view=view,
+        unknowns=PIXELS,
+        step_size=0.02,
+        box=0.01,
+        deadline=math.inf,
+        watch=Stopwatch(),
     )
-    merged = own.inputs[1:3].mean(dim=0, keepdim=True)
-    start = torch.cat([own.inputs[[0, 3]], merged])
-    stalled = descent.polish(start, 150, POLISH_RIDGE)
     features = view.features()
-    before = explain(features, stalled).residual
+
+    def left(z):
+        return explain(features, PIXELS.inputs([z])).residual
+
+    merged = own.inputs[1:3].mean(dim=0, keepdim=True)
+    start = torch.cat([own.inputs[[0, 3]], merged]).flatten(1)
+    stalled = descent.polish(start, 150, POLISH_RIDGE)
+    before = left(stalled)
     assert before > 1e-3
-    again = explain(features, descent.polish(stalled, 50, POLISH_RIDGE)).residual
-    assert again > 0.9 * before
-    halves = split_apart(features, stalled, MIDDLE, 1)
+    assert left(descent.polish(stalled, 50, POLISH_RIDGE)) > 0.9 * before
+    halves = split_apart(features, PIXELS.relaxation, stalled, MIDDLE, 1)
     assert halves is not None
     assert len(halves) == 4
-    assert explain(features, halves).residual < before
+    assert left(halves) < before
     found = descent.refine(descent.polish(halves, 150, POLISH_RIDGE), 60, 100)
-    assert explain(features, found).residual < 1e-6 * before
-    assert hits(found, own) == len(own)
+    assert left(found) < 1e-6 * before
+    assert hits(PIXELS.inputs([found]), own) == len(own)
 
 
 WEAK = {"candidates": 1, "iterations": 20, "polish": 25, "newton": 5}

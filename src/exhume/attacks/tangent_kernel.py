@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -19,6 +19,8 @@ from exhume.attacks.engine.projection_descent import (
 from exhume.attacks.engine.tangent_notes import agreement, tangent_notes
 from exhume.attacks.engine.tangent_splitting import split_apart
 from exhume.attacks.engine.tangent_view import TangentView, tangent_view
+from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
+from exhume.config import chosen
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.problem.attack import Attack
@@ -30,6 +32,7 @@ from exhume.problem.reconstruction import (
     Stopwatch,
     TracePoint,
 )
+from exhume.problem.relaxation import Relaxation, Units
 
 __all__ = ["TangentKernel"]
 
@@ -76,9 +79,11 @@ class TangentKernel(Attack):
         seconds: CPU seconds over all restarts; None for no limit.
         points: where features are taken between Θ_0 and Θ_T, as shares of the way;
             empty takes (0,) where that is exact, and both ends, (0, 1), otherwise.
-        step_size: of Adam, in units of the range of an example.
+        step_size: of Adam, in units of the range of an example, or in those of a
+            relaxation that has its own.
         spread: standard deviation of the start around the centre, likewise.
         box: weight of the penalty outside of the range.
+        relaxation: what is varied, x = g(z), by name, with options, or as an object.
 
     Raises:
         InvalidInput: an option is out of range.
@@ -97,6 +102,9 @@ class TangentKernel(Attack):
     step_size: float = 0.02
     spread: float = 0.2
     box: float = 0.01
+    relaxation: RelaxationChoice = field(
+        default="identity", metadata=chosen("relaxation")
+    )
 
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
@@ -170,22 +178,27 @@ class TangentKernel(Attack):
         view = tangent_view(problem, self.points)
         if view is None:
             return _unmoved(problem, watch)
+        unknowns = self._unknowns(problem)
         best, residual, trace, starts = None, math.inf, [], []
         for restart in range(self.restarts):
-            descent = self._descent(view, watch, restart)
+            descent = self._descent(view, unknowns, watch, restart)
             found = self._once(problem, descent, generator(key, "restart", restart))
             trace += descent.trace
-            value = explain(view.features(), found).residual
+            inputs = unknowns.inputs([found])
+            value = explain(view.features(), inputs).residual
             watch.count()
-            starts.append((value, found))
+            starts.append((value, inputs))
             if best is None or value < residual:
                 best, residual = found, value
             if residual <= _EXPLAINED or descent.late:
                 break
         assert best is not None  # restarts ≥ 1
         late = self.seconds is not None and watch.cpu_seconds >= self.seconds
-        spread = agreement(starts, _middle(problem).to(best))
-        return self._answer(problem, view, best, trace, watch, late=late, spread=spread)
+        middle = _middle(problem, unknowns.relaxation).to(best)
+        spread = agreement(starts, middle)
+        return self._answer(
+            problem, view, unknowns, best, trace, watch, late=late, spread=spread
+        )
 
     def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
         """Return the plain residual ‖O − Σ a φ‖² / ‖O‖² at the best weights."""
@@ -195,15 +208,23 @@ class TangentKernel(Attack):
             return 0.0
         return explain(view.features(), inputs.to(torch.float64)).residual
 
+    def _unknowns(self, problem: Problem) -> Unknowns:
+        """Return what is looked for, in units of the range."""
+        peak = problem.spec.peak or 1.0
+        scale = centre(problem).double().new_tensor(peak)
+        units = Units() if peak == 1 else Units(scale=scale)
+        relaxation = fit_relaxation(self.relaxation, problem, units)
+        return Unknowns(relaxation, problem.spec)
+
     def _descent(
-        self, view: TangentView, watch: Stopwatch, restart: int
+        self, view: TangentView, unknowns: Unknowns, watch: Stopwatch, restart: int
     ) -> ProjectionDescent:
         limit = math.inf if self.seconds is None else self.seconds
-        peak = view.spec.peak or 1.0
         return ProjectionDescent(
             view=view,
-            step_size=self.step_size * peak,
-            box=self.box / peak**2,
+            unknowns=unknowns,
+            step_size=self.step_size,
+            box=self.box / (view.spec.peak or 1.0) ** 2,
             deadline=limit,
             watch=watch,
             restart=restart,
@@ -215,49 +236,57 @@ class TangentKernel(Attack):
         """Search from one start; where it stalls, add candidates and search on.
 
         Gauss–Newton ends in an exact explanation or shows that an example is missing;
-        what added candidates find replaces what explains least.
+        what added candidates find replaces what explains least. Returns z, [B, k].
         """
         count: int = problem.require(Fact.BATCH_SIZE)
-        middle = _middle(problem).to(torch.float64)
-        features = descent.view.features()
-        x = self._draw(problem, middle, self.candidates * count, random)
-        x = descent.search(x, self.iterations)
-        best, residual, split = x, math.inf, self.escape == "split"
+        features, unknowns = descent.view.features(), descent.unknowns
+        middle = _middle(problem, unknowns.relaxation)
+        z = self._draw(unknowns, middle, self.candidates * count, random)
+        z = descent.search(z, self.iterations)
+        best, residual, split = z, math.inf, self.escape == "split"
         for attempt in range(1 + self.rounds):
             if attempt:
                 added = _halved(descent, best, middle, count) if split else None
                 if added is None and residual <= _MISMATCH:
-                    fresh = self._draw(problem, middle, max(count // 2, 1), random)
+                    fresh = self._draw(unknowns, middle, max(count // 2, 1), random)
                     added = torch.cat([best, fresh])
                 if added is None:
                     break
-                x = added
-            if len(x) > count:
-                x = descent.reduced(x, len(x), middle)
-                x = descent.polish(x, self.polish, POLISH_RIDGE)
-                x = descent.reduced(x, count, middle)
-                x = descent.polish(x, self.polish, POLISH_RIDGE)
-            x = descent.refine(x, self.newton, self.inner_iterations)
-            value = explain(features, x).residual
+                z = added
+            if len(z) > count:
+                z = descent.reduced(z, len(z), middle)
+                z = descent.polish(z, self.polish, POLISH_RIDGE)
+                z = descent.reduced(z, count, middle)
+                z = descent.polish(z, self.polish, POLISH_RIDGE)
+            z = descent.refine(z, self.newton, self.inner_iterations)
+            value = explain(features, unknowns.inputs([z])).residual
             # A split that did not help would be made again.
             split = split and value < residual
             if value < residual:
-                best, residual = x, value
+                best, residual = z, value
             if residual <= _EXPLAINED or descent.late:
                 break
         return best
 
     def _draw(
-        self, problem: Problem, middle: Tensor, count: int, random: torch.Generator
+        self, unknowns: Unknowns, middle: Tensor, count: int, random: torch.Generator
     ) -> Tensor:
-        shape = (count, *problem.spec.shape)
-        draw = torch.randn(shape, generator=random, dtype=torch.float64)
-        return middle + self.spread * (problem.spec.peak or 1.0) * draw.to(middle)
+        """Draw z around that of the centre, as examples where all can be reached."""
+        relaxation, spec = unknowns.relaxation, unknowns.spec
+        if relaxation.onto:
+            draw = torch.randn(
+                (count, *spec.shape), generator=random, dtype=torch.float64
+            )
+            x = middle + self.spread * (spec.peak or 1.0) * draw.to(middle)
+            return relaxation.encode(x)
+        draw = relaxation.draw(random, count).to(middle)
+        return relaxation.project(relaxation.encode(middle[None]) + self.spread * draw)
 
     def _answer(
         self,
         problem: Problem,
         view: TangentView,
+        unknowns: Unknowns,
         found: Tensor,
         trace: list[TracePoint],
         watch: Stopwatch,
@@ -266,16 +295,16 @@ class TangentKernel(Attack):
         spread: float | None,
     ) -> Reconstruction:
         dtype = problem.require(Fact.WEIGHTS).dtype
-        inputs = problem.spec.clamp(found.to(dtype))
-        told = explain(view.features(), inputs.to(torch.float64))
-        density = sum(t.numel() for t in view.values.values()) / inputs.numel()
+        inputs = unknowns.harden(unknowns.inputs([found]).to(dtype))
+        fit = explain(view.features(), inputs.to(torch.float64))
+        density = sum(t.numel() for t in view.values.values()) / found.numel()
         outcome = Outcome.TIME_LIMIT if late else Outcome.ITERATION_LIMIT
-        if told.residual <= _EXPLAINED:
+        if fit.residual <= _EXPLAINED:
             outcome = Outcome.TOLERANCE
         return Reconstruction(
             inputs=inputs,
-            targets=_typed(view.labels(problem, inputs.double(), told.weights), dtype),
-            objective=told.residual,
+            targets=_typed(view.labels(problem, inputs.double(), fit.weights), dtype),
+            objective=fit.residual,
             outcome=outcome,
             cost=watch.cost(),
             trace=tuple(trace),
@@ -283,27 +312,35 @@ class TangentKernel(Attack):
             notes=(
                 *view.notes,
                 _origin(problem),
-                *tangent_notes(told.residual, told.scores, density, spread),
+                *tangent_notes(fit.residual, fit.scores, density, spread),
             ),
         )
 
 
 def _halved(
-    descent: ProjectionDescent, inputs: Tensor, middle: Tensor, count: int
+    descent: ProjectionDescent, z: Tensor, middle: Tensor, count: int
 ) -> Tensor | None:
     """Return candidates of which up to half are split; None where that is no use."""
-    view = descent.view
-    descent.watch.count(inputs[0].numel())
+    view, relaxation = descent.view, descent.unknowns.relaxation
+    descent.watch.count(z[0].numel())
     features = view.features(_BLUNT if view.has_kinks else None)
-    return split_apart(features, inputs, middle, max(count // 2, 1))
+    centre = relaxation.encode(middle[None])[0]
+    return split_apart(features, relaxation, z, centre, max(count // 2, 1))
 
 
-def _middle(problem: Problem) -> Tensor:
-    """Return the mean public example, else that of the prior, else the centre."""
+def _middle(problem: Problem, relaxation: Relaxation) -> Tensor:
+    """Return what is common to examples: the mean public one, else a central one.
+
+    That is the mean of a prior or the centre of the range, and x = g(0) where not every
+    example can be reached.
+    """
     public = problem.public
     if public is not UNKNOWN:
-        return problem.spec.clamp(public.inputs.mean(dim=0))
-    return centre(problem)
+        return problem.spec.clamp(public.inputs.mean(dim=0)).double()
+    like = centre(problem).double()
+    if relaxation.onto:
+        return like
+    return relaxation.decode(like.new_zeros(1, relaxation.size))[0]
 
 
 def _typed(targets: Tensor, dtype: torch.dtype) -> Tensor:

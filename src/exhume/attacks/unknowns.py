@@ -13,6 +13,7 @@ from torch import Tensor
 from exhume.attacks.engine.labels import label_note, recover_labels
 from exhume.config import build
 from exhume.errors import InvalidInput, MissingKnowledge
+from exhume.formula import formula
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import Candidate
@@ -24,6 +25,7 @@ __all__ = [
     "Point",
     "RelaxationChoice",
     "Unknowns",
+    "box_penalty",
     "fit_relaxation",
     "resolve_targets",
 ]
@@ -150,10 +152,32 @@ class Unknowns:
         """Return the nearest inputs that can be examples: inside of their range."""
         return self.spec.clamp(inputs)
 
+    def outside(self, inputs: Tensor) -> Tensor:
+        """Return how far inputs leave the range of their event, see box_penalty."""
+        return box_penalty(inputs, self.spec.low, self.spec.high)
+
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest feasible point of a flat vector."""
         z, *others = self.split(point)
         return self.flat([self.relaxation.project(z), *others])
+
+
+@formula(
+    r"\sum (x - h)_+^2 + \sum (\ell - x)_+^2",
+    reference="Haim et al. (NeurIPS 2022), eq. 7; Loo et al. (ICLR 2024), their code",
+)
+def box_penalty(inputs: Tensor, low: float | None, high: float | None) -> Tensor:
+    """Return how far inputs leave their range, summed squares.
+
+    Args:
+        inputs: x, shape [M, *event].
+        low: ℓ, or None without a range.
+        high: h.
+    """
+    if low is None or high is None:
+        return inputs.new_zeros(())
+    above, below = torch.relu(inputs - high), torch.relu(low - inputs)
+    return above.square().sum() + below.square().sum()
 
 
 def _real(free: Tensor) -> Tensor:

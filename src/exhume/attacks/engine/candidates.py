@@ -9,7 +9,13 @@ from torch import Tensor
 
 from exhume.formula import formula
 
-__all__ = ["Candidates", "candidate_scores", "correlations", "merge_duplicates"]
+__all__ = [
+    "Candidates",
+    "candidate_scores",
+    "correlations",
+    "merge_duplicates",
+    "weighted_mean",
+]
 
 # An example without any contrast correlates with nothing.
 _FLAT = 1e-12
@@ -108,7 +114,7 @@ def merge_duplicates(
         joined = [i for i in left if i == leader or float(alike[leader, i]) > threshold]
         groups.append(tuple(joined))
         left = [i for i in left if i not in joined]
-    means = [_mean(inputs, scores, torch.tensor(group)) for group in groups]
+    means = [weighted_mean(inputs, scores, group) for group in groups]
     sums = torch.stack([scores[list(group)].sum() for group in groups])
     order = sums.argsort(descending=True, stable=True)
     return Candidates(
@@ -118,10 +124,18 @@ def merge_duplicates(
     )
 
 
-def _mean(inputs: Tensor, scores: Tensor, group: Tensor) -> Tensor:
-    weights = scores[group].clamp_min(0)
+def weighted_mean(rows: Tensor, scores: Tensor, group: tuple[int, ...]) -> Tensor:
+    """Return Σ s_i r_i / Σ s_i over a group of rows; the first one where all s_i ≤ 0.
+
+    Args:
+        rows: r, shape [M, ...].
+        scores: s, shape [M].
+        group: indices, the leader first.
+    """
+    members = list(group)
+    weights = scores[members].clamp_min(0)
     total = weights.sum()
     if not total > 0:
-        return inputs[group[0]]
-    share = (weights / total).reshape(-1, *[1] * (inputs.dim() - 1))
-    return (share * inputs[group]).sum(dim=0)
+        return rows[members[0]]
+    share = (weights / total).reshape(-1, *[1] * (rows.dim() - 1))
+    return (share * rows[members]).sum(dim=0)

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.candidates import candidate_scores, merge_duplicates
+from exhume.attacks.engine.candidates import (
+    candidate_scores,
+    merge_duplicates,
+    weighted_mean,
+)
 from exhume.attacks.engine.tangent_features import TangentFeatures
 from exhume.attacks.engine.tangent_newton import gauss_newton
 from exhume.attacks.engine.tangent_view import TangentView
@@ -19,7 +23,7 @@ from exhume.attacks.engine.variable_projection import (
     self_blocks,
     sharpness_schedule,
 )
-from exhume.formula import formula
+from exhume.attacks.unknowns import Unknowns
 from exhume.problem.reconstruction import Stopwatch, TracePoint
 
 __all__ = [
@@ -30,7 +34,6 @@ __all__ = [
     "SEARCH_RIDGE",
     "Explained",
     "ProjectionDescent",
-    "box_penalty",
     "explain",
 ]
 
@@ -56,22 +59,6 @@ _ALIKE = (0.9, 0.95, 0.98, 0.99, 0.999, math.inf)
 _TRACE_POINTS = 100
 # Quasi-Newton steps between two looks at the clock.
 _PORTION = 25
-
-
-@formula(
-    r"\sum (x - h)_+^2 + \sum (\ell - x)_+^2",
-    reference="Haim et al., NeurIPS 2022; Loo et al., ICLR 2024 (code of the authors)",
-)
-def box_penalty(inputs: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return how far inputs leave their range, summed squares.
-
-    Args:
-        inputs: x, shape [M, *event].
-        low: ℓ, broadcastable.
-        high: h, likewise.
-    """
-    above, below = torch.relu(inputs - high), torch.relu(low - inputs)
-    return above.square().sum() + below.square().sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +97,15 @@ def explain(
 
 @dataclass(eq=False)
 class ProjectionDescent:
-    """Minimise log(projected loss) + w · box over candidates of one problem.
+    """Minimise log(projected loss) + w · box over candidates x = g(z) of one problem.
 
     The logarithm keeps gradients of one size while the loss falls by orders of
     magnitude, where the loss itself would leave Adam and L-BFGS standing.
 
     Attributes:
         view: the problem.
-        step_size: of Adam.
+        unknowns: what z stands for.
+        step_size: of Adam, in units of z.
         box: w, weight of the penalty outside of the range.
         deadline: CPU seconds of the watch after which nothing more is begun.
         watch: counts evaluations and time.
@@ -127,6 +115,7 @@ class ProjectionDescent:
     """
 
     view: TangentView
+    unknowns: Unknowns
     step_size: float
     box: float
     deadline: float
@@ -139,11 +128,11 @@ class ProjectionDescent:
         """Run Adam, the ReLUs smooth at first; its rate falls twice at the end.
 
         Args:
-            start: x₀, shape [M, *event].
+            start: z₀, shape [M, k].
             iterations: steps.
         """
-        x = start.clone().requires_grad_()
-        optimiser = torch.optim.Adam([x], lr=self.step_size)
+        z = start.clone().requires_grad_()
+        optimiser = torch.optim.Adam([z], lr=self.step_size)
         kinks, features = self.view.has_kinks, self.view.features()
         for i in range(iterations):
             share = i / iterations
@@ -155,25 +144,26 @@ class ProjectionDescent:
                 features = self.view.features(beta)
             rate = 1.0 if share < 0.6 else 0.3 if share < 0.8 else 0.1
             optimiser.param_groups[0]["lr"] = self.step_size * rate
-            value = self._gradient(x, features, SEARCH_RIDGE, iterations)
+            value = float(self._evaluate(z, features, SEARCH_RIDGE, iterations))
             if not math.isfinite(value) or self.late:
                 break
             optimiser.step()
-        return self._sound(x, start)
+            self._project(z)
+        return self._sound(z, start)
 
     def polish(self, start: Tensor, iterations: int, ridge: float) -> Tensor:
         """Run L-BFGS with a line search.
 
         Args:
-            start: x₀, shape [M, *event].
+            start: z₀, shape [M, k].
             iterations: quasi-Newton steps.
             ridge: share of the mean diagonal of K.
         """
-        x = start.clone().requires_grad_()
+        z = start.clone().requires_grad_()
         sharp = _SHARP if self.view.has_kinks else None
         features = self.view.features(sharp)
         optimiser = torch.optim.LBFGS(
-            [x],
+            [z],
             max_iter=_PORTION,
             history_size=50,
             tolerance_grad=0.0,
@@ -183,26 +173,27 @@ class ProjectionDescent:
         for _ in range(math.ceil(iterations / _PORTION)):
             if self.late:
                 break
-            optimiser.step(lambda: self._evaluate(x, features, ridge, iterations))
-        return self._sound(x, start)
+            optimiser.step(lambda: self._evaluate(z, features, ridge, iterations))
+            self._project(z)
+        return self._sound(z, start)
 
     def refine(self, start: Tensor, iterations: int, inner_iterations: int) -> Tensor:
         """Run Gauss–Newton, kinks as they are, where the model fits at all.
 
         Args:
-            start: x₀, shape [M, *event].
+            start: z₀, shape [M, k].
             iterations: steps at most.
             inner_iterations: conjugate-gradient products per step.
         """
         features = self.view.features()
-        told = explain(features, start, POLISH_RIDGE)
-        if told.residual > _NO_FIT or iterations == 0 or self.late:
+        fit = explain(features, self.unknowns.inputs([start]), POLISH_RIDGE)
+        if fit.residual > _NO_FIT or iterations == 0 or self.late:
             return start
-        weights = told.weights.flatten()
         found, course = gauss_newton(
             features,
+            self.unknowns.relaxation,
             start,
-            weights,
+            fit.weights.flatten(),
             ridge=NEWTON_RIDGE,
             iterations=iterations,
             inner_iterations=inner_iterations,
@@ -221,44 +212,43 @@ class ProjectionDescent:
         """Whether the time is over."""
         return self.watch.cpu_seconds >= self.deadline
 
-    def reduced(self, inputs: Tensor, count: int, centre: Tensor) -> Tensor:
+    def reduced(self, z: Tensor, count: int, centre: Tensor) -> Tensor:
         """Merge duplicates and return the candidates that explain most, at most count.
 
         Args:
-            inputs: x, shape [M, *event].
+            z: shape [M, k].
             count: how many are wanted; fewer only if there are fewer candidates.
-            centre: common to all examples.
+            centre: common to all examples, shape [*event].
         """
+        inputs = self.unknowns.inputs([z])
         scores = explain(self.view.features(), inputs, SEARCH_RIDGE).scores
-        found = None
+        groups: tuple[tuple[int, ...], ...] = ()
         for alike in _ALIKE:
             found = merge_duplicates(inputs, scores, centre=centre, threshold=alike)
-            if len(found.inputs) >= count:
+            groups = found.members
+            if len(groups) >= count:
                 break
-        assert found is not None
-        return found.inputs[:count]
+        return torch.stack([weighted_mean(z, scores, g) for g in groups[:count]])
 
     def _evaluate(
-        self, x: Tensor, features: TangentFeatures, ridge: float, iterations: int
+        self, z: Tensor, features: TangentFeatures, ridge: float, iterations: int
     ) -> Tensor:
+        x = self.unknowns.inputs([z])
         gram, moment = features.products(x)
         loss = projected_loss(gram, moment, features.energy, ridge)
         value = torch.log(loss.abs() + _FLOOR)
-        where = self.view.region
-        if where is not None and self.box > 0:
-            low, high = where.low.to(x), where.high.to(x)
-            value = value + self.box * box_penalty(where.seen(x), low, high)
-        (x.grad,) = torch.autograd.grad(value, x)
+        if self.box > 0:
+            value = value + self.box * self.unknowns.outside(x)
+        (z.grad,) = torch.autograd.grad(value, z)
         self.watch.count()
         if self.steps % max(1, iterations // _TRACE_POINTS) == 0:
             self._note(float(loss.detach()))
         self.steps += 1
         return value.detach()
 
-    def _gradient(
-        self, x: Tensor, features: TangentFeatures, ridge: float, iterations: int
-    ) -> float:
-        return float(self._evaluate(x, features, ridge, iterations))
+    def _project(self, z: Tensor) -> None:
+        with torch.no_grad():
+            z.copy_(self.unknowns.relaxation.project(z))
 
     def _note(self, loss: float) -> None:
         if math.isfinite(loss):
@@ -268,6 +258,6 @@ class ProjectionDescent:
             self.trace.append(point)
 
     @staticmethod
-    def _sound(x: Tensor, start: Tensor) -> Tensor:
-        found = x.detach()
+    def _sound(z: Tensor, start: Tensor) -> Tensor:
+        found = z.detach()
         return found if bool(torch.isfinite(found).all()) else start

@@ -22,6 +22,7 @@ from exhume.attacks.engine.variable_projection import (
 )
 from exhume.formula import formula
 from exhume.problem.reconstruction import Stopwatch
+from exhume.problem.relaxation import Relaxation
 
 __all__ = ["ProjectedFit", "gauss_newton", "half_residual"]
 
@@ -59,19 +60,29 @@ class ProjectedFit:
 
     Attributes:
         features: with the observation.
-        shape: of x, [M, *event].
-        unit: what x is divided by, one number per example, shape [M, 1, …].
+        relaxation: x = g(z).
+        unit: what z is divided by, one number per example, shape [M, 1].
         ridge: share of the mean diagonal of K.
     """
 
     features: TangentFeatures
-    shape: tuple[int, ...]
+    relaxation: Relaxation
     unit: Tensor
     ridge: float
 
+    def variable(self, unknown: Tensor) -> Tensor:
+        """Return z, shape [M, k]."""
+        return self.unit * unknown.reshape(len(self.unit), -1)
+
     def inputs(self, unknown: Tensor) -> Tensor:
-        """Return x."""
-        return self.unit * unknown.reshape(self.shape)
+        """Return x, shape [M, *event]."""
+        return self.relaxation.decode(self.variable(unknown))
+
+    def project(self, unknown: Tensor) -> Tensor:
+        """Return the nearest feasible unknown."""
+        z = self.variable(unknown)
+        inside = self.relaxation.project(z)
+        return unknown if inside is z else (inside / self.unit).flatten()
 
     def objective(self, unknown: Tensor) -> float:
         """Return ½ min_a ‖v − Σ a φ‖²."""
@@ -106,7 +117,8 @@ class ProjectedFit:
 
 def gauss_newton(
     features: TangentFeatures,
-    inputs: Tensor,
+    relaxation: Relaxation,
+    start: Tensor,
     weights: Tensor,
     *,
     ridge: float,
@@ -120,8 +132,9 @@ def gauss_newton(
 
     Args:
         features: with the observation.
-        inputs: x, shape [M, *event].
-        weights: a at the start, shape [R], for the units of x.
+        relaxation: x = g(z).
+        start: z₀, shape [M, k].
+        weights: a at the start, shape [R], for the units of z.
         ridge: share of the mean diagonal of K.
         iterations: Levenberg–Marquardt steps at most.
         inner_iterations: conjugate-gradient products per step.
@@ -130,11 +143,10 @@ def gauss_newton(
         watch: counts evaluations and time.
 
     Returns:
-        x, and the course of ½‖v − Σ a φ‖².
+        z, and the course of ½‖v − Σ a φ‖².
     """
-    fit = ProjectedFit(
-        features, tuple(inputs.shape), _unit(features, inputs, weights), ridge
-    )
+    unit = _unit(features, relaxation.decode(start), weights)
+    fit = ProjectedFit(features, relaxation, unit, ridge)
     limits = Limits(
         iterations=iterations,
         evaluations=2**62,
@@ -143,9 +155,9 @@ def gauss_newton(
         tolerance=0.5 * tolerance * features.energy,
         stall=1e-9,
     )
-    start = (inputs / fit.unit).flatten()
-    found = levenberg_marquardt(fit, start, limits, watch, lambda u: u)
-    return fit.inputs(found.point).detach(), found
+    first = (start / unit).flatten()
+    found = levenberg_marquardt(fit, first, limits, watch, fit.project)
+    return fit.variable(found.point).detach(), found
 
 
 def _unit(features: TangentFeatures, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -158,4 +170,4 @@ def _unit(features: TangentFeatures, inputs: Tensor, weights: Tensor) -> Tensor:
     table = weights.reshape(len(inputs), -1)
     effects = candidate_scores(table, self_blocks(gram, len(inputs))).sqrt()
     effects = effects.clamp_min(_WEAK * float(effects.max()) + _TINY)
-    return (1 / effects).reshape(-1, *[1] * (inputs.dim() - 1))
+    return (1 / effects)[:, None]

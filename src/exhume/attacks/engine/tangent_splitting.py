@@ -11,6 +11,7 @@ from exhume.attacks.engine.projection_descent import explain
 from exhume.attacks.engine.tangent_features import TangentFeatures
 from exhume.attacks.weights.splitting import smallest_eigenpair
 from exhume.formula import formula
+from exhume.problem.relaxation import Relaxation
 
 __all__ = ["split_apart", "splitting_matrix"]
 
@@ -22,31 +23,37 @@ _SHARES = tuple(2.0**-k for k in range(9))
 @formula(
     r"\tfrac12\lVert r(\text{split}) \rVert^2 - \tfrac12\lVert r \rVert^2 ="
     r" \tfrac{\epsilon^2}{2} v^\top S_i v + O(\epsilon^4),\qquad"
-    r" S_i = -\sum_c a_{ic} \nabla_x^2 \langle r, \nabla_\Theta f_c(x) \rangle"
-    r" \big|_{x_i},\quad r = v - \sum_{jc} a_{jc} \nabla_\Theta f_c(x_j)",
+    r" S_i = -\sum_c a_{ic} \nabla_z^2 \langle r, \nabla_\Theta f_c(g(z)) \rangle"
+    r" \big|_{z_i},\quad r = v - \sum_{jc} a_{jc} \nabla_\Theta f_c(x_j)",
     reference="Shen, Wang, Qian and Lei (arXiv 2602.08723), with many outputs",
 )
 def splitting_matrix(
-    features: TangentFeatures, inputs: Tensor, weights: Tensor, index: int
+    features: TangentFeatures,
+    relaxation: Relaxation,
+    points: Tensor,
+    weights: Tensor,
+    index: int,
 ) -> Callable[[Tensor], Tensor]:
-    """Return v ↦ S_i v: how the misfit bends if a candidate becomes two at x ± εv.
+    """Return v ↦ S_i v: how the misfit bends if a candidate becomes two at z ± εv.
 
     Each half has half the weights. The residual is fixed and enters by the inner
     products of features alone, so that it is never formed.
 
     Args:
         features: with the observation.
-        inputs: x, shape [M, *event].
+        relaxation: x = g(z).
+        points: z, shape [M, k].
         weights: a, shape [M, points · outputs].
         index: i.
 
     Returns:
-        a function of v, shape [d], that may be called often.
+        a function of v, shape [k], that may be called often.
     """
-    all_inputs = inputs.detach()
-    at = all_inputs[index : index + 1].clone().requires_grad_()
-    _, moment = features.products(at)
-    pull = moment - features.cross(at, all_inputs) @ weights.flatten()
+    every = relaxation.decode(points.detach())
+    at = points[index : index + 1].detach().clone().requires_grad_()
+    own = relaxation.decode(at)
+    _, moment = features.products(own)
+    pull = moment - features.cross(own, every) @ weights.flatten()
     (first,) = torch.autograd.grad(
         weights[index].dot(pull), at, create_graph=True, materialize_grads=True
     )
@@ -67,50 +74,53 @@ def splitting_matrix(
 
 
 def split_apart(
-    features: TangentFeatures, inputs: Tensor, centre: Tensor, most: int
+    features: TangentFeatures,
+    relaxation: Relaxation,
+    points: Tensor,
+    centre: Tensor,
+    most: int,
 ) -> Tensor | None:
     """Split the candidates that gain most, as far apart as explains most.
 
     Args:
         features: with the observation.
-        inputs: x at a stall, shape [M, *event].
-        centre: common to all examples, the unit of the distance.
+        relaxation: x = g(z).
+        points: z at a stall, shape [M, k].
+        centre: z of what is common to all examples, the unit of the distance, [k].
         most: candidates that are split at most.
 
     Returns:
-        x with both halves, up to [M + most, *event]; None if no split lowers the
-        misfit.
+        z with both halves, up to [M + most, k]; None if no split lowers the misfit.
     """
-    told = explain(features, inputs)
+    before = explain(features, relaxation.decode(points))
     found = []
-    for i, x in enumerate(inputs):
-        product = splitting_matrix(features, inputs, told.weights, i)
-        if not bool(product(torch.ones_like(x.flatten())).any()):
+    for i, z in enumerate(points):
+        product = splitting_matrix(features, relaxation, points, before.weights, i)
+        if not bool(product(torch.ones_like(z)).any()):
             # Where a candidate is dead, Lanczos has nothing to begin with.
             continue
-        curvature, direction = smallest_eigenpair(product, x.flatten())
+        curvature, direction = smallest_eigenpair(product, z)
         found.append((curvature, i, direction))
     # Rounding leaves curvatures of either sign where there is none.
     chosen = sorted((f for f in found if f[0] < 0), key=lambda f: f[0])[:most]
-    best, residual = None, told.residual
+    best, residual = None, before.residual
     for share in _SHARES:
-        halves = _halves(inputs, centre, chosen, share)
-        value = explain(features, halves).residual
+        halves = _halves(points, centre, chosen, share)
+        value = explain(features, relaxation.decode(halves)).residual
         if value < residual:
             best, residual = halves, value
     return best
 
 
 def _halves(
-    inputs: Tensor,
+    points: Tensor,
     centre: Tensor,
     chosen: list[tuple[float, int, Tensor]],
     share: float,
 ) -> Tensor:
-    first, second = inputs.clone(), []
+    first, second = points.clone(), []
     for _, i, direction in chosen:
-        far = share * (inputs[i] - centre).norm()
-        step = far * direction.reshape(inputs[i].shape)
-        first[i] = inputs[i] + step
-        second.append(inputs[i] - step)
+        far = share * (points[i] - centre).norm()
+        first[i] = points[i] + far * direction
+        second.append(points[i] - far * direction)
     return torch.cat([first, torch.stack(second)]) if second else first

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.inside_span import Region, region
 from exhume.attacks.engine.linear_layer import entry_weights
 from exhume.attacks.engine.tangent_features import TangentFeatures, make_features
 from exhume.attacks.engine.variable_projection import softened
@@ -55,11 +53,6 @@ class TangentView:
         if sharpness is not None:
             task = softened(task, sharpness) or task
         return make_features(task, self.points, self.values, self.precisions, self.spec)
-
-    @cached_property
-    def region(self) -> Region | None:
-        """Where the inputs must stay."""
-        return region(self.task, self.spec)
 
     @property
     def has_kinks(self) -> bool:
