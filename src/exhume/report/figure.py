@@ -72,7 +72,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Legend:
-    """One line of a legend: ``kind`` is series, chance, other or bound."""
+    """One line of a legend: ``kind`` is curve, chance, other or bound."""
 
     kind: str
     index: int

@@ -46,7 +46,7 @@ _EXACT = 10.0
 def legend(scenario: Scenario) -> list[Legend]:
     """List what the lines of the error plots mean."""
     items = [
-        Legend("series", i % len(SERIES), SERIES[i % len(SERIES)][1], attack)
+        Legend("curve", i % len(SERIES), SERIES[i % len(SERIES)][1], attack)
         for i, attack in enumerate(scenario.contenders)
     ]
     for i, baseline in enumerate(_baselines(scenario)):

@@ -29,7 +29,7 @@ def _style(index: int) -> tuple[str, str]:
 def legend(comparison: Comparison) -> list[Legend]:
     """List what the lines mean."""
     items = [
-        Legend("series", index % len(SERIES), _style(index)[1], frontier.family.label)
+        Legend("curve", index % len(SERIES), _style(index)[1], frontier.family.label)
         for index, frontier in enumerate(comparison.frontiers)
         if frontier.points
     ]

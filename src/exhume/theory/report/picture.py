@@ -85,7 +85,7 @@ def _save(figure: Figure, path: Path) -> None:
 def _handle(kind: str, index: int, label: str) -> Line2D:
     from matplotlib.lines import Line2D
 
-    if kind == "series":
+    if kind == "curve":
         colour, marker = SERIES[index]
         style = "none" if label == "published" else "-"
         return Line2D([], [], color=colour, marker=marker, ls=style, label=label)

@@ -34,10 +34,10 @@ def legend(curves: Sequence[Curve]) -> list[Legend]:
     """List what the lines mean."""
     used = [n for n in ARMS if any(a.name == n for c in curves for a in c.arms)]
     items = [
-        Legend("series", list(ARMS).index(n), style(n)[1], f"attack, {n}") for n in used
+        Legend("curve", list(ARMS).index(n), style(n)[1], f"attack, {n}") for n in used
     ]
     if any(c.experiment.published for c in curves):
-        items.append(Legend("series", _PUBLISHED, SERIES[_PUBLISHED][1], "published"))
+        items.append(Legend("curve", _PUBLISHED, SERIES[_PUBLISHED][1], "published"))
     if any(c.upper is not None for c in curves):
         items.append(Legend("other", 0, "", "upper rate, up to its constant"))
     if any(c.floor for c in curves):
