@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -230,6 +232,31 @@ def test_an_update_of_one_s_own_gives_the_secret_back(here):
     record = json.loads((here / "a" / "attack.json").read_text())
     assert record["attack"]["name"] == "analytic-linear"
     assert record["scores"] == {}
+
+
+def test_the_kind_of_example_and_the_data_may_be_said_in_full(here):
+    (here / "flat.py").write_text(
+        "from torch import nn\n\n\ndef build():\n    return nn.Linear(12, 3)\n",
+        encoding="utf-8",
+    )
+    rng = np.random.default_rng(0)
+    walk = rng.normal(size=(3, 12)).cumsum(axis=1).astype(np.float32)
+    np.savez(here / "walks.npz", x=walk, targets=np.array([0, 1, 2]))
+    said = ("attack", "prior-mean", "--model", "flat:build", "--mode", "eval")
+    result = run(
+        *said,
+        *("--data", '{name = "npz", path = "walks.npz", inputs = "x"}'),
+        *("--event", "vector", "--shape", "12", "--range", "none", "--out", "a"),
+    )
+    assert "outcome" in result.stdout
+    drawing = (here / "a" / "example-0.svg").read_text(encoding="utf-8")
+    (shape,) = ElementTree.fromstring(drawing).findall("{*}polyline")
+    assert len(shape.attrib["points"].split()) == 12
+    wrong = run(*said, "--data", "{name = walks}", code=2)
+    assert "is no table of a settings file" in wrong.stderr
+    given = ("--data", "walks.npz", "--shape", "12")
+    wrong = run(*said, *given, "--event", "vectr", code=2)
+    assert "no event is called 'vectr'; did you mean 'vector'" in wrong.stderr
 
 
 def test_a_step_is_explained_and_its_scale_mends_it(here):

@@ -103,12 +103,25 @@ def test_an_attack_may_declare_for_which_examples_it_is():
         events = frozenset({"vector"})
 
         def run(self, problem, key):
-            return problem.spec.kind
+            return answer(torch.zeros(1, *problem.spec.shape), torch.tensor([0]))
 
     image, vector = reveal(make_world()), reveal(make_world(spec=VECTOR))
-    assert OnlyVectors()(vector) == "vector"
+    assert OnlyVectors()(vector).inputs.shape == (1, 12)
     with pytest.raises(Unsuited, match="of kind vector, and these are of kind image"):
         OnlyVectors()(image)
+
+
+def test_what_an_attack_found_becomes_examples():
+    class Wild(Attack):
+        needs = frozenset()
+
+        def run(self, problem, key):
+            inputs = 9 * torch.randn((2, *problem.spec.shape), generator=generator(key))
+            return answer(inputs, torch.tensor([0, 1]))
+
+    found = Wild()(reveal(make_world()), key=3)
+    expected = 9 * torch.randn((2, *GRAY.shape), generator=generator(3))
+    assert torch.equal(found.inputs, expected.clamp(0, 1))
 
 
 def test_a_batch_asks_its_event():

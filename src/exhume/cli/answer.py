@@ -49,7 +49,7 @@ def write(
     scores: Scores,
     findings: Sequence[str],
 ) -> None:
-    """Write reconstruction.safetensors, attack.json, and a PNG per image."""
+    """Write reconstruction.safetensors, attack.json, and a picture per example."""
     from dataclasses import asdict
 
     from safetensors.torch import save
@@ -78,9 +78,12 @@ def write(
 def _pictures(folder: Path, problem: Problem, answer: Reconstruction) -> None:
     for i, example in enumerate(answer.inputs.detach().cpu().double().numpy()):
         picture = problem.spec.draw(example, example)
+        path = folder / f"example-{i}"
         if picture.png:
             encoded = picture.png.partition(",")[2]
-            write_bytes(folder / f"example-{i}.png", base64.b64decode(encoded))
+            write_bytes(path.with_suffix(".png"), base64.b64decode(encoded))
+        elif picture.svg:
+            write_bytes(path.with_suffix(".svg"), picture.alone().encode())
 
 
 def show(answer: Reconstruction, scores: Scores, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self, final
 
 from torch import Tensor
@@ -68,7 +69,7 @@ class Attack(Member, ABC):
 
     @final
     def __call__(self, problem: Problem, key: int = 0) -> Reconstruction:
-        """Run the attack.
+        """Run the attack; what it found becomes examples of the event.
 
         Args:
             problem: what the attacker sees.
@@ -86,7 +87,8 @@ class Attack(Member, ABC):
         if problem.task is not UNKNOWN:
             parameters = problem.task.parameters()
             check_same_layout(problem.observed, parameters, what="the observation")
-        return self.run(self._suited(problem), key)
+        found = self.run(self._suited(problem), key)
+        return replace(found, inputs=problem.spec.harden(found.inputs))
 
     def _suited(self, problem: Problem) -> Problem:
         """Return what the attack may see, as a kind of observation that it inverts."""

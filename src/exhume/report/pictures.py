@@ -45,6 +45,14 @@ class Picture:
         """Whether there is a picture."""
         return bool(self.png or self.svg)
 
+    def alone(self) -> str:
+        """Return the drawing as an SVG file of its own."""
+        style = "polyline { fill: none; stroke: #0072b2; stroke-width: 1 }"
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} '
+            f'{_HEIGHT:g}"><style>{style}</style>\n{self.svg}\n</svg>\n'
+        )
+
     def across(self, target: int) -> int:
         """Return the width on the page: a whole multiple near ``target`` pixels."""
         return self.width * max(1, round(target / self.width))
