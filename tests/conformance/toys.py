@@ -23,12 +23,11 @@ VECTOR = EventSpec.vector(12)
 
 
 def smooth(spec: EventSpec, count: int, key: int) -> Tensor:
-    """Draw smooth images in the range, or standard normal vectors."""
+    """Draw smooth images in the range; standard normal numbers of any other kind."""
     local = generator(key, "toy", "examples")
-    if spec.kind == "vector":
-        drawn = torch.randn(count, spec.dimension, generator=local)
-        return spec.clamp(drawn)
-    channels, height, width = spec.shape
+    if spec.grid is None:
+        return spec.clamp(torch.randn(count, *spec.shape, generator=local))
+    channels, height, width = spec.grid
     coarse = torch.rand(count, channels, 4, 4, generator=local)
     drawn = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     assert spec.low is not None
