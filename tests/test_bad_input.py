@@ -287,7 +287,7 @@ def test_bad_model(here, model, message):
         (("--range", "1,0"), "is empty"),
         (("--scale", "0"), "--scale is 0"),
         (("--mode", "test"), "expected 'eval' or 'train'"),
-        (("--loss", "hinge"), "'hinge' is not known"),
+        (("--loss", "hinge"), "no loss is called 'hinge'; known: "),
         (("--mean", "0.5"), "give both --mean and --std"),
         (("--prior", "gaussian"), "give --public too"),
         (("--public", "nowhere"), "no data called 'nowhere'"),

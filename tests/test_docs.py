@@ -401,7 +401,7 @@ def test_the_new_attack_passes_the_conformance_suite(tmp_path):
 import sys, pytest, exhume.attacks
 exhume.attacks.__path__.append({str(tmp_path)!r})
 options = ["-q", "-p", "no:cacheprovider", "-k", "spectral-gradient"]
-sys.exit(pytest.main([*options, "tests/test_attacks.py"]))
+sys.exit(pytest.main([*options, "tests/conformance/test_attacks.py"]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
