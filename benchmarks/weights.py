@@ -142,12 +142,10 @@ def from_the_truth(of: Victim, options: dict[str, object]) -> tuple[Tensor, floa
     attack = exhume.attack("kkt", candidates=1, restarts=1, **options)
     setting = attack.setting(of.problem)
     fit, watch = setting.fit, Stopwatch()
-    assert fit.entrance is not None
-    assert fit.span is not None
-    received = of.images.flatten(1) * fit.entrance.slope + fit.entrance.shift
     _, multipliers, _ = fit.explained(of.images, of.labels)
     started = len(of.images) * multipliers.clamp_min(1e-3)
-    cloud = Cloud(received @ fit.span.basis.T, started, of.labels)
+    points = fit.unknowns.relaxation.encode(of.images)
+    cloud = Cloud(points, started, of.labels)
     cloud = descend(fit, cloud, attack.steps(watch, 0), watch, 0, [])
     found, labels = raw_candidates(setting, [cloud])
     return found, fit.explained(found, labels)[0], ""

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 import exhume
+from exhume.attacks.relaxations.identity import InUnits
+from exhume.attacks.relaxations.span import WhatTheLayerReads
+from exhume.attacks.unknowns import Unknowns, box_penalty
 from exhume.attacks.weights.descent import Cloud
 from exhume.attacks.weights.entrance import (
     find_entrance,
@@ -19,7 +22,7 @@ from exhume.attacks.weights.entrance import (
     noise_level,
     whitening,
 )
-from exhume.attacks.weights.fit import Fit, box_penalty, least_multiplier_penalty
+from exhume.attacks.weights.fit import Fit, least_multiplier_penalty
 from exhume.attacks.weights.smoothed_relu import smoothed, smoothed_relu
 from exhume.attacks.weights.splitting import (
     smallest_eigenpair,
@@ -47,6 +50,7 @@ from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import Fact
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.observation import Candidate
+from exhume.problem.relaxation import Units
 from exhume.problem.task import Task
 from exhume.problem.threat import ThreatModel
 from exhume.problem.tree import flatten, norm
@@ -313,7 +317,8 @@ def test_the_entrance_is_found_behind_a_fixed_shift_and_scale():
     assert found is not None
     assert (found.weight, found.bias) == ("fc1.weight", "fc1.bias")
     x = smooth(GRAY, 2, 1).double().flatten(1)
-    torch.testing.assert_close(found.undo(x - 0.3), x)
+    read = WhatTheLayerReads(found.slope, found.shift, GRAY.shape)
+    torch.testing.assert_close(read.decode(x - 0.3), x.reshape(-1, *GRAY.shape))
     matrix = joined(theta_of(task), found)
     assert matrix.shape == (8, 65)
     assert find_entrance(Task(nn.Conv2d(1, 2, 3)), GRAY) is None
@@ -364,7 +369,8 @@ def test_penalties_by_hand():
 def tanh_fit() -> tuple[Fit, Cloud]:
     layers = [nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)]
     task = Task(seeded(nn.Sequential(*layers), 2).double(), loss="logistic")
-    fit = Fit(task, theta_of(task), PLANE, None, None, None, True, 0.0, 0.0)
+    plane = Unknowns(InUnits(PLANE, Units()), PLANE)
+    fit = Fit(task, theta_of(task), plane, None, None, True, 0.0, 0.0)
     return fit, Cloud(normal(3, 5, key=3), 3 * normal(3).abs(), torch.tensor([1, 0, 1]))
 
 
@@ -420,7 +426,8 @@ def test_lanczos_stops_at_a_matrix_of_zeros():
 
 def test_a_network_without_curvature_cannot_be_split():
     task = Task(seeded(nn.Sequential(nn.Linear(5, 1)), 0).double(), loss="logistic")
-    fit = Fit(task, theta_of(task), PLANE, None, None, None, True, 0.0, 0.0)
+    plane = Unknowns(InUnits(PLANE, Units()), PLANE)
+    fit = Fit(task, theta_of(task), plane, None, None, True, 0.0, 0.0)
     point, one = normal(5), torch.ones(1, dtype=torch.float64)
     found = splitting_product(
         fit, point, torch.tensor([1]), one, theta_of(task), normal(5, key=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exhume.attacks.engine.centre import centre, placeholder_targets
 from exhume.attacks.engine.driver import check_options
+from exhume.attacks.unknowns import RelaxationChoice
 from exhume.attacks.weights.answer import (
     choose,
     pool_candidates,
@@ -25,6 +26,7 @@ from exhume.attacks.weights.setting import (
     classes_of,
     make_setting,
 )
+from exhume.config import chosen
 from exhume.keys import generator
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import Fact, Problem
@@ -65,16 +67,20 @@ class Kkt(Attack):
         restarts: random starts; their candidates are pooled.
         seconds: CPU seconds over all restarts; None for no limit.
         solver: ``adam`` or ``sgd`` (momentum 0.9, constant rate).
-        rate: step size, in units of what the first layer receives.
+        rate: step size, in units of what the first layer receives, or in those of a
+            relaxation that has its own.
         spread: standard deviation of the start, likewise.
         sharpness: α of the sigmoid that stands for the derivative of ReLU; 0 keeps the
             step.
         least: λ_min, below which M λ_i is pulled up, so that candidates stay active.
         box: weight of the range.
-        span: confine candidates to the span of the first layer.
+        span: confine candidates to the span of the first layer, unless a relaxation is
+            chosen.
         misfit: ``whitened`` or ``plain``.
         project: solve for λ ≥ 0 in closed form every so many steps; 0 descends on λ.
         keep: return the ``best`` n candidates after merging, or ``all`` of them before.
+        relaxation: what is varied, x = g(z), by name, with options, or as an object;
+            None for the span.
 
     Raises:
         InvalidInput: an option is out of range.
@@ -94,6 +100,9 @@ class Kkt(Attack):
     misfit: MisfitName = "whitened"
     project: int = 0
     keep: Literal["best", "all"] = "best"
+    relaxation: RelaxationChoice | None = field(
+        default=None, metadata=chosen("relaxation")
+    )
 
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
@@ -183,6 +192,7 @@ class Kkt(Attack):
             span=self.span,
             box=self.box,
             least=self.least,
+            relaxation=self.relaxation,
         )
 
     def begin(
@@ -240,7 +250,7 @@ def finish(
     else:
         inputs, labels = choose(problem, pool)
     dtype = problem.require(Fact.WEIGHTS).dtype
-    inputs = problem.spec.clamp(inputs.to(dtype))
+    inputs = setting.fit.unknowns.harden(inputs.to(dtype))
     residual = setting.fit.explained(inputs.double(), labels)[0]
     _, origin = candidate_labels(problem, setting.outputs, 1, signed=setting.fit.signed)
     said = diagnosis(problem, setting, pool, inputs.double(), labels, residual)

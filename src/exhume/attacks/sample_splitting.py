@@ -13,10 +13,11 @@ from exhume.attacks.engine.driver import check_options
 from exhume.attacks.kkt import Kkt, finish
 from exhume.attacks.subspace import Subspace
 from exhume.attacks.tangent_kernel import TangentKernel
+from exhume.attacks.unknowns import RelaxationChoice
 from exhume.attacks.weights.descent import Cloud, Solver, descend
 from exhume.attacks.weights.setting import Setting
 from exhume.attacks.weights.splitting import split, splits_of
-from exhume.config import build
+from exhume.config import build, chosen
 from exhume.errors import InvalidInput, Unsuited
 from exhume.keys import generator
 from exhume.problem.attack import Attack
@@ -53,7 +54,8 @@ class SampleSplitting(Attack):
         candidates: per example at first.
         rounds: of splitting and descent after the first descent.
         splits: candidates that are split in a round, per example.
-        distance: ε, in units of what the first layer receives.
+        distance: ε, in units of what the first layer receives, or in those of a
+            relaxation that has its own.
         iterations: steps of the first descent, and of every round.
         restarts: random starts; their candidates are pooled.
         seconds: CPU seconds over all restarts; None for no limit.
@@ -62,6 +64,8 @@ class SampleSplitting(Attack):
         span: confine candidates to the span of the first layer.
         misfit: ``whitened`` or ``plain``.
         keep: return the ``best`` n candidates after merging, or ``all`` of them before.
+        relaxation: what is varied, x = g(z), by name, with options, or as an object;
+            None for the span.
 
     Raises:
         InvalidInput: an option is out of range, or belongs to another inner attack.
@@ -82,6 +86,9 @@ class SampleSplitting(Attack):
     span: bool = True
     misfit: Literal["whitened", "plain"] = "whitened"
     keep: Literal["best", "all"] = "best"
+    relaxation: RelaxationChoice | None = field(
+        default=None, metadata=chosen("relaxation")
+    )
 
     needs: ClassVar[frozenset[Fact]] = Kkt.needs
     uses: ClassVar[frozenset[Fact]] = Kkt.uses | TangentKernel.uses | Subspace.uses
@@ -160,6 +167,7 @@ class SampleSplitting(Attack):
             span=self.span,
             misfit=self.misfit,
             keep=self.keep,
+            relaxation=self.relaxation,
         )
 
     def run(self, problem: Problem, key: int) -> Reconstruction:
@@ -220,7 +228,7 @@ class SampleSplitting(Attack):
             if cloud.outcome is not Outcome.ITERATION_LIMIT:
                 break
             found = [s for s in splits_of(fit, cloud) if s.curvature < 0][:most]
-            watch.count(len(cloud.points) * fit.coordinates)
+            watch.count(len(cloud.points) * fit.unknowns.relaxation.size)
             if not found:
                 break
             done += len(found)

@@ -57,7 +57,7 @@ def pool_candidates(setting: Setting, clouds: Sequence[Cloud]) -> Pool:
     fit = setting.fit
     inputs, scores, residuals = [], [], []
     for cloud in clouds:
-        x = fit.spec.clamp(fit.decode(cloud.points))
+        x = fit.unknowns.harden(fit.inputs(cloud.points))
         left, _, score = fit.explained(x, cloud.targets)
         inputs.append(x)
         scores.append(score / max(fit.energy, _TINY) / len(clouds))
@@ -90,9 +90,9 @@ def raw_candidates(
 ) -> tuple[Tensor, Tensor | None]:
     """Return all candidates of all restarts with their labels, before any merging."""
     fit = setting.fit
-    inputs = torch.cat([fit.spec.clamp(fit.decode(c.points)) for c in clouds])
+    soft = torch.cat([fit.inputs(c.points) for c in clouds])
     given = [c.targets for c in clouds if c.targets is not None]
-    return inputs, torch.cat(given) if given else None
+    return fit.unknowns.harden(soft), torch.cat(given) if given else None
 
 
 def spread_of_restarts(

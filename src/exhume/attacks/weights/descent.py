@@ -29,7 +29,7 @@ class Cloud:
     """Candidates of one start.
 
     Attributes:
-        points: coordinates, shape [M, k].
+        points: z, shape [M, k].
         multipliers: M λ, shape [M] or [M·K].
         targets: labels [M], or None.
         misfit: of the last iterate; infinite before the first.
@@ -71,10 +71,9 @@ def start(
     spread: float,
     random: torch.Generator,
 ) -> Cloud:
-    """Draw coordinates from N(0, spread²), and M λ from U(0, 1) or N(0, 1)."""
-    like = next(iter(fit.weights.values()))
-    shape = (count, fit.coordinates)
-    points = spread * torch.randn(shape, generator=random, dtype=torch.float64)
+    """Draw z and scale it by the spread, and M λ from U(0, 1) or N(0, 1)."""
+    like, relaxation = next(iter(fit.weights.values())), fit.unknowns.relaxation
+    points = relaxation.project(spread * relaxation.draw(random, count))
     if targets is None:
         drawn = torch.randn(count * outputs, generator=random, dtype=torch.float64)
     else:
@@ -128,6 +127,8 @@ def descend(
             outcome = Outcome.DIVERGED
             break
         steps.step()
+        with torch.no_grad():
+            points.copy_(fit.unknowns.relaxation.project(points))
         if watch.cpu_seconds >= solver.deadline:
             outcome = Outcome.TIME_LIMIT
             break
@@ -143,7 +144,7 @@ def descend(
 
 def _solved(fit: Fit, points: Tensor, targets: Tensor | None) -> Tensor:
     """Return M λ with the best λ at these candidates (variable projection)."""
-    rows = fit.rows(fit.decode(points), targets)
+    rows = fit.rows(fit.inputs(points), targets)
     theta = flatten(fit.weights)
     if targets is None:
         found = torch.linalg.lstsq(rows.T, theta[:, None]).solution[:, 0]

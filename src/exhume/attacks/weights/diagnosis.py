@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from exhume.attacks.relaxations.span import InSpan
 from exhume.attacks.weights.answer import Pool
 from exhume.attacks.weights.setting import Setting
 from exhume.problem.knowledge import Fact, Problem
@@ -53,12 +54,12 @@ def diagnosis(
         _residuals(pool, residual, count),
         _scores(pool, count),
     ]
-    if fit.span is not None:
-        rank = len(fit.span.basis)
+    relaxation = fit.unknowns.relaxation
+    if isinstance(relaxation, InSpan):
         notes.append(
-            f"The first layer shows {rank} directions beyond its initial noise, and "
-            f"candidates are sought in their span: what {count} examples have outside "
-            f"of it is lost."
+            f"The first layer shows {relaxation.size} directions beyond its initial "
+            f"noise, and candidates are sought in their span: what {count} examples "
+            f"have outside of it is lost."
         )
     if pool.spread is not None:
         notes.append(_agreement(pool.spread))

@@ -50,10 +50,6 @@ class Entrance:
     slope: Tensor
     shift: Tensor
 
-    def undo(self, received: Tensor) -> Tensor:
-        """Return x [M, d] for what the layer receives, [M, d]."""
-        return (received - self.shift) / self.slope
-
 
 @dataclass(frozen=True, eq=False)
 class Span:

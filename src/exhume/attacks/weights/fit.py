@@ -7,41 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exhume.attacks.weights.entrance import Entrance, Metric, Span, joined
+from exhume.attacks.unknowns import Unknowns
+from exhume.attacks.weights.entrance import Entrance, Metric, joined
 from exhume.formula import formula
 from exhume.observations.stationarity import (
     combination,
     gradient_rows,
     relative_residual,
 )
-from exhume.problem.event import EventSpec
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, norm, subtract
 
-__all__ = ["Fit", "box_penalty", "least_multiplier_penalty"]
+__all__ = ["Fit", "least_multiplier_penalty"]
 
 # What the other layers count beside the first one, if the first one is whitened.
 _OTHERS = 0.1
 # Weight of the penalty on multipliers that are too small, as published.
 _MULTIPLIERS = 5.0
-
-
-@formula(
-    r"\sum_i \lVert (x_i - h)_+ \rVert^2 + \lVert (l - x_i)_+ \rVert^2",
-    reference="Haim et al. (NeurIPS 2022), eq. 7",
-)
-def box_penalty(inputs: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Return the squared distance of inputs to the range [l, h], a scalar.
-
-    Args:
-        inputs: x, shape [M, *event].
-        low: l, or None without a range.
-        high: h.
-    """
-    if low is None or high is None:
-        return inputs.new_zeros(())
-    above, below = (inputs - high).clamp_min(0), (low - inputs).clamp_min(0)
-    return above.square().sum() + below.square().sum()
 
 
 @formula(
@@ -65,9 +47,8 @@ class Fit:
     Attributes:
         task: model with the trained weights, ReLUs smoothed or not.
         weights: Θ by name.
-        spec: of one example.
+        unknowns: what the points of candidates stand for.
         entrance: the first layer, where it is dense.
-        span: to which candidates are confined; None for all inputs.
         metric: of the first layer's misfit; None for the plain square norm.
         signed: multipliers belong to margins and are ≥ 0, else to outputs.
         box: weight of the range.
@@ -77,9 +58,8 @@ class Fit:
 
     task: Task
     weights: Tree
-    spec: EventSpec
+    unknowns: Unknowns
     entrance: Entrance | None
-    span: Span | None
     metric: Metric | None
     signed: bool
     box: float
@@ -91,19 +71,9 @@ class Fit:
         """‖Θ‖²."""
         return float(norm(self.weights)) ** 2
 
-    @property
-    def coordinates(self) -> int:
-        """Number of unknowns of one candidate."""
-        return self.spec.dimension if self.span is None else len(self.span.basis)
-
-    def decode(self, points: Tensor) -> Tensor:
-        """Return inputs [M, *event] of coordinates [M, k]."""
-        received = points if self.span is None else points @ self.span.basis
-        if self.entrance is not None:
-            received = self.entrance.undo(received)
-        elif self.spec.low is not None and self.spec.high is not None:
-            received = received + (self.spec.low + self.spec.high) / 2
-        return received.reshape(-1, *self.spec.shape)
+    def inputs(self, points: Tensor) -> Tensor:
+        """Return x = g(z), shape [M, *event], of points z [M, k]."""
+        return self.unknowns.inputs([points])
 
     def combination(
         self, inputs: Tensor, targets: Tensor | None, multipliers: Tensor
@@ -145,17 +115,15 @@ class Fit:
         """Return the function that is minimised, and the misfit in it.
 
         Args:
-            points: coordinates of M candidates.
+            points: z of M candidates, shape [M, k].
             targets: their labels, None for multipliers of any sign.
             multipliers: M λ, as the published parametrisation has it.
         """
-        inputs, count = self.decode(points), len(points)
+        inputs, count = self.inputs(points), len(points)
         misfit = self.misfit(self.residual(inputs, targets, multipliers / count))
         total = self.energy * misfit
         if self.box:
-            total = total + self.box * box_penalty(
-                inputs, self.spec.low, self.spec.high
-            )
+            total = total + self.box * self.unknowns.outside(inputs)
         if self.signed:
             total = total + least_multiplier_penalty(multipliers, self.least)
         return total, misfit

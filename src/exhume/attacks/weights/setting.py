@@ -8,13 +8,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from exhume.attacks.weights.entrance import find_entrance, make_metric, make_span
+from exhume.attacks.relaxations.identity import InUnits
+from exhume.attacks.relaxations.span import InSpan, WhatTheLayerReads
+from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
+from exhume.attacks.weights.entrance import (
+    Entrance,
+    Span,
+    find_entrance,
+    make_metric,
+    make_span,
+)
 from exhume.attacks.weights.fit import Fit
 from exhume.attacks.weights.smoothed_relu import smoothed
 from exhume.errors import InvalidInput, Unsuited
 from exhume.observations.homogeneity import homogeneity
 from exhume.observations.weights import Weights
+from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.relaxation import Relaxation, Units
 from exhume.problem.task import Task
 
 __all__ = ["MisfitName", "Setting", "candidate_labels", "classes_of", "make_setting"]
@@ -76,6 +87,7 @@ def make_setting(
     span: bool,
     box: float,
     least: float,
+    relaxation: RelaxationChoice | None = None,
 ) -> Setting:
     """Return the fit of a problem, in double precision.
 
@@ -86,6 +98,8 @@ def make_setting(
         span: confine candidates to the span that the first layer shows.
         box: weight of the range.
         least: λ_min.
+        relaxation: x = g(z) of candidates, in the place of the span; None for the span,
+            or for what the first layer reads without one.
 
     Raises:
         InvalidInput: one output with cross-entropy.
@@ -103,23 +117,30 @@ def make_setting(
         notes.append("No ReLU module was found: gradients are the network's own.")
     task = smooth or task
     entrance = find_entrance(task, problem.spec)
+    span = span and relaxation is None
     known = None
     if entrance is not None and (span or misfit == "whitened"):
         known = make_span(weights[entrance.weight], problem.require(Fact.BATCH_SIZE))
     if known is None and (span or misfit == "whitened"):
+        among = "" if relaxation is not None else "they are sought among all inputs, "
         notes.append(
-            "No dense layer reads the examples, or none that has learned: they are "
-            "sought among all inputs, by the plain residual."
+            f"No dense layer reads the examples, or none that has learned: {among}by "
+            f"the plain residual."
         )
     metric = None
     if known is not None and entrance is not None and misfit == "whitened":
         metric = make_metric(weights, entrance, known)
+    if relaxation is None:
+        found = _confined(problem.spec, entrance, known if span else None, task)
+    else:
+        found = fit_relaxation(
+            relaxation, problem, _units(problem.spec, entrance, task)
+        )
     fit = Fit(
         task=task,
         weights=weights,
-        spec=problem.spec,
+        unknowns=Unknowns(found, problem.spec),
         entrance=entrance,
-        span=known if span else None,
         metric=metric,
         signed=signed,
         box=box,
@@ -127,6 +148,28 @@ def make_setting(
         soft=bool(decay),
     )
     return Setting(fit, outputs, _centre(problem, fit), tuple(notes))
+
+
+def _confined(
+    spec: EventSpec, entrance: Entrance | None, span: Span | None, task: Task
+) -> Relaxation:
+    """Return examples as the first layer reads them, inside of its span if there is."""
+    if entrance is None:
+        return InUnits(spec, _units(spec, entrance, task))
+    if span is None:
+        return WhatTheLayerReads(entrance.slope, entrance.shift, spec.shape)
+    return InSpan(entrance.slope, entrance.shift, spec.shape, span.basis)
+
+
+def _units(spec: EventSpec, entrance: Entrance | None, task: Task) -> Units:
+    """Return the units of what the first layer reads; else centred on the range."""
+    if entrance is not None:
+        centre, scale = -entrance.shift / entrance.slope, 1 / entrance.slope
+        return Units(centre.reshape(spec.shape), scale.reshape(spec.shape))
+    if spec.low is None or spec.high is None:
+        return Units()
+    like = next(iter(task.parameters().values())).detach()
+    return Units(centre=like.new_tensor((spec.low + spec.high) / 2))
 
 
 def _outputs(problem: Problem, task: Task) -> int:
@@ -178,8 +221,9 @@ def _applicable(problem: Problem, task: Task, decay: float, outputs: int) -> lis
 
 def _centre(problem: Problem, fit: Fit) -> Tensor | None:
     if fit.entrance is not None and bool(fit.entrance.shift.any()):
-        zero = torch.zeros_like(fit.entrance.shift)
-        return fit.entrance.undo(zero).reshape(problem.spec.shape)
+        slope, shift = fit.entrance.slope, fit.entrance.shift
+        read = WhatTheLayerReads(slope, shift, problem.spec.shape)
+        return read.decode(torch.zeros_like(shift)[None])[0]
     if problem.public is not UNKNOWN:
         return problem.public.inputs.to(torch.float64).mean(dim=0)
     return None

@@ -30,7 +30,7 @@ class Split:
     Attributes:
         index: of the candidate.
         curvature: λ_min(S_i); negative if splitting lowers the misfit.
-        direction: v, coordinates, shape [k], unit length.
+        direction: v, in units of z, shape [k], unit length.
     """
 
     index: int
@@ -40,8 +40,8 @@ class Split:
 
 @formula(
     r"L(\text{split}) - L = \tfrac{\epsilon^2}{2} v^\top S_i v + O(\epsilon^4),\qquad"
-    r" S_i = -c_i \nabla_x^2 \langle \partial L/\partial r,"
-    r" \nabla_\Theta m(x) \rangle \big|_{x_i}",
+    r" S_i = -c_i \nabla_z^2 \langle \partial L/\partial r,"
+    r" \nabla_\Theta m(g(z)) \rangle \big|_{z_i}",
     reference="Shen, Wang, Qian and Lei (arXiv 2602.08723), splitting matrix",
 )
 def splitting_product(
@@ -52,21 +52,21 @@ def splitting_product(
     slope: Tree,
     direction: Tensor,
 ) -> Tensor:
-    """Return S_i v: how the misfit bends if a candidate becomes two at x ± εv.
+    """Return S_i v: how the misfit bends if a candidate becomes two at z ± εv.
 
     Each half has half the multiplier, so nothing changes to first order; S_i is the
     part of the second order that a moving candidate does not feel.
 
     Args:
         fit: gives L, the relative misfit, and the features.
-        point: coordinates of x_i, shape [k].
+        point: z_i, shape [k].
         target: its label, shape [1], or None.
         multiplier: c_i = λ_i, shape [1] (or [K] without a label).
         slope: ∂L/∂r at the residual r, by name.
         direction: v, shape [k].
     """
     at = point.detach().requires_grad_()
-    inputs = fit.decode(at[None])
+    inputs = fit.inputs(at[None])
     feature = fit.combination(inputs, target, multiplier)
     (first,) = torch.autograd.grad(dot(slope, feature), at, create_graph=True)
     if not first.requires_grad:
@@ -117,7 +117,7 @@ def splits_of(fit: Fit, cloud: Cloud) -> list[Split]:
     count = len(cloud.points)
     weights = cloud.multipliers.reshape(count, -1) / count
     residual = fit.residual(
-        fit.decode(cloud.points), cloud.targets, weights.reshape(-1)
+        fit.inputs(cloud.points), cloud.targets, weights.reshape(-1)
     )
     slope = _slope(fit, residual)
     found = []
@@ -138,12 +138,12 @@ def _slope(fit: Fit, residual: Tree) -> Tree:
 
 
 def split(cloud: Cloud, chosen: list[Split], distance: float) -> Cloud:
-    """Return a cloud in which chosen candidates are two, at x ± εv with half λ each.
+    """Return a cloud in which chosen candidates are two, at z ± εv with half λ each.
 
     Args:
         cloud: before.
         chosen: which candidates, along which directions.
-        distance: ε > 0, in coordinates.
+        distance: ε > 0, in units of z.
     """
     count = len(cloud.points)
     weights = cloud.multipliers.reshape(count, -1) / count
