@@ -4,6 +4,10 @@
 folders, so listing them imports nothing. A module holds exactly one public class of its
 kind; a name with a dot (``my_lab.my_attack``) is a module of the user's own.
 
+A distribution that is installed beside exhume adds names: a package that it names as an
+entry point of the group ``exhume`` has the same folders (``my_lab/attacks/mine.py`` is
+the attack ``mine``). No file of it takes the place of one of ours.
+
 Importing a module runs its code, so a dotted name is followed only where the user gave
 it: on the command line, in settings, in Python. Names that come out of a data file are
 looked up with ``own="refused"``, those of a finished run with ``own="loaded"``.
@@ -23,6 +27,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -36,7 +41,9 @@ __all__ = [
     "class_named",
     "did_you_mean",
     "entries",
+    "entry",
     "find",
+    "located",
     "member_node",
     "names",
     "own_modules",
@@ -84,19 +91,63 @@ class Entry:
     summary: str
 
 
-def _files(kind: str) -> dict[str, Path]:
-    # importlib.util.find_spec imports the parent package only, never the modules.
-    spec = importlib.util.find_spec(KINDS[kind][0])
-    if spec is None or spec.submodule_search_locations is None:  # pragma: no cover
-        msg = f"the package {KINDS[kind][0]} is missing from this installation"
-        raise UnknownName(msg)
-    found: dict[str, Path] = {}
-    for folder in spec.submodule_search_locations:
-        for path in sorted(Path(folder).glob("*.py")):
+def _files(kind: str) -> dict[str, tuple[str, Path]]:
+    """Map the names of a kind to module and file."""
+    found: dict[str, tuple[str, Path]] = {}
+    for package, folder in _rooms(kind):
+        for path in sorted(folder.glob("*.py")):
             if path.stem.startswith("_") or not _defines_member(kind, path):
                 continue
-            found.setdefault(path.stem.replace("_", "-"), path)
+            name = path.stem.replace("_", "-")
+            found.setdefault(name, (f"{package}.{path.stem}", path))
     return found
+
+
+def _rooms(kind: str) -> list[tuple[str, Path]]:
+    """List the packages that hold members of a kind, ours first, with their folders."""
+    package = KINDS[kind][0]
+    # find_spec imports the parent package only, never the modules.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:  # pragma: no cover
+        msg = f"the package {package} is missing from this installation"
+        raise UnknownName(msg)
+    ours = [(package, Path(folder)) for folder in spec.submodule_search_locations]
+    room = package.rpartition(".")[2]
+    others = _installed(tuple(sys.path))
+    return ours + [(f"{own}.{room}", folder / room) for own, folder in others]
+
+
+@lru_cache(maxsize=8)
+def _installed(path: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """List the packages that installed distributions add, with their folders."""
+    del path  # where they are looked for: another one is another answer
+    from importlib.metadata import entry_points
+
+    found = []
+    for package in sorted({point.module for point in entry_points(group="exhume")}):
+        spec = located(package)
+        folders = (spec and spec.submodule_search_locations) or []
+        found += [(package, Path(folder)) for folder in folders]
+    return found
+
+
+def located(name: str) -> ModuleSpec | None:
+    """Find a module without importing it or the packages that it lies in.
+
+    Args:
+        name: dotted.
+
+    Returns:
+        what an import would load, or None if there is no such module.
+    """
+    first, *others = name.split(".")
+    spec = importlib.util.find_spec(first)
+    for part in others:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        inside = list(spec.submodule_search_locations)
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", inside)
+    return spec
 
 
 @lru_cache(maxsize=512)
@@ -133,8 +184,29 @@ def entries(kind: str) -> list[Entry]:
     """List the registered names of a kind with the first line of their docstrings."""
     return [
         Entry(kind, name, path, _summary(path))
-        for name, path in sorted(_files(_known(kind)).items())
+        for name, (_, path) in sorted(_files(_known(kind)).items())
     ]
+
+
+def entry(kind: str, name: str) -> Entry:
+    """Return one registered name, or a module of the user's own, without importing it.
+
+    Raises:
+        UnknownName: there is no such name, or no such module, or it defines no member.
+    """
+    if "." not in name:
+        known = {one.name: one for one in entries(kind)}
+        if name not in known:
+            raise UnknownName(did_you_mean(kind, name, sorted(known)))
+        return known[name]
+    spec = located(name) if _is_module(name) else None
+    if spec is None or spec.origin is None:
+        raise UnknownName(_absent(kind, name))
+    path = Path(spec.origin)
+    if not _defines_member(_known(kind), path):
+        msg = f"{path} defines no class derived from {KINDS[kind][2]}"
+        raise UnknownName(msg)
+    return Entry(kind, name, path, _summary(path))
 
 
 @contextmanager
@@ -167,13 +239,13 @@ def find(kind: str, name: str, *, own: OwnModules = "import") -> type[Any]:
         UnknownName: no such name; the message lists the nearest ones.
         NotImported: a dotted name, and ``own`` forbids to import it.
     """
-    package, base_module, base_name = KINDS[_known(kind)]
+    _, base_module, base_name = KINDS[_known(kind)]
     if "." in name:
         module = _own_module(kind, name, _stricter(own))
-    elif name in _files(kind):
-        module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
+    elif name in (files := _files(kind)):
+        module = importlib.import_module(files[name][0])
     else:
-        raise UnknownName(did_you_mean(kind, name, names(kind)))
+        raise UnknownName(did_you_mean(kind, name, sorted(files)))
     base = getattr(importlib.import_module(base_module), base_name)
     members = [
         member
@@ -206,17 +278,24 @@ def _own_module(kind: str, name: str, rule: OwnModules) -> ModuleType:
             raise NotImported(msg)
         return module
     try:
-        if not all(part.isidentifier() for part in name.split(".")):
+        if not _is_module(name):
             raise ModuleNotFoundError(name=name)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if not name.startswith(error.name or "\0"):
             raise
-        msg = (
-            f"the module {name!r} cannot be imported; an own {kind} is named by the "
-            f"dotted path of its module, which must be on the Python path"
-        )
-        raise UnknownName(msg) from error
+        raise UnknownName(_absent(kind, name)) from error
+
+
+def _is_module(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _absent(kind: str, name: str) -> str:
+    return (
+        f"the module {shown(name)} cannot be imported; an own {kind} is named by the "
+        f"dotted path of its module, which must be on the Python path"
+    )
 
 
 def class_named(kind: str, class_name: str) -> type[Any]:
@@ -236,8 +315,19 @@ def class_named(kind: str, class_name: str) -> type[Any]:
 
 
 def registered_name(cls: type[Any]) -> str:
-    """Return the name under which a class is found: its module's, with hyphens."""
-    return cls.__module__.rsplit(".", 1)[-1].replace("_", "-")
+    """Return the name under which a class is found.
+
+    It is that of its file with hyphens, or the dotted path of a module that lies in no
+    folder of the registry.
+    """
+    package, _, stem = cls.__module__.rpartition(".")
+    home, _, room = package.rpartition(".")
+    ours = {package for package, _, _ in KINDS.values()}
+    rooms = {package.rpartition(".")[2] for package in ours}
+    others = {own for own, _ in _installed(tuple(sys.path))} if room in rooms else set()
+    if package in ours or home in others:
+        return stem.replace("_", "-")
+    return cls.__module__
 
 
 def _known(kind: str) -> str:

@@ -130,9 +130,7 @@ class EventSpec(Member, metaclass=_ByKind):
     @property
     def kind(self) -> str:
         """Registered name of the kind; of a user's own module, its dotted path."""
-        home, _, _ = type(self).__module__.rpartition(".")
-        own = home != "exhume.events"
-        return type(self).__module__ if own else registered_name(type(self))
+        return registered_name(type(self))
 
     @property
     def dimension(self) -> int:
