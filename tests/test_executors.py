@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from exhume import audit
 from exhume.audit import AuditSettings, TrialResult, TrialSpec, run_trial
 from exhume.audit.sweep import expand
 from exhume.errors import InvalidInput, UnknownName
-from exhume.registry import names
 from exhume.runs.executor import executor_named, single_threaded
-from exhume.runs.job import Job, measured
+from exhume.runs.job import measured
 from exhume.runs.store import Store
 from exhume.trials.job import TRIAL
 
@@ -40,45 +38,6 @@ def with_attack(name, **changes):
 
 def run(specs, executor, workers=2):
     return executor_named(executor, workers).map(TRIAL, deque(specs))
-
-
-def bits(result):
-    """Everything in a result but how long it took."""
-    return (
-        result.status,
-        result.reason,
-        result.outcome,
-        result.objective,
-        result.objective_at_truth,
-        tuple(row[:2] + row[3:] for row in result.trace),
-        result.scores,
-        result.guessed_labels,
-        result.facts,
-        result.bound,
-        {name: a.tobytes() for name, a in result.arrays.items()},
-    )
-
-
-@pytest.mark.parametrize("executor", sorted(set(names("executor")) - {"serial"}))
-def test_every_executor_gives_the_bits_of_one_process(executor):
-    settings = AuditSettings(
-        data="digits",
-        model={"name": "mlp", "hidden": [8], "activation": "tanh"},
-        attacks=[{"name": "gauss-newton", "iterations": 4, "seconds": None}],
-        defenses=[[], {"name": "gaussian-noise", "std": 0.01}],
-        bounds=[{"name": "bayesian-cramer-rao", "draws": 3}],
-        seeds=2,
-        batch_size=2,
-    )
-    specs = expand(settings)
-    serial = {r.spec.id: bits(r) for r in run(specs, "serial")}
-    parallel = {r.spec.id: bits(r) for r in run(specs, executor)}
-    assert serial.keys() == {spec.id for spec in specs}
-    assert Counter(value[0] for value in serial.values()) == {
-        "done": len(specs) - 2,
-        "not-applicable": 2,  # no noise, no bound
-    }
-    assert parallel == serial
 
 
 def test_trials_run_on_one_thread_and_the_number_is_restored():
@@ -127,17 +86,6 @@ def test_what_ends_a_program_does_not_end_a_sweep():
 
     with pytest.raises(KeyboardInterrupt):
         interrupted(DIGITS)
-
-
-@pytest.mark.parametrize("executor", names("executor"))
-def test_a_queue_may_grow_while_it_is_worked_off(executor):
-    queue = deque([3])
-    seen = []
-    for result in executor_named(executor).map(Job(math.factorial, int), queue):
-        seen.append(result)
-        if result < 700:
-            queue.append(result)
-    assert seen == [6, 720]
 
 
 def test_an_unknown_executor_is_refused():

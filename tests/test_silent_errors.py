@@ -8,17 +8,14 @@ built yet is in ``LATER``, so that nobody takes its absence for an oversight.
 from __future__ import annotations
 
 import ast
-import os
-import random
-from dataclasses import MISSING, asdict, fields
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import exhume
+from conformance.test_members import global_state
 from exhume import Batch, Mechanism, Task, ThreatModel, World, registry
 from exhume.attacks.engine.smoothness import EuclideanNorm
 from exhume.audit.settings import AuditSettings
@@ -168,7 +165,7 @@ COVERED: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "conformance/test_attacks::test_nothing_outside_is_touched",
             "conformance/test_defenses::test_s18_global_randomness_is_untouched",
-            "test_silent_errors::test_s18_making_anything_touches_nothing",
+            "conformance/test_members::test_s18_making_it_touches_nothing",
             "test_silent_errors::test_s18_a_trial_touches_nothing",
         ),
     ),
@@ -347,51 +344,6 @@ def test_s9_an_index_beyond_the_end_raises():
     batch = exhume.dataset("digits").load()
     with pytest.raises(IndexError):
         batch.select([len(batch)])
-
-
-def global_state():
-    return (
-        random.getstate(),
-        np.random.get_state()[1].tolist(),  # type: ignore[index]  # noqa: NPY002
-        torch.get_rng_state().tolist(),
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        os.getcwd(),
-    )
-
-
-def free_of_options(kind: str, name: str) -> bool:
-    return all(
-        f.default is not MISSING or f.default_factory is not MISSING
-        for f in fields(registry.find(kind, name))
-    )
-
-
-#: for what has options without a default
-OPTIONS = {
-    "cifar10": {"path": "nowhere"},
-    "folder": {"path": "nowhere"},
-    "mnist": {"path": "nowhere"},
-    "npz": {"path": "nowhere"},
-}
-
-
-def options(kind, name):
-    if kind == "defense":
-        return asdict(registry.find(kind, name).examples()[0])
-    return OPTIONS.get(name, {})
-
-
-def test_s18_making_anything_touches_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = global_state()
-    for kind in registry.KINDS:
-        for name in registry.names(kind):
-            made = build(kind, {"name": name, **options(kind, name)})
-            if kind == "data" and free_of_options(kind, name):
-                made.load()
-    assert global_state() == before
-    assert not list(tmp_path.iterdir())
 
 
 def test_s18_a_trial_touches_nothing(tmp_path, monkeypatch):

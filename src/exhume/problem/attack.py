@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self, final
 from torch import Tensor
 
 from exhume.errors import Unsuited
+from exhume.member import Member
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
-from exhume.problem.member import Member
 from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.tree import check_finite, check_same_layout

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from exhume.problem.member import Member
+from exhume.member import Member
 from exhume.problem.prior import Density
 from exhume.problem.world import World
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from exhume.errors import Inconsistent, InvalidInput
+from exhume.member import Member
 from exhume.problem.law import Law
-from exhume.problem.member import Member
 from exhume.problem.plan import Plan
 from exhume.problem.tree import Tree, check_same_layout
 from exhume.registry import registered_name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from exhume.errors import InvalidInput, shown
 from exhume.formula import formula
-from exhume.problem.member import Member
+from exhume.member import Member
 from exhume.registry import OwnModules, find, names, registered_name
 
 if TYPE_CHECKING:

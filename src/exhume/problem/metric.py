@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from exhume.member import Member
 from exhume.problem.bound import NotApplicable
 from exhume.problem.event import EventSpec
-from exhume.problem.member import Member
 
 __all__ = ["Metric"]
 

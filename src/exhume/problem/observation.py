@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from exhume.errors import InvalidInput
-from exhume.problem.member import Member
+from exhume.member import Member
 from exhume.problem.tree import Tree, subtract
 
 if TYPE_CHECKING:

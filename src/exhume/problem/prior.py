@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from exhume.errors import InvalidInput
-from exhume.problem.member import Member
+from exhume.member import Member
 
 if TYPE_CHECKING:
     from exhume.problem.batch import Batch

@@ -8,10 +8,10 @@ from typing import ClassVar, Self
 
 from torch import nn
 
+from exhume.member import Member
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import Problem
-from exhume.problem.member import Member
 from exhume.problem.relaxation import Relaxation, Units
 
 __all__ = ["DataSource", "ModelSource", "RelaxationSource"]

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 
 from exhume.errors import InvalidInput
+from exhume.member import Member
 from exhume.registry import did_you_mean, find, names
 from exhume.runs.job import Job, Result, Spec
 
@@ -30,7 +31,7 @@ __all__ = [
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class Executor(ABC):
+class Executor(Member, ABC):
     """Where jobs run: in this process, in others, on a cluster.
 
     A member is a frozen dataclass. It runs every job by :func:`work`; an option that is

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Self
 
 from exhume.errors import InvalidInput
 from exhume.runs.executor import THREAD_VARIABLES, Executor, work
@@ -42,6 +43,11 @@ class Processes(Executor):
         if self.workers < 0:
             msg = f"workers is {self.workers}; it must be at least 0"
             raise InvalidInput(msg)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return two processes."""
+        return (cls(workers=2),)
 
     @property
     def parallel(self) -> int:
