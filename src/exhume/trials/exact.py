@@ -206,7 +206,7 @@ class Trainings:
         try:
             order = json.loads(read_header(path).metadata["order"])
             return _assembled(order, safetensors_torch.load_file(path))
-        except (InvalidInput, SafetensorError, KeyError, ValueError) as error:
+        except (InvalidInput, SafetensorError, LookupError, ValueError) as error:
             msg = (
                 f"{str(path)!r} is not the result of a training, or is damaged "
                 f"({error}); remove it, and run again"
