@@ -68,7 +68,7 @@ class GradInversion(MatchingAttack):
         euclidean_norm: α_2.
         batch_norm: α_BN.
         group: α_group; 0 makes the seeds independent.
-        align: register the seeds by translations.
+        align: register the seeds by translations, of images.
         step_size: of Adam, in normalised units.
         noise: standard deviation of the noise, in steps.
         warmup: iterations of the rise of the step size.
@@ -140,6 +140,7 @@ class GradInversion(MatchingAttack):
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
         units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
+        aligned = self.align and problem.spec.grid is not None
         return Design(
             objective=self._objective(problem),
             relaxation=fit_relaxation(self.relaxation, problem, units),
@@ -158,7 +159,7 @@ class GradInversion(MatchingAttack):
             ),
             start=self.start,
             labels=(self.labels, "joint"),
-            group=Group(self.group, units, self.align) if self.group > 0 else None,
+            group=Group(self.group, units, aligned) if self.group > 0 else None,
             notes=self._notes(problem),
         )
 

@@ -149,8 +149,8 @@ class Unknowns:
         return replace(found, inputs=self.harden(found.inputs), targets=targets)
 
     def harden(self, inputs: Tensor) -> Tensor:
-        """Return the nearest inputs that can be examples: inside of their range."""
-        return self.spec.clamp(inputs)
+        """Return the nearest inputs that are examples of the event."""
+        return self.spec.harden(inputs)
 
     def outside(self, inputs: Tensor) -> Tensor:
         """Return how far inputs leave the range of their event, see box_penalty."""

@@ -64,9 +64,9 @@ def show(done: Comparison) -> None:
     from exhume.report.words import number, several
 
     bare = undefended_row(done)
-    quantity = described(done.metric).quantity
+    metric = described(done.metric)
     say(
-        f"{done.settings.title}. Error: mean {quantity} of the strongest attack, "
+        f"{done.settings.title}. Error: mean {metric.axis('of the strongest attack')}, "
         f"with 95 % intervals over seeds; larger is better. It is that at the budget "
         f"(≈: interpolated between attacked strengths); lost, measured, bound and ε "
         f"are of the strength beside them."

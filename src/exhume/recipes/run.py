@@ -129,9 +129,18 @@ def _compared(
         shell,
         rows=tuple(_budget_rows(comparison, recipe.gains)),
         undefended=Point(None, bare, None, reason=why if bare is None else ""),
-        units=f"{shell.units}; behind ‘at’: {AXIS[settings.utility]}",
+        units=f"{_units(comparison)}; behind ‘at’: {AXIS[settings.utility]}",
         comparison=comparison,
     )
+
+
+def _units(comparison: Comparison) -> str:
+    from exhume.audit.report.metrics import described
+    from exhume.trials.bound_record import BOUNDED_METRIC
+
+    if comparison.metric == BOUNDED_METRIC:
+        return _NATURAL
+    return described(comparison.metric).axis("of an example")
 
 
 def _budget_rows(comparison: Comparison, gains: Sequence[Gain]) -> list[Row]:

@@ -45,7 +45,7 @@ def consensus(
     moved, shifts = [], []
     for seed, order in zip(seeds, orders, strict=True):
         matched = seed[order]
-        shift = translation(matched, reference) if align and seed.dim() == 4 else None
+        shift = translation(matched, reference) if align else None
         shifts.append(shift)
         moved.append(matched if shift is None else _roll(matched, shift))
     mean = torch.stack(moved).mean(dim=0)
