@@ -12,7 +12,6 @@ from exhume.bounds.fisher import (
     fisher_trace,
     gaussian_fisher_information,
     jacobian,
-    jump_share,
     mean_map,
 )
 from exhume.bounds.inequalities import bayesian_cramer_rao_bound
@@ -295,44 +294,6 @@ def test_a_channel_that_speaks_through_its_noise():
 def test_no_noise_has_no_information():
     with pytest.raises(InvalidInput, match="variance is not positive"):
         gaussian_fisher_information(torch.eye(2), torch.tensor([1.0, 0.0]))
-
-
-# --- jumps ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("activation", "smooth"),
-    [
-        (nn.Tanh(), True),
-        (nn.Sigmoid(), True),
-        (nn.GELU(), True),
-        (nn.Softplus(), True),
-        (nn.ReLU(), False),
-        (nn.LeakyReLU(0.2), False),
-        (nn.Hardtanh(), False),
-    ],
-    ids=str,
-)
-def test_jump_share_tells_smooth_networks_from_others(activation, smooth):
-    mean, precision, _ = setting(task=network(activation, width=40))
-    shares = [
-        jump_share(mean, precision, points(2, 5, "from", k), points(2, 5, "to", k))
-        for k in range(3)
-    ]
-    assert (max(shares) < 1e-6) if smooth else (max(shares) > 0.1)
-
-
-def test_jump_share_allows_kinks_and_knows_pure_jumps():
-    clipped, precision, _ = setting(Clipping(max_norm=0.3))
-    share = jump_share(clipped, precision, points(2, 5, "a"), points(2, 5, "b"))
-    assert share < 0.02
-
-    def rounded(inputs):
-        return {"release": torch.round(3 * inputs)}
-
-    ones = {"release": torch.ones(2, 5)}
-    assert jump_share(rounded, ones, points(2, 5, "a"), points(2, 5, "b")) == 1.0
-    assert jump_share(rounded, ones, points(), points()) == 0.0
 
 
 def test_void_coordinates_say_nothing():

@@ -89,7 +89,7 @@ class BayesianCramerRao(Bound):
         if isinstance(setting, NotApplicable):
             return setting
         density, batches = setting
-        maps = information_maps(world, batches, key)
+        maps = information_maps(world, batches, key, density)
         if isinstance(maps, NotApplicable):
             return maps
         information = density.information().to(batches[0])

@@ -86,7 +86,7 @@ class BayesianTrace(Bound):
         if isinstance(setting, NotApplicable):
             return setting
         density, batches = setting
-        maps = information_maps(world, batches, key)
+        maps = information_maps(world, batches, key, density)
         if isinstance(maps, NotApplicable):
             return maps
         sketches = [

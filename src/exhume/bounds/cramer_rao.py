@@ -75,10 +75,11 @@ class CramerRao(Bound):
         Returns:
             The bound, or the reason why there is none.
         """
-        batches = evaluation_points(world, prior, self.draws, key)
+        density = world.prior if prior is None else prior
+        batches = evaluation_points(world, density, self.draws, key)
         if isinstance(batches, NotApplicable):
             return batches
-        maps = information_maps(world, batches, key)
+        maps = information_maps(world, batches, key, density)
         if isinstance(maps, NotApplicable):
             return maps
         try:

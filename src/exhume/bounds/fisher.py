@@ -26,8 +26,8 @@ __all__ = [
     "information_map",
     "information_product",
     "jacobian",
-    "jump_share",
     "mean_map",
+    "pushforward",
     "variance_map",
 ]
 
@@ -272,7 +272,7 @@ def _columns(mean: MeanMap, inputs: Tensor, observed: int, chunk: int) -> Tensor
     # Filled in place: two copies of a large Jacobian would be the peak of the memory.
     columns = inputs.new_empty(inputs.numel(), observed)
     done = 0
-    for part in _over_unit_vectors(_along(mean, inputs), inputs, chunk):
+    for part in _over_unit_vectors(pushforward(mean, inputs), inputs, chunk):
         columns[done : done + len(part)] = part
         done += len(part)
     return columns
@@ -344,57 +344,10 @@ def fisher_trace(
     signs = signs.to(inputs)
     overlap = torch.tensordot(signs, slope, dims=inputs.dim())
     rest = signs - overlap.reshape(-1, *[1] * inputs.dim()) * slope
-    seen = images(_along(mean, inputs), torch.cat([slope.unsqueeze(0), rest]))
+    seen = images(pushforward(mean, inputs), torch.cat([slope.unsqueeze(0), rest]))
     powers = seen.square() @ weights
     error = float(powers[1:].std()) / probes**0.5
     return TraceEstimate(float(powers[0] + powers[1:].mean()), error)
-
-
-@formula(
-    r"\Big\| \Sigma^{-1/2} \Big( g(x_1) - g(x_0) - \int_0^1 J(x_s) (x_1 - x_0)\, ds "
-    r"\Big) \Big\| \Big/ \big\| \Sigma^{-1/2} ( g(x_1) - g(x_0) ) \big\|",
-    reference="fundamental theorem of calculus, by Gauss-Legendre quadrature",
-)
-def jump_share(
-    mean: MeanMap,
-    precision: Tree | None,
-    start: Tensor,
-    end: Tensor,
-    *,
-    nodes: int = 16,
-) -> float:
-    """Measure how much of the release's change its derivative misses: 0 if smooth.
-
-    The gradient of a network with ReLU or max pooling jumps where a unit switches.
-    Fisher information sees derivatives only, and is then too small.
-
-    Args:
-        mean: g = h∘F.
-        precision: Σ⁻¹ by name; None if ``mean`` is whitened already.
-        start: x₀, shape [B, *event].
-        end: x₁, same shape; x_s lies on the segment between them.
-        nodes: points of the quadrature.
-    """
-    import numpy as np
-
-    root = flatten(_weights(mean, precision, start)).sqrt()
-    start, end = start.detach().double(), end.detach().double()
-    change = flatten(mean(end)) - flatten(mean(start))
-    places, weights = torch.from_numpy(
-        np.stack(np.polynomial.legendre.leggauss(nodes))
-    ).to(change)
-
-    def slope(place: Tensor) -> Tensor:
-        return _along(mean, start + (place + 1) / 2 * (end - start))(end - start)
-
-    together = max(1, min(nodes, _CHUNK_BYTES // (8 * len(change))))
-    slopes = _over(slope, places.split(together))
-    predicted = torch.zeros_like(change)
-    for part, weight in zip(slopes, weights.split(together), strict=True):
-        predicted += weight / 2 @ part
-    whole = float(torch.linalg.vector_norm(root * change))
-    missed = float(torch.linalg.vector_norm(root * (change - predicted)))
-    return missed / whole if whole > 0 else missed
 
 
 def _weights(mean: MeanMap, precision: Tree | None, inputs: Tensor) -> Tree:
@@ -410,8 +363,13 @@ def _weights(mean: MeanMap, precision: Tree | None, inputs: Tensor) -> Tree:
     return {name: weight.to(torch.float64) for name, weight in precision.items()}
 
 
-def _along(mean: MeanMap, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return t ↦ J t, from [B, *event] to [p]."""
+def pushforward(mean: MeanMap, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return t ↦ J t, from [B, *event] to [p], with J at the inputs.
+
+    Args:
+        mean: a function of the inputs.
+        inputs: x, shape [B, *event].
+    """
 
     def along(tangent: Tensor) -> Tensor:
         return flatten(torch.func.jvp(mean, (inputs,), (tangent,))[1])
@@ -434,9 +392,17 @@ def _over_unit_vectors(
     return _over(function, parts())
 
 
-def images(function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-    """Return a function of stacked vectors, stacked; together if it vectorises."""
-    return torch.cat(list(_over(function, vectors.split(_COLUMNS))))
+def images(
+    function: Callable[[Tensor], Tensor], vectors: Tensor, together: int = _COLUMNS
+) -> Tensor:
+    """Return a function of stacked vectors, stacked; together if it vectorises.
+
+    Args:
+        function: of one vector.
+        vectors: stacked along the first dimension.
+        together: how many at once.
+    """
+    return torch.cat(list(_over(function, vectors.split(together))))
 
 
 def _over(

@@ -146,10 +146,11 @@ class FisherInformationLeakage(Bound):
             prior: density of one example; the world's own if None.
             key: calibrates the defenses as ``world.observe(key)`` does, and draws.
         """
-        batches = evaluation_points(world, prior, self.draws, key)
+        density = world.prior if prior is None else prior
+        batches = evaluation_points(world, density, self.draws, key)
         if isinstance(batches, NotApplicable):
             return batches
-        maps = information_maps(world, batches, key)
+        maps = information_maps(world, batches, key, density)
         if isinstance(maps, NotApplicable):
             return maps
         pairs = [

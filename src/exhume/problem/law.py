@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     VarianceMap = Callable[[Task, ObservationModel, Candidate], Tree]
 
-__all__ = ["Family", "KeepWhere", "Law", "Times", "Whitener"]
+__all__ = ["Family", "KeepWhere", "Law", "Times", "TreeMap", "Whitener"]
 
 TreeMap = Callable[[Tree], Tree]
 Family = Literal["gaussian", "laplace"]
