@@ -20,7 +20,7 @@ from exhume.errors import InvalidInput, UnknownName
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
-from exhume.runs.common_settings import slug
+from exhume.runs.settings import slug
 from exhume.runs.store import Store
 from exhume.trials.facts import (
     cosine,

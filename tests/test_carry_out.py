@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from exhume.runs.carry_out import FixedPlan, Known, Plan, Remaining, carry_out
-from exhume.runs.executor import Executor
-from exhume.runs.job import Job
+from exhume.runs.executor import Executor, Job
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ from exhume.problem.law import Law
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.tree import flatten
 from exhume.report.words import number
-from exhume.runs.job import Job
+from exhume.runs.executor import Job
 from exhume.runs.records import TrialResult, TrialSpec
 from exhume.runs.store import Store
 from exhume.trials.one_step import (

@@ -19,8 +19,7 @@ from exhume import audit
 from exhume.audit import AuditSettings, TrialResult, TrialSpec, run_trial
 from exhume.audit.sweep import expand
 from exhume.errors import InvalidInput, UnknownName
-from exhume.runs.executor import executor_named, single_threaded
-from exhume.runs.job import measured
+from exhume.runs.executor import executor_named, measured, single_threaded
 from exhume.runs.store import Store
 from exhume.trials.job import TRIAL
 

@@ -22,7 +22,7 @@ from exhume.errors import InvalidInput, NotImported, UnknownName
 from exhume.observations.file import load
 from exhume.registry import find, own_modules
 from exhume.report.citations import citations
-from exhume.runs.settings_file import to_toml
+from exhume.runs.settings import to_toml
 from exhume.runs.store import Store
 
 TRAP = """

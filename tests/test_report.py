@@ -28,7 +28,7 @@ from exhume.report.figure import SERIES
 from exhume.report.pictures import limits, line, png
 from exhume.report.words import median, number, several
 from exhume.runs.records import TrialResult
-from exhume.runs.settings_file import to_toml
+from exhume.runs.settings import to_toml
 from report_pages import (
     BASELINES,
     CLIPPING,

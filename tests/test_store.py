@@ -22,9 +22,8 @@ from hypothesis.extra.numpy import arrays
 
 from exhume.audit import TrialResult, TrialSpec
 from exhume.errors import InvalidInput
-from exhume.runs.restore import restore
-from exhume.runs.store import Store
-from exhume.runs.strict_json import dump_exact, dumps, load_exact
+from exhume.runs.records import dump_exact, dumps, load_exact
+from exhume.runs.store import Store, restore
 
 SPEC = TrialSpec(
     data={"name": "digits"},

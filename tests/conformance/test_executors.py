@@ -10,8 +10,8 @@ import torch
 
 from exhume.audit import AuditSettings, TrialResult
 from exhume.audit.sweep import expand
+from exhume.runs.executor import Job
 from exhume.runs.executors.serial import Serial
-from exhume.runs.job import Job
 from exhume.trials.job import TRIAL
 
 from .rows import every

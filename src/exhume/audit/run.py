@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from exhume.audit.settings import AuditSettings
 from exhume.runs.carry_out import FixedPlan, Progress, carry_out, silent
-from exhume.runs.folder import made, write_text
 from exhume.runs.records import SettingSpec, TrialResult, TrialSpec
+from exhume.runs.settings import made, write_text
 
 if TYPE_CHECKING:
     from exhume.runs.executor import Executor
@@ -60,7 +60,7 @@ def run(
         KeyboardInterrupt: after the report of what had finished was written.
     """
     from exhume.audit.sweep import expand
-    from exhume.runs.settings_file import to_toml
+    from exhume.runs.settings import to_toml
     from exhume.runs.store import Store
 
     settings = AuditSettings.given(settings)

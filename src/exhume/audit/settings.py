@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from exhume.errors import InvalidInput
-from exhume.runs.common_settings import RunSettings, check_least
 from exhume.runs.records import Options
+from exhume.runs.settings import RunSettings, check_least
 
 __all__ = ["AuditSettings"]
 

@@ -58,7 +58,7 @@ def advise(
             say(sentence)
     say(f"report: {done.report}")
     if advice.stack:
-        from exhume.runs.settings_file import toml_value
+        from exhume.runs.settings import toml_value
 
         say(f"defenses = {toml_value(list(advice.stack))}")
     elif not advice.holds:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from exhume.cli.console import columns, say
 from exhume.errors import InvalidInput
-from exhume.runs.folder import write_bytes
+from exhume.runs.settings import write_bytes
 
 if TYPE_CHECKING:
     from exhume.problem.attack import Attack
@@ -55,7 +55,7 @@ def write(
     from safetensors.torch import save
 
     from exhume.config import describe
-    from exhume.runs.strict_json import dumps
+    from exhume.runs.records import dumps
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"inputs": answer.inputs, "targets": answer.targets}

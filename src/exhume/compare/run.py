@@ -11,7 +11,7 @@ from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
 from exhume.runs.carry_out import Progress, carry_out, silent
-from exhume.runs.folder import made, write_text
+from exhume.runs.settings import made, write_text
 
 if TYPE_CHECKING:
     from exhume.audit.settings import AuditSettings
@@ -47,7 +47,7 @@ def run(
     """
     from exhume import audit
     from exhume.compare.search import Rounds, replay
-    from exhume.runs.settings_file import to_toml
+    from exhume.runs.settings import to_toml
     from exhume.trials.utility import MEASURE, UtilityStore
 
     settings = CompareSettings.given(settings)

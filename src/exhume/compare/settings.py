@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from exhume.errors import InvalidInput
-from exhume.runs.common_settings import (
+from exhume.runs.records import Options
+from exhume.runs.settings import (
     RunSettings,
     check_least,
     check_positive,
     seed_list,
 )
-from exhume.runs.records import Options
 
 __all__ = ["CompareSettings", "Utility"]
 

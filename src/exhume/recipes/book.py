@@ -11,7 +11,7 @@ from exhume.config import validate
 from exhume.errors import InvalidInput, UnknownName
 from exhume.recipes.recipe import Recipe, Series, Training, differences, merged
 from exhume.registry import did_you_mean
-from exhume.runs.settings_file import read_toml
+from exhume.runs.settings import read_toml
 
 __all__ = ["folder", "load", "names", "path_of", "placed", "reduced"]
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from exhume.report.words import number, several
-from exhume.runs.folder import write_text
-from exhume.runs.strict_json import dumps
+from exhume.runs.records import dumps
+from exhume.runs.settings import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

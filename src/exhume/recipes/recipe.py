@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from exhume.audit.settings import as_options
 from exhume.errors import InvalidInput
-from exhume.runs.common_settings import check_least, check_positive
 from exhume.runs.records import Options
+from exhume.runs.settings import check_least, check_positive
 
 __all__ = ["Gain", "Recipe", "Series", "Stack", "Training", "differences", "merged"]
 

@@ -14,8 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
-from exhume.runs.executor import Executor
-from exhume.runs.job import Job, Result, Spec
+from exhume.runs.executor import Executor, Job, Result, Spec
 
 __all__ = [
     "FixedPlan",

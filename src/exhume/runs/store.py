@@ -11,20 +11,31 @@ import sqlite3
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from types import NoneType, TracebackType, UnionType
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
 from exhume.errors import InvalidInput
-from exhume.runs.records import TrialResult
-from exhume.runs.restore import restore
-from exhume.runs.strict_json import dump_exact, load_exact
+from exhume.runs.records import TrialResult, dump_exact, load_exact
 
-__all__ = ["ResultFile", "Store"]
+__all__ = ["ResultFile", "Store", "restore"]
+
+T = TypeVar("T")
 
 #: a dataclass with ``spec`` (which has an ``id``), ``status`` and ``arrays``
 Result = TypeVar("Result", bound=Any)
@@ -43,11 +54,14 @@ CREATE TABLE IF NOT EXISTS {table} (
 )"""
 _WAIT_SECONDS = 60.0
 
+#: types of what JSON has as it is
+_SCALARS = {bool, int, float, str}
+
 # What a record of the wrong structure raises as it is taken apart.
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-class ResultFile(Generic[Result]):
+class ResultFile(AbstractContextManager, Generic[Result]):
     """Results of one kind by the id of their spec; a context manager.
 
     Several processes may read while one writes. Writing an id again replaces it. A
@@ -79,9 +93,6 @@ class ResultFile(Generic[Result]):
             self._db.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -100,20 +111,21 @@ class ResultFile(Generic[Result]):
         Raises:
             InvalidInput: the file cannot be written (disk full, folder removed).
         """
-        row = (
-            result.spec.id,
-            result.status,
-            time.time(),
-            _dump_record(result),
-            _dump_arrays(result.arrays),
-        )
+        record = {"spec": asdict(result.spec)}
+        for field in fields(result):
+            if field.name not in ("spec", "arrays"):
+                record[field.name] = getattr(result, field.name)
+        arrays = io.BytesIO()
+        save: Any = np.savez_compressed  # its last parameter hides the type of **arrays
+        save(arrays, **result.arrays)
+        row = (result.spec.id, result.status, time.time(), dump_exact(record))
         with self._explained(), self._db:
             self._db.execute(
                 f"INSERT INTO {self.table} (id, status, finished_at, record, arrays) "
                 "VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
                 "status = excluded.status, finished_at = excluded.finished_at, "
                 "record = excluded.record, arrays = excluded.arrays, runs = runs + 1",
-                row,
+                (*row, arrays.getvalue()),
             )
 
     def get(self, spec_id: str) -> Result | None:
@@ -149,23 +161,11 @@ class ResultFile(Generic[Result]):
         with self._explained():
             return [self._load(*row) for row in self._db.execute(query)]
 
-    def restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> Result:
-        """Make a result of what was stored of it, by an earlier version perhaps.
-
-        Args:
-            record: its fields but the arrays, as JSON has them (lists for tuples).
-            arrays: by name.
-
-        Raises:
-            InvalidInput: a field that has no default is missing.
-        """
-        return restore(self.kind, {**record, "arrays": arrays})
-
     def _load(self, spec_id: str, text: str, blob: bytes) -> Result:
         record = load_exact(text)
         with np.load(io.BytesIO(blob), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        result = self.restore(record, arrays)
+            record["arrays"] = dict(file)
+        result = restore(self.kind, record)
         unknown = sorted(record["spec"].keys() - {f.name for f in fields(result.spec)})
         if unknown and result.spec.id != spec_id:
             # Without them the result would be taken for that of other settings.
@@ -178,9 +178,9 @@ class ResultFile(Generic[Result]):
 
     def _open(self) -> None:
         """Check that the file is a store, and make the table of a fresh one."""
-        if self._pragma("application_id") not in (0, _APPLICATION) or (
-            self._pragma("application_id") == 0 and self._tables()
-        ):
+        tables = "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
+        application = self._number("PRAGMA application_id")
+        if application != _APPLICATION and (application or self._number(tables)):
             msg = f"{self.path} is a database of another program; choose another folder"
             raise InvalidInput(msg)
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -188,10 +188,10 @@ class ResultFile(Generic[Result]):
         with self._db:
             # Two processes may open a fresh file at once: look again under the lock.
             self._db.execute("BEGIN IMMEDIATE")
-            if not self._tables():
+            if not self._number(tables):
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            found = self._pragma("user_version")
+            found = self._number("PRAGMA user_version")
             if found != _SCHEMA_VERSION:
                 msg = (
                     f"{self.path} has format {found}, this version of exhume reads "
@@ -201,12 +201,8 @@ class ResultFile(Generic[Result]):
                 raise InvalidInput(msg)
             self._db.execute(_TABLE.format(table=self.table))
 
-    def _pragma(self, name: str) -> int:
-        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
-
-    def _tables(self) -> list[str]:
-        rows = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        return [row[0] for row in rows]
+    def _number(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -225,31 +221,71 @@ class ResultFile(Generic[Result]):
             raise InvalidInput(msg) from e
 
 
-def _dump_record(result: Any) -> str:
-    kept = [f.name for f in fields(result) if f.name not in ("spec", "arrays")]
-    record = {name: getattr(result, name) for name in kept}
-    return dump_exact({"spec": asdict(result.spec), **record})
-
-
-def _dump_arrays(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    save: Any = np.savez_compressed  # its last parameter hides the type of **arrays
-    save(buffer, **arrays)
-    return buffer.getvalue()
-
-
 class Store(ResultFile[TrialResult]):
     """The results of trials."""
 
     kind = TrialResult
 
-    def restore(
-        self, record: dict[str, Any], arrays: dict[str, np.ndarray]
-    ) -> TrialResult:
-        """Make a result of what was stored of it; every object in it has a name."""
-        result = super().restore(record, arrays)
+    def _load(self, spec_id: str, text: str, blob: bytes) -> TrialResult:
+        """Read a result, every object of whose spec has a name."""
+        result = super()._load(spec_id, text, blob)
         for kind, options in result.spec.objects():
             if not isinstance(options.get("name"), str):
                 msg = f"the {kind} of a trial has no name"
                 raise ValueError(msg)
         return result
+
+
+def restore(cls: type[T], record: dict[str, Any]) -> T:
+    """Make a dataclass of what was stored of its fields, perhaps by another version.
+
+    Lists become the tuples that they were, and dictionaries the dataclasses, as the
+    annotations say. Fields that this version does not know are left out, and those that
+    the version which wrote the record did not know have their defaults.
+
+    Args:
+        cls: a dataclass whose annotations can be evaluated when the program runs.
+        record: values by field, as JSON has them.
+
+    Raises:
+        InvalidInput: a field without a default is missing.
+    """
+    given: dict[str, Any] = {}
+    absent: list[str] = []
+    kinds = _kinds(cls)
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name in record:
+            given[field.name] = _read(kinds[field.name], record[field.name])
+        elif field.default is MISSING and field.default_factory is MISSING:
+            absent.append(field.name)
+    if absent:
+        msg = (
+            f"a stored {cls.__name__} has no {' and no '.join(absent)}; use the "
+            f"version of exhume that wrote it"
+        )
+        raise InvalidInput(msg)
+    return cls(**given)
+
+
+_kinds = lru_cache(get_type_hints)
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """Make a value of a type of what JSON has; what may be of several is left as is."""
+    if kind in _SCALARS:
+        return value
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return restore(kind, value)  # type: ignore[arg-type]
+    if origin is tuple:
+        endless = inner[1:] == (...,)
+        kinds = repeat(inner[0], len(value)) if endless else inner
+        return tuple(map(_read, kinds, value))
+    if origin is list:
+        return [_read(inner[0], item) for item in value]
+    if origin is dict:
+        return {key: _read(inner[1], item) for key, item in value.items()}
+    if origin in (Union, UnionType) and value is not None:
+        known = set(inner) - {NoneType}
+        return _read(known.pop(), value) if len(known) == 1 else value
+    return value

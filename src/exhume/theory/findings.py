@@ -35,8 +35,8 @@ class Findings:
 
 def to_toml(settings: TheorySettings) -> str:
     """Write the settings as the TOML that asks for the same run."""
-    from exhume.runs import settings_file
+    from exhume.runs.settings import to_toml as write_toml
     from exhume.theory.settings import as_plain
 
     plain: Any = [as_plain(one) for one in settings.experiments]
-    return settings_file.to_toml(replace(settings, experiments=plain), complete=True)
+    return write_toml(replace(settings, experiments=plain), complete=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from exhume.errors import ExhumeError, InvalidInput
-from exhume.runs.job import Job, measured
+from exhume.runs.executor import Job, measured
 from exhume.theory.point import PointResult, PointSpec
 
 if TYPE_CHECKING:

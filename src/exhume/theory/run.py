@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from exhume.errors import InvalidInput
 from exhume.runs.carry_out import FixedPlan, Progress, carry_out, silent
-from exhume.runs.folder import made, write_text
+from exhume.runs.settings import made, write_text
 from exhume.theory.findings import Findings, to_toml
 from exhume.theory.settings import TheorySettings
 

@@ -10,9 +10,8 @@ from typing import Any, Literal, Self
 
 from exhume.config import validate
 from exhume.errors import InvalidInput
-from exhume.runs.common_settings import RunSettings
 from exhume.runs.records import Options
-from exhume.runs.settings_file import parse_toml
+from exhume.runs.settings import RunSettings, parse_toml
 from exhume.theory.measure import ARMS
 from exhume.theory.point import Inputs, Kind, Layer
 from exhume.theory.ranges import check_numbers, check_published, check_sweep

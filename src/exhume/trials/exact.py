@@ -23,9 +23,9 @@ from exhume.files import read_header
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.tree import Tree
 from exhume.problem.world import World
-from exhume.runs.folder import made, write_bytes, write_text
-from exhume.runs.job import measured
+from exhume.runs.executor import measured
 from exhume.runs.records import SettingSpec
+from exhume.runs.settings import made, write_bytes, write_text
 from exhume.trials.memory import Memory
 from exhume.trials.world import calibrated, make_world, mechanism_of, release_key
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exhume.runs.job import Job
+from exhume.runs.executor import Job
 from exhume.runs.records import SettingSpec, TrialResult, TrialSpec
 
 if TYPE_CHECKING:

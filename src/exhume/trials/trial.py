@@ -26,7 +26,7 @@ from exhume.problem.reconstruction import Outcome, Reconstruction
 from exhume.problem.release import Observation
 from exhume.problem.threat import ThreatModel
 from exhume.problem.world import World
-from exhume.runs.job import measured
+from exhume.runs.executor import measured
 from exhume.runs.records import TrialResult, TrialSpec
 from exhume.trials.bound_record import record_of
 from exhume.trials.facts import ordered_error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exhume.errors import InvalidInput
-from exhume.runs.job import Job, measured
+from exhume.runs.executor import Job, measured
 from exhume.runs.records import Options, content_hash
 from exhume.runs.store import ResultFile
 

@@ -32,7 +32,7 @@ def write_report(
     from exhume.audit.report.build import page
     from exhume.audit.report.export import to_csv, to_json
     from exhume.audit.report.grouping import ordered
-    from exhume.runs.folder import write_text
+    from exhume.runs.settings import write_text
 
     in_order = ordered(settings, results)
     flags = find_flags(in_order)

@@ -37,7 +37,7 @@ from exhume.report.page import render
 from exhume.report.pictures import Picture
 from exhume.report.words import count, finite, median, number, several
 from exhume.runs.records import TrialResult
-from exhume.runs.settings_file import to_toml
+from exhume.runs.settings import to_toml
 from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = ["MOST_PICTURES", "Section", "page"]

@@ -13,8 +13,7 @@ from exhume.audit.report.metrics import metrics_of
 from exhume.audit.report.verdict import Flags
 from exhume.audit.settings import AuditSettings
 from exhume.report.naming import defense_family, defense_label, defense_strength
-from exhume.runs.records import TrialResult
-from exhume.runs.strict_json import dumps
+from exhume.runs.records import TrialResult, dumps
 from exhume.trials.bound_record import whom
 
 __all__ = ["to_csv", "to_json"]

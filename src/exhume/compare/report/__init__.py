@@ -20,7 +20,7 @@ def write_report(comparison: Comparison) -> Path:
     """
     from exhume.compare.report.export import to_json
     from exhume.compare.report.page import page
-    from exhume.runs.folder import write_text
+    from exhume.runs.settings import write_text
 
     for name, text in (
         ("comparison.json", to_json(comparison)),

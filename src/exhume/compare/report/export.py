@@ -10,7 +10,7 @@ from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier
 from exhume.compare.leaderboard import boards
 from exhume.compare.places import at_budget
-from exhume.runs.strict_json import dumps
+from exhume.runs.records import dumps
 
 __all__ = ["to_json"]
 

@@ -17,7 +17,7 @@ from exhume.compare.wording import shown, told_loss
 from exhume.report.naming import object_label
 from exhume.report.page import render
 from exhume.report.words import number, several
-from exhume.runs.settings_file import to_toml
+from exhume.runs.settings import to_toml
 from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = ["page", "recommendations", "summary"]

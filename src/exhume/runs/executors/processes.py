@@ -15,8 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from exhume.errors import InvalidInput
-from exhume.runs.executor import THREAD_VARIABLES, Executor, work
-from exhume.runs.job import Job, Result, Spec
+from exhume.runs.executor import THREAD_VARIABLES, Executor, Job, Result, Spec, work
 
 __all__ = ["Processes"]
 

@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from exhume.runs.executor import Executor, work
-from exhume.runs.job import Job, Result, Spec
+from exhume.runs.executor import Executor, Job, Result, Spec, work
 
 __all__ = ["Serial"]
 

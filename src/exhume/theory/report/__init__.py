@@ -18,7 +18,7 @@ def write_report(found: Findings) -> Path:
     Returns:
         path of report.html.
     """
-    from exhume.runs.folder import write_text
+    from exhume.runs.settings import write_text
     from exhume.theory.report.export import to_json
     from exhume.theory.report.page import page
     from exhume.theory.report.picture import write_picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from exhume.runs.strict_json import dumps
+from exhume.runs.records import dumps
 from exhume.theory.collect import Curve, Measured
 from exhume.theory.findings import Findings
 from exhume.theory.settings import as_plain
