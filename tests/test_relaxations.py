@@ -1,8 +1,7 @@
-"""Relaxations x = g(z): conformance of every registered one, and what options do."""
+"""Relaxations x = g(z): each by itself, and as an option of an attack."""
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -12,114 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import exhume
-from exhume import registry
 from exhume.attacks.inverting_gradients import InvertingGradients
 from exhume.attacks.relaxations.box import Box, Logistic, logistic_box
 from exhume.attacks.relaxations.identity import Identity, InUnits
 from exhume.attacks.relaxations.projection import Clamped, Projection
-from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
+from exhume.attacks.unknowns import RelaxationChoice, Unknowns
 from exhume.config import build, chosen, default_options, describe, validate
 from exhume.errors import InvalidInput, UnknownName
 from exhume.keys import generator
 from exhume.problem.event import EventSpec
 from exhume.problem.relaxation import Relaxation, Units
-from toys import COLOUR, GRAY, VECTOR, make_world, reveal
+from toys import COLOUR, GRAY, make_world, reveal
 
-NAMES = registry.names("relaxation")
-SPECS = {"gray": GRAY, "colour": COLOUR, "vector": VECTOR}
-every = pytest.mark.parametrize("name", NAMES)
-everywhere = pytest.mark.parametrize("kind", SPECS)
 UNITS = Units(torch.tensor(0.3).double(), torch.tensor(0.7).double())
-
-
-def fitted(name: str, kind: str) -> Relaxation:
-    """Return a relaxation of a small problem, in double precision."""
-    world = make_world(SPECS[kind], labels=(1, 2, 3), dtype=torch.float64)
-    return fit_relaxation(name, reveal(world), UNITS)
-
-
-def decoded(relaxation: Relaxation, count: int = 2) -> Tensor:
-    """Return examples that the relaxation can decode to."""
-    return relaxation.decode(0.1 * relaxation.draw(generator(3), count))
-
-
-# --- conformance ---------------------------------------------------------------------
-
-
-@every
-@everywhere
-def test_examples_are_decoded_one_by_one_in_their_shape_and_precision(name, kind):
-    relaxation = fitted(name, kind)
-    z = relaxation.draw(generator(0), 3)
-    assert z.shape == (3, relaxation.size)
-    assert z.dtype == torch.float64
-    x = relaxation.decode(z)
-    assert x.shape == (3, *SPECS[kind].shape)
-    assert x.dtype == torch.float64
-    assert relaxation.decode(z.float()).dtype == torch.float32
-    for i in range(3):
-        torch.testing.assert_close(relaxation.decode(z[i : i + 1]), x[i : i + 1])
-
-
-@every
-@everywhere
-def test_an_encoded_example_decodes_to_itself(name, kind):
-    relaxation = fitted(name, kind)
-    x = decoded(relaxation)
-    z = relaxation.encode(x)
-    assert z.shape == (2, relaxation.size)
-    torch.testing.assert_close(relaxation.decode(z), x, rtol=1e-6, atol=1e-6)
-
-
-@every
-def test_one_that_reaches_all_examples_says_so_and_does(name):
-    relaxation = fitted(name, "gray")
-    x = 0.01 + 0.98 * torch.rand(4, 1, 8, 8, generator=generator(1)).double()
-    reached = torch.allclose(relaxation.decode(relaxation.encode(x)), x, atol=1e-6)
-    assert reached == relaxation.onto
-
-
-@every
-@everywhere
-def test_projecting_twice_is_projecting_once_and_draws_are_feasible(name, kind):
-    relaxation = fitted(name, kind)
-    far = 10 * torch.randn(4, relaxation.size, generator=generator(2)).double()
-    inside = relaxation.project(far)
-    assert inside.shape == far.shape
-    torch.testing.assert_close(relaxation.project(inside), inside)
-    drawn = relaxation.draw(generator(5), 4)
-    torch.testing.assert_close(relaxation.project(drawn), drawn)
-    assert torch.equal(relaxation.draw(generator(5), 4), drawn)
-    assert not torch.equal(relaxation.draw(generator(6), 4), drawn)
-
-
-@every
-def test_derivatives_are_right_in_both_modes_and_orders(name):
-    relaxation = fitted(name, "gray")
-    z = relaxation.draw(generator(0), 2).requires_grad_()
-    assert torch.autograd.gradcheck(relaxation.decode, z, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(relaxation.decode, z)
-    along = relaxation.draw(generator(1), 2)
-    z = z.detach()
-    slope = torch.func.jvp(relaxation.decode, (z,), (along,))[1]
-    small = 1e-6
-    ends = [relaxation.decode(z + s * small * along) for s in (1, -1)]
-    torch.testing.assert_close(
-        slope, (ends[0] - ends[1]) / (2 * small), rtol=1e-5, atol=1e-8
-    )
-    cotangent = torch.randn(slope.shape, generator=generator(2)).double()
-    (back,) = torch.func.vjp(relaxation.decode, z)[1](cotangent)
-    torch.testing.assert_close((slope * cotangent).sum(), (along * back).sum())
-
-
-@every
-def test_a_relaxation_pickles(name):
-    relaxation = fitted(name, "gray")
-    z = relaxation.draw(generator(0), 2)
-    again = pickle.loads(pickle.dumps(relaxation))
-    assert torch.equal(again.decode(z), relaxation.decode(z))
-    source = build("relaxation", name)
-    assert pickle.loads(pickle.dumps(source)) == source
 
 
 # --- bounded ones --------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_the_splitting_matrix_predicts_the_change_of_the_misfit(kind, observatio
     before = misfit(features, x, a)
     for i in range(2):
         z = x.flatten(1)
-        product = splitting_matrix(features, PIXELS.relaxation, z, a, i)
+        product = splitting_matrix(features, PIXELS, z, a, i)
         curvature, v = smallest_eigenpair(product, x[i].flatten())
         step = v.reshape(x[i].shape)
         gains = []
@@ -101,7 +101,7 @@ def test_a_network_without_curvature_cannot_be_split():
     features = seen(problem).features()
     assert explain(features, own.inputs[:2]).residual > 1e-3
     z = own.inputs[:2].flatten(1)
-    assert split_apart(features, PIXELS.relaxation, z, MIDDLE, 1) is None
+    assert split_apart(features, PIXELS, z, MIDDLE, 1) is None
 
 
 def test_a_merged_candidate_escapes():
@@ -127,7 +127,7 @@ def test_a_merged_candidate_escapes():
     before = left(stalled)
     assert before > 1e-3
     assert left(descent.polish(stalled, 50, POLISH_RIDGE)) > 0.9 * before
-    halves = split_apart(features, PIXELS.relaxation, stalled, MIDDLE, 1)
+    halves = split_apart(features, PIXELS, stalled, MIDDLE, 1)
     assert halves is not None
     assert len(halves) == 4
     assert left(halves) < before

@@ -76,7 +76,8 @@ class Kkt(Attack):
         box: weight of the range.
         span: confine candidates to the span of the first layer, unless a relaxation is
             chosen.
-        misfit: ``whitened`` or ``plain``.
+        misfit: ``whitened`` (of candidates that no relaxation takes out of the span) or
+            ``plain``.
         project: solve for λ ≥ 0 in closed form every so many steps; 0 descends on λ.
         keep: return the ``best`` n candidates after merging, or ``all`` of them before.
         relaxation: what is varied, x = g(z), by name, with options, or as an object;

@@ -62,7 +62,8 @@ class SampleSplitting(Attack):
         rate: step size.
         sharpness: α of the sigmoid that stands for the derivative of ReLU.
         span: confine candidates to the span of the first layer.
-        misfit: ``whitened`` or ``plain``.
+        misfit: ``whitened`` (of candidates that no relaxation takes out of the span) or
+            ``plain``.
         keep: return the ``best`` n candidates after merging, or ``all`` of them before.
         relaxation: what is varied, x = g(z), by name, with options, or as an object;
             None for the span.

@@ -321,11 +321,11 @@ def _halved(
     descent: ProjectionDescent, z: Tensor, middle: Tensor, count: int
 ) -> Tensor | None:
     """Return candidates of which up to half are split; None where that is no use."""
-    view, relaxation = descent.view, descent.unknowns.relaxation
+    view, unknowns = descent.view, descent.unknowns
     descent.watch.count(z[0].numel())
     features = view.features(_BLUNT if view.has_kinks else None)
-    centre = relaxation.encode(middle[None])[0]
-    return split_apart(features, relaxation, z, centre, max(count // 2, 1))
+    centre = unknowns.relaxation.encode(middle[None])[0]
+    return split_apart(features, unknowns, z, centre, max(count // 2, 1))
 
 
 def _middle(problem: Problem, relaxation: Relaxation) -> Tensor:

@@ -191,7 +191,7 @@ class ProjectionDescent:
             return start
         found, course = gauss_newton(
             features,
-            self.unknowns.relaxation,
+            self.unknowns,
             start,
             fit.weights.flatten(),
             ridge=NEWTON_RIDGE,

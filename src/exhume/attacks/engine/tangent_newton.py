@@ -20,9 +20,9 @@ from exhume.attacks.engine.variable_projection import (
     ridge_factor,
     self_blocks,
 )
+from exhume.attacks.unknowns import Unknowns
 from exhume.formula import formula
 from exhume.problem.reconstruction import Stopwatch
-from exhume.problem.relaxation import Relaxation
 
 __all__ = ["ProjectedFit", "gauss_newton", "half_residual"]
 
@@ -60,13 +60,13 @@ class ProjectedFit:
 
     Attributes:
         features: with the observation.
-        relaxation: x = g(z).
+        unknowns: what z stands for.
         unit: what z is divided by, one number per example, shape [M, 1].
         ridge: share of the mean diagonal of K.
     """
 
     features: TangentFeatures
-    relaxation: Relaxation
+    unknowns: Unknowns
     unit: Tensor
     ridge: float
 
@@ -76,12 +76,12 @@ class ProjectedFit:
 
     def inputs(self, unknown: Tensor) -> Tensor:
         """Return x, shape [M, *event]."""
-        return self.relaxation.decode(self.variable(unknown))
+        return self.unknowns.inputs([self.variable(unknown)])
 
     def project(self, unknown: Tensor) -> Tensor:
         """Return the nearest feasible unknown."""
         z = self.variable(unknown)
-        inside = self.relaxation.project(z)
+        inside = self.unknowns.relaxation.project(z)
         return unknown if inside is z else (inside / self.unit).flatten()
 
     def objective(self, unknown: Tensor) -> float:
@@ -117,7 +117,7 @@ class ProjectedFit:
 
 def gauss_newton(
     features: TangentFeatures,
-    relaxation: Relaxation,
+    unknowns: Unknowns,
     start: Tensor,
     weights: Tensor,
     *,
@@ -132,7 +132,7 @@ def gauss_newton(
 
     Args:
         features: with the observation.
-        relaxation: x = g(z).
+        unknowns: what z stands for.
         start: z₀, shape [M, k].
         weights: a at the start, shape [R], for the units of z.
         ridge: share of the mean diagonal of K.
@@ -145,8 +145,8 @@ def gauss_newton(
     Returns:
         z, and the course of ½‖v − Σ a φ‖².
     """
-    unit = _unit(features, relaxation.decode(start), weights)
-    fit = ProjectedFit(features, relaxation, unit, ridge)
+    unit = _unit(features, unknowns.inputs([start]), weights)
+    fit = ProjectedFit(features, unknowns, unit, ridge)
     limits = Limits(
         iterations=iterations,
         evaluations=2**62,

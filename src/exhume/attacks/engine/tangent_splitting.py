@@ -9,9 +9,9 @@ from torch import Tensor
 
 from exhume.attacks.engine.projection_descent import explain
 from exhume.attacks.engine.tangent_features import TangentFeatures
+from exhume.attacks.unknowns import Unknowns
 from exhume.attacks.weights.splitting import smallest_eigenpair
 from exhume.formula import formula
-from exhume.problem.relaxation import Relaxation
 
 __all__ = ["split_apart", "splitting_matrix"]
 
@@ -29,7 +29,7 @@ _SHARES = tuple(2.0**-k for k in range(9))
 )
 def splitting_matrix(
     features: TangentFeatures,
-    relaxation: Relaxation,
+    unknowns: Unknowns,
     points: Tensor,
     weights: Tensor,
     index: int,
@@ -41,7 +41,7 @@ def splitting_matrix(
 
     Args:
         features: with the observation.
-        relaxation: x = g(z).
+        unknowns: what z stands for.
         points: z, shape [M, k].
         weights: a, shape [M, points · outputs].
         index: i.
@@ -49,9 +49,9 @@ def splitting_matrix(
     Returns:
         a function of v, shape [k], that may be called often.
     """
-    every = relaxation.decode(points.detach())
+    every = unknowns.inputs([points.detach()])
     at = points[index : index + 1].detach().clone().requires_grad_()
-    own = relaxation.decode(at)
+    own = unknowns.inputs([at])
     _, moment = features.products(own)
     pull = moment - features.cross(own, every) @ weights.flatten()
     (first,) = torch.autograd.grad(
@@ -75,7 +75,7 @@ def splitting_matrix(
 
 def split_apart(
     features: TangentFeatures,
-    relaxation: Relaxation,
+    unknowns: Unknowns,
     points: Tensor,
     centre: Tensor,
     most: int,
@@ -84,7 +84,7 @@ def split_apart(
 
     Args:
         features: with the observation.
-        relaxation: x = g(z).
+        unknowns: what z stands for.
         points: z at a stall, shape [M, k].
         centre: z of what is common to all examples, the unit of the distance, [k].
         most: candidates that are split at most.
@@ -92,10 +92,10 @@ def split_apart(
     Returns:
         z with both halves, up to [M + most, k]; None if no split lowers the misfit.
     """
-    before = explain(features, relaxation.decode(points))
+    before = explain(features, unknowns.inputs([points]))
     found = []
     for i, z in enumerate(points):
-        product = splitting_matrix(features, relaxation, points, before.weights, i)
+        product = splitting_matrix(features, unknowns, points, before.weights, i)
         if not bool(product(torch.ones_like(z)).any()):
             # Where a candidate is dead, Lanczos has nothing to begin with.
             continue
@@ -106,7 +106,7 @@ def split_apart(
     best, residual = None, before.residual
     for share in _SHARES:
         halves = _halves(points, centre, chosen, share)
-        value = explain(features, relaxation.decode(halves)).residual
+        value = explain(features, unknowns.inputs([halves])).residual
         if value < residual:
             best, residual = halves, value
     return best

@@ -36,6 +36,11 @@ _SAY_DECAY = (
     "weight_decay=0.01, say)"
 )
 
+_PLAIN = (
+    "The misfit is the plain residual: whitening weighs the directions of the first "
+    "layer's span, to which this relaxation does not confine candidates."
+)
+
 MisfitName = Literal["whitened", "plain"]
 
 
@@ -94,7 +99,7 @@ def make_setting(
     Args:
         problem: with weights, local schedule and batch size.
         sharpness: α of the smoothed backward of ReLU; 0 keeps the network's own.
-        misfit: ``whitened`` or ``plain``.
+        misfit: ``whitened`` or ``plain``, which a relaxation outside of the span needs.
         span: confine candidates to the span that the first layer shows.
         box: weight of the range.
         least: λ_min.
@@ -117,25 +122,27 @@ def make_setting(
         notes.append("No ReLU module was found: gradients are the network's own.")
     task = smooth or task
     entrance = find_entrance(task, problem.spec)
-    span = span and relaxation is None
+    found = None
+    if relaxation is not None:
+        units = _units(problem.spec, entrance, task)
+        found, span = fit_relaxation(relaxation, problem, units), False
+    whitened = misfit == "whitened"
+    if whitened and not (found is None or isinstance(found, InSpan)):
+        whitened = False
+        notes.append(_PLAIN)
     known = None
-    if entrance is not None and (span or misfit == "whitened"):
+    if entrance is not None and (span or whitened):
         known = make_span(weights[entrance.weight], problem.require(Fact.BATCH_SIZE))
-    if known is None and (span or misfit == "whitened"):
-        among = "" if relaxation is not None else "they are sought among all inputs, "
+    if known is None and (span or whitened):
         notes.append(
-            f"No dense layer reads the examples, or none that has learned: {among}by "
-            f"the plain residual."
+            "No dense layer reads the examples, or none that has learned: they are "
+            "sought among all inputs, by the plain residual."
         )
     metric = None
-    if known is not None and entrance is not None and misfit == "whitened":
+    if known is not None and entrance is not None and whitened:
         metric = make_metric(weights, entrance, known)
-    if relaxation is None:
+    if found is None:
         found = _confined(problem.spec, entrance, known if span else None, task)
-    else:
-        found = fit_relaxation(
-            relaxation, problem, _units(problem.spec, entrance, task)
-        )
     fit = Fit(
         task=task,
         weights=weights,
