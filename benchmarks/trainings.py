@@ -45,13 +45,13 @@ class Counted:
 def measured(name: str, folder: Path) -> str:
     """Run the audit here, and say what it took."""
     import exhume
-    from exhume.audit import sweep
+    from exhume.audit.settings import example_settings
 
     counters = []
     for module in map(importlib.import_module, OBSERVED):
         counters.append(Counted(module.train))
         module.train = counters[-1]
-    settings = sweep.example_settings(name)
+    settings = example_settings(name)
     settings = replace(settings, seeds=settings.seed_list[:1], executor="serial")
     begun = time.process_time()
     results = exhume.audit.run(settings, out=folder).results

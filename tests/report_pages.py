@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exhume.audit.report import write_report
+from exhume.audit.report.export import write_report
 from exhume.audit.settings import AuditSettings
 from exhume.runs.records import TrialResult, TrialSpec
 

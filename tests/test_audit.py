@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from exhume.audit import AuditSettings, TrialSpec, run, run_trial
-from exhume.audit.sweep import (
+from exhume.audit.settings import (
     example_names,
     example_settings,
     expand,

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 import exhume
 from exhume.audit.report.grouping import scenarios
-from exhume.audit.settings import AuditSettings
-from exhume.audit.sweep import Checked
+from exhume.audit.settings import AuditSettings, Checked
 from exhume.cli import app
 from exhume.compare import CompareSettings, load, run
 from exhume.compare.advice import advise

@@ -18,7 +18,7 @@ from exhume.keys import generator
 from exhume.observations.gradient import Gradient
 from exhume.problem.tree import flatten, norm, scale, size
 from exhume.registry import find
-from exhume.report.citations import citations
+from exhume.report.page import citations
 
 DP = {"max_norm": 1.0, "noise_multiplier": 1.0, "batch_size": 2}
 

@@ -13,7 +13,7 @@ from audit_lab.ragged import Ragged
 from exhume import Batch, EventSpec, NotApplicable, audit, score
 from exhume.audit import AuditSettings
 from exhume.audit.flags import find_flags
-from exhume.audit.report.events import drawing, event_of
+from exhume.audit.report.described import drawing, event_of
 from exhume.audit.report.gallery import gallery
 from exhume.audit.report.grouping import scenarios
 from exhume.audit.report.plots import error_plots, legend

@@ -17,7 +17,7 @@ import torch
 
 from exhume import audit
 from exhume.audit import AuditSettings, TrialResult, TrialSpec, run_trial
-from exhume.audit.sweep import expand
+from exhume.audit.settings import expand
 from exhume.errors import InvalidInput, UnknownName
 from exhume.runs.executor import executor_named, measured, single_threaded
 from exhume.runs.store import Store

@@ -20,7 +20,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from exhume.audit import AuditSettings, TrialSpec
-from exhume.audit.sweep import (
+from exhume.audit.settings import (
     Checked,
     example_names,
     example_settings,

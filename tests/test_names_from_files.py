@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from exhume import audit, compare
 from exhume.audit import AuditSettings, TrialResult, TrialSpec
-from exhume.audit.sweep import expand
+from exhume.audit.settings import expand
 from exhume.cli import app
 from exhume.config import build
 from exhume.errors import InvalidInput, NotImported, UnknownName
 from exhume.observations.file import load
 from exhume.registry import find, own_modules
-from exhume.report.citations import citations
+from exhume.report.page import citations
 from exhume.runs.settings import to_toml
 from exhume.runs.store import Store
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from exhume.defenses.pruning import Pruning
-from exhume.report.naming import (
+from exhume.report.words import (
     defense_family,
     defense_label,
     defense_strength,
@@ -102,5 +102,5 @@ def test_stacks_of_one_family_and_strength_are_equal():
 
 
 def test_naming_does_not_import_torch():
-    code = "import sys, exhume.report.naming; sys.exit('torch' in sys.modules)"
+    code = "import sys, exhume.report.words; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

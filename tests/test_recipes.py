@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from exhume.audit.settings import AuditSettings
-from exhume.audit.sweep import Checked, expand
+from exhume.audit.settings import AuditSettings, Checked, expand
 from exhume.cli import app
 from exhume.compare import CompareSettings
 from exhume.compare.calibration import Settled, Step

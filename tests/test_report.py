@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exhume.audit.report import build, write_report
-from exhume.audit.report.build import _threat
+from exhume.audit.report import page as pages
+from exhume.audit.report.export import write_report
 from exhume.audit.report.gallery import gallery
 from exhume.audit.report.grouping import labels, scenarios
+from exhume.audit.report.page import _threat
 from exhume.audit.report.plots import BOUND_LABEL, error_plots
-from exhume.audit.report.result_table import result_rows
+from exhume.audit.report.tables import result_rows
 from exhume.audit.report.verdict import findings, verdict
 from exhume.audit.settings import AuditSettings
 from exhume.problem.knowledge import Fact
 from exhume.report import browser
-from exhume.report.citations import citations, methods
-from exhume.report.figure import SERIES
-from exhume.report.pictures import limits, line, png
+from exhume.report.page import citations, methods
+from exhume.report.pictures import SERIES, limits, line, png
 from exhume.report.words import median, number, several
 from exhume.runs.records import TrialResult
 from exhume.runs.settings import to_toml
@@ -381,7 +381,7 @@ def test_vectors_are_drawn_as_lines(tmp_path):
 
 
 def test_an_interrupted_audit_says_so(tmp_path):
-    from exhume.audit.sweep import expand
+    from exhume.audit.settings import expand
 
     settings = AuditSettings.from_toml(
         'title = "x"\nattacks = ["dlg"]\nseeds = 2', what="x"
@@ -395,7 +395,7 @@ def test_an_interrupted_audit_says_so(tmp_path):
 
 
 def test_pictures_are_limited_but_every_number_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "MOST_PICTURES", 20)
+    monkeypatch.setattr(pages, "MOST_PICTURES", 20)
     results = [trial("dlg", 0.01, seed=seed) for seed in range(40)]
     page, _ = written(tmp_path, results)
     assert page.values("class").count("picture") <= 20 + 3

@@ -14,12 +14,10 @@ import pytest
 from PIL import Image
 
 from exhume.audit import AuditSettings, run
-from exhume.audit.report.bound_maps import bound_maps
-from exhume.audit.report.exposure import exposure
-from exhume.audit.report.gallery import gallery
+from exhume.audit.report.bounds import exposure, promises
+from exhume.audit.report.gallery import bound_maps, gallery
 from exhume.audit.report.grouping import scenarios
 from exhume.audit.report.plots import error_plots, legend
-from exhume.audit.report.promises import promises
 from exhume.cli.tables import other_bounds, tables
 from exhume.problem.bound import Binds, BoundValue, RiskValue
 from exhume.trials.bound_record import Level, binds_every_attack, level, record_of, whom

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from exhume.audit import run as run_audit
-from exhume.audit.settings import AuditSettings
-from exhume.audit.sweep import expand
+from exhume.audit.settings import AuditSettings, expand
 from exhume.bounds.regularity import information_maps
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.optimal_gradient_noise import OptimalGradientNoise

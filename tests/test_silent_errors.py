@@ -18,8 +18,7 @@ import exhume
 from conformance.test_members import global_state
 from exhume import Batch, Mechanism, Task, ThreatModel, World, registry
 from exhume.attacks.engine.smoothness import EuclideanNorm
-from exhume.audit.settings import AuditSettings
-from exhume.audit.sweep import expand
+from exhume.audit.settings import AuditSettings, expand
 from exhume.config import build
 from exhume.keys import generator
 from exhume.observations import Gradient
@@ -394,7 +393,7 @@ def test_s19_the_truth_is_exact_under_the_task_s_own_loss(name, loss):
 
 
 def test_s21_the_report_shows_the_cosine_to_the_update(tmp_path):
-    from exhume.audit.report import write_report
+    from exhume.audit.report.export import write_report
 
     settings = AuditSettings(
         data="digits",

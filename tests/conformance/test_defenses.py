@@ -26,7 +26,7 @@ from exhume.problem.defense import Defense, Stage
 from exhume.problem.observation import Candidate
 from exhume.problem.privacy import Guarantee
 from exhume.problem.tree import flatten, norm, scale, unflatten
-from exhume.report.citations import citations
+from exhume.report.page import citations
 
 from .rows import every
 from .tiny import (

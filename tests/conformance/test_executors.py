@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from exhume.audit import AuditSettings, TrialResult
-from exhume.audit.sweep import expand
+from exhume.audit.settings import expand
 from exhume.runs.executor import Job
 from exhume.runs.executors.serial import Serial
 from exhume.trials.job import TRIAL

@@ -19,7 +19,7 @@ from exhume.cli import app
 from exhume.cli.catalogue import page
 from exhume.cli.list import LISTED
 from exhume.config import build, describe
-from exhume.report.citations import citations
+from exhume.report.page import citations
 
 MEMBERS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 every_member = pytest.mark.parametrize(

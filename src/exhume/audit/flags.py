@@ -1,9 +1,4 @@
-"""What to distrust in a result: sentences for a reader who did not write the attack.
-
-A flag is raised for one trial, but most compare it with others: with chance levels and
-closed forms that faced the same observation, with the same trial undefended, or, for
-bounds, with the mean over all seeds.
-"""
+"""What to distrust in a result: sentences for a reader who did not write the attack."""
 
 from __future__ import annotations
 
@@ -13,9 +8,8 @@ from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
-from exhume.audit import sentences
 from exhume.problem.presets import PRESETS
-from exhume.runs.records import Flag, TrialResult, content_hash
+from exhume.runs.records import Flag, TrialResult, TrialSpec, content_hash
 from exhume.trials.bound_record import binds_every_attack, is_error
 
 __all__ = ["find_flags"]
@@ -106,17 +100,17 @@ def _each(attacks: Sequence[TrialResult], found: _Found) -> None:
     for result in attacks:
         norm = result.facts.get("gradient_norm", math.inf)
         if norm < _VANISHED:
-            _raise(found, [result], sentences.GRADIENT_NEAR_ZERO)
+            _raise(found, [result], _GRADIENT_NEAR_ZERO)
         if result.baseline:
             continue
         if any(result.facts.get(n, 0.0) > most for n, most in _UNTRAINED.items()):
-            _raise(found, [result], sentences.NOT_TRAINED)
+            _raise(found, [result], _NOT_TRAINED)
         if result.spec.defenses and not result.adaptive:
-            _raise(found, [result], sentences.non_adaptive(result.spec))
+            _raise(found, [result], _non_adaptive(result.spec))
         if seeds[result.spec.id] == 1:
-            _raise(found, [result], sentences.SINGLE_SEED)
+            _raise(found, [result], _SINGLE_SEED)
         if result.outcome is not None and result.outcome[0] == "TIME_LIMIT":
-            _raise(found, [result], sentences.TIME_LIMITED)
+            _raise(found, [result], _TIME_LIMITED)
 
 
 def _chance_levels(attacks: Sequence[TrialResult]) -> dict[str, float]:
@@ -140,7 +134,7 @@ def _settings(
     for setting, contenders in groups.items():
         for result in contenders:
             if _error(result) >= chance.get(setting, math.inf):
-                _raise(found, [result], sentences.chance(result.spec))
+                _raise(found, [result], _no_better(result.spec))
             _objectives(result, chance.get(setting, _NO_BASELINE), found)
         _masking(contenders, found)
         _private_scale(contenders, chance.get(setting, _NO_BASELINE), found)
@@ -153,11 +147,11 @@ def _objectives(result: TrialResult, chance: float, found: _Found) -> None:
         return
     start = max((row[3] for row in result.trace if row[1] == 0), default=math.nan)
     if _truth_is_lower(answer, truth, start) and _error(result) > _RIGHT * chance:
-        _raise(found, [result], sentences.UNDER_OPTIMISED)
+        _raise(found, [result], _UNDER_OPTIMISED)
         return
     zero = math.isfinite(start) and abs(answer) <= _ZERO * start
     if zero and _error(result) > _WRONG * chance:
-        _raise(found, [result], sentences.NOT_IDENTIFIABLE)
+        _raise(found, [result], _NOT_IDENTIFIABLE)
 
 
 def _truth_is_lower(answer: float, truth: float, start: float) -> bool:
@@ -183,7 +177,7 @@ def _masking(contenders: Sequence[TrialResult], found: _Found) -> None:
     if not closed or not iterated:
         return
     if min(map(_error, closed)) < _CLEARLY_BELOW * min(map(_error, iterated)):
-        _raise(found, iterated, sentences.MASKING)
+        _raise(found, iterated, _MASKING)
 
 
 def _private_scale(
@@ -200,7 +194,7 @@ def _private_scale(
     if min(map(_error, own)) >= chance:
         return
     if min(map(_error, own)) < _CLEARLY_BELOW * min(map(_error, others)):
-        _raise(found, contenders, sentences.PRIVATE_SCALE_LEAK)
+        _raise(found, contenders, _PRIVATE_SCALE_LEAK)
 
 
 def _is_closed_form(result: TrialResult) -> bool:
@@ -222,7 +216,7 @@ def _undefended(
             # Where both are nearly exact, their ratio is a matter of rounding.
             visible = without > _RIGHT * level
             if visible and fmean(map(_error, cell)) < _CLEARLY_BELOW * without:
-                _raise(found, cell, sentences.LEAKS_MORE)
+                _raise(found, cell, _LEAKS_MORE)
 
 
 def _bounds(
@@ -277,9 +271,132 @@ def _compare(pairs: Sequence[tuple[TrialResult, TrialResult]], found: _Found) ->
     )
     fits = [r.facts["prior_fit"] for r, _ in pairs if "prior_fit" in r.facts]
     fit = fmean(fits) if fits else None
-    _raise(found, [r for r, _ in pairs], sentences.below_bound(what, fit))
+    _raise(found, [r for r, _ in pairs], _below_bound(what, fit))
 
 
 def _bound(result: TrialResult) -> dict[str, Any]:
     assert result.bound is not None
     return result.bound
+
+
+#: a prior fits if held-out examples are as far from its mean as its draws, within this
+_FIT = 0.1
+
+
+def _below_bound(what: str, fit: float | None) -> Flag:
+    """Say that a mean error is below a bound.
+
+    Args:
+        what: the two numbers, in words.
+        fit: check of the prior on held-out examples (1 if it fits), or None.
+    """
+    if fit is not None and abs(fit - 1) <= _FIT:
+        return Flag(
+            "below-bound",
+            "alarm",
+            f"The attack does better than anything can: {what}. Either an assumption "
+            f"of the bound fails (the prior is wrong although its check is passed, or "
+            f"the attacker also used the range of the data), or the bound or the "
+            f"mechanism is implemented wrongly. Do not trust either number.",
+        )
+    checked = "was not checked on held-out examples" if fit is None else "does not fit"
+    value = "" if fit is None else f" (its check gives {fit:.3g} instead of 1)"
+    return Flag(
+        "below-bound",
+        "note",
+        f"The error is below the bound: {what}. The bound is an average over the "
+        f"prior, and the prior {checked}{value}, so it says nothing about these data.",
+    )
+
+
+def _non_adaptive(spec: TrialSpec) -> Flag:
+    """Say who ignores the defense, and what follows."""
+    preset = PRESETS.get(spec.threat)
+    if preset is not None and "DEFENSE" not in preset.facts:
+        why = "The threat model hides the defense from the attacker"
+    else:
+        why = "The attacker knows the defense, but this attack does not use it"
+    return Flag(
+        "non-adaptive",
+        "warning",
+        f"{why}. An attack that models the defense may recover more, so a large error "
+        f"here does not show that the defense protects; look at an adaptive attack.",
+    )
+
+
+def _no_better(spec: TrialSpec) -> Flag:
+    """Say that an attack is no better than what is public."""
+    if not spec.defenses:
+        return Flag(
+            "chance",
+            "warning",
+            "Nothing defends, and still the attack is no better than a chance level. "
+            "It fails on this model, so what it shows of a defense means nothing.",
+        )
+    return Flag(
+        "chance",
+        "note",
+        "The attack is no better than a chance level (the prior mean, or the public "
+        "example with the nearest update): either the defense holds, or this attack is "
+        "too weak.",
+    )
+
+
+_UNDER_OPTIMISED = Flag(
+    "under-optimised",
+    "warning",
+    "The attack's own objective is lower at the private data than at its answer, so "
+    "the optimiser stopped too early or got stuck. The error says nothing about "
+    "privacy; give it more iterations or restarts.",
+)
+_NOT_IDENTIFIABLE = Flag(
+    "not-identifiable",
+    "note",
+    "The attack explains the observation perfectly and is still wrong: other data give "
+    "the same update. More optimisation cannot help; a better prior may.",
+)
+_NOT_TRAINED = Flag(
+    "not-trained",
+    "note",
+    "Training ended far from a low loss, or with weight decay from a stationary point. "
+    "The equation between weights and data that the attack solves need not hold there, "
+    "so a failure of the attack says nothing about longer training; raise iterations.",
+)
+
+_GRADIENT_NEAR_ZERO = Flag(
+    "gradient-near-zero",
+    "warning",
+    "The exact gradient is almost zero, as it is for examples that a trained model "
+    "already fits. A failed attack then shows a vanished signal, not a good defense.",
+)
+_MASKING = Flag(
+    "masking",
+    "warning",
+    "A closed-form attack on the same observation has less than half of this error. "
+    "The optimiser's failure hides a leak: judge the defense by the closed form.",
+)
+_PRIVATE_SCALE_LEAK = Flag(
+    "private-scale-leak",
+    "warning",
+    "The attack that reads the scale of the noise has less than half of the error of "
+    "every other: the scale depends on the private data and gives them away, at any "
+    "noise level. Take the scales from public data.",
+)
+_LEAKS_MORE = Flag(
+    "leaks-more",
+    "warning",
+    "This attack does better against the defense than without it, which a defense "
+    "cannot cause: the undefended run is too weak to compare with.",
+)
+_SINGLE_SEED = Flag(
+    "single-seed",
+    "note",
+    "One seed only: one choice of examples, weights, noise and start. Run several "
+    "before comparing numbers.",
+)
+_TIME_LIMITED = Flag(
+    "time-limited",
+    "note",
+    "A time budget ended the attack, so the result depends on the speed of the machine "
+    "and is not reproducible bit for bit.",
+)

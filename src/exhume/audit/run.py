@@ -59,7 +59,7 @@ def run(
         InvalidInput: something is wrong with the settings or the data; nothing ran.
         KeyboardInterrupt: after the report of what had finished was written.
     """
-    from exhume.audit.sweep import expand
+    from exhume.audit.settings import expand
     from exhume.runs.settings import to_toml
     from exhume.runs.store import Store
 
@@ -120,7 +120,7 @@ def _training(spec: SettingSpec) -> str:
 
 
 def _label(spec: TrialSpec) -> str:
-    from exhume.report.naming import defense_label
+    from exhume.report.words import defense_label
 
     stack = defense_label(spec.defenses) if spec.defenses else "no defense"
     return f"{_method(spec)}, {stack}, seed {spec.seed}"
@@ -133,7 +133,7 @@ def _method(spec: TrialSpec) -> str:
 def _report(
     settings: AuditSettings, specs: Sequence[TrialSpec], store: Store, folder: Path
 ) -> AuditRun:
-    from exhume.audit.report import write_report
+    from exhume.audit.report.export import write_report
 
     found = [store.get(spec.id) for spec in specs]
     results = tuple(result for result in found if result is not None)

@@ -1,15 +1,29 @@
-"""An audit as one dataclass: the schema of its TOML file."""
+"""An audit: the schema of its TOML file, and the trials that it stands for."""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
-from exhume.errors import InvalidInput
-from exhume.runs.records import Options
+from exhume.config import build, describe
+from exhume.errors import ExhumeError, InvalidInput, NotImported, UnknownName
+from exhume.registry import OwnModules, did_you_mean
+from exhume.runs.records import Options, TrialSpec
 from exhume.runs.settings import RunSettings, check_least
 
-__all__ = ["AuditSettings"]
+__all__ = [
+    "BASELINES",
+    "AuditSettings",
+    "Checked",
+    "example_names",
+    "example_settings",
+    "expand",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +96,229 @@ class AuditSettings(RunSettings):
 def as_options(value: Options | str) -> dict[str, Any]:
     """Write a bare name as options."""
     return {"name": value} if isinstance(value, str) else dict(value)
+
+
+#: chance levels that every sweep runs beside its attacks
+BASELINES = ("prior-mean", "nearest-public")
+
+Stack = tuple[Options, ...]
+
+# The attack that reads private scales.
+_READS_SCALE = "covariance-aware"
+
+
+def example_names() -> list[str]:
+    """List the audits that come with exhume, by name."""
+    folder = resources.files("exhume.audit") / "examples"
+    return sorted(
+        file.name.removesuffix(".toml")
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    )
+
+
+def example_settings(name: str) -> AuditSettings:
+    """Return an audit that comes with exhume.
+
+    Raises:
+        UnknownName: none is called so; the message offers the nearest.
+    """
+    if name not in example_names():
+        raise UnknownName(did_you_mean("audit", name, example_names()))
+    return AuditSettings.shipped(f"examples/{name}.toml")
+
+
+def expand(
+    settings: AuditSettings, *, recorded: Sequence[TrialSpec] | None = None
+) -> list[TrialSpec]:
+    """List the trials of an audit, without repetition.
+
+    Chance levels and bounds come first, because they are cheap and everything is drawn
+    against them; then all attacks of the first seed, so that a sweep that is stopped
+    early has complete pictures of fewer examples. Noise whose scale comes from the
+    private batch is always attacked by ``covariance-aware`` as well, with its default
+    options unless the audit names it with others.
+
+    Every object is built once: options in the specs are complete, so that a changed
+    default changes the ids and no result is mistaken for another.
+
+    Args:
+        settings: of the audit.
+        recorded: the trials in the folder that the settings were read from; modules of
+            the user's own are then not imported, see :class:`Checked`. None if the user
+            gave the settings.
+
+    Raises:
+        InvalidInput: every name or option that is wrong, in one message.
+    """
+    checked = Checked(recorded)
+    data = [checked.options("data", d) for d in _listed(settings.data)]
+    stacks = [s for given in settings.defenses for s in _stacks(given, checked)]
+    attacks = [checked.options("attack", a) for a in settings.attacks]
+    bounds = [checked.options("bound", b) for b in settings.bounds]
+    chance = [checked.options("attack", name) for name in BASELINES]
+    named = any(options.get("name") == _READS_SCALE for options in attacks)
+    reads_scale = [] if named else [checked.options("attack", _READS_SCALE)]
+    common = _common(settings, checked)
+    checked.run(lambda: _check_names(settings))
+    for stack in stacks:
+        checked.order(common["observation"], stack)
+    checked.report()
+
+    def specs(
+        kind: str, chosen: Iterable[Options], seeds: list[int], over: list[Any] = stacks
+    ) -> Any:
+        cells = itertools.product(seeds, data, chosen, over)
+        for seed, source, options, stack in cells:
+            what = {"seed": seed, "data": source, "defenses": stack, kind: options}
+            yield TrialSpec(**common, **what)
+
+    seeds = settings.seed_list
+    ordered = itertools.chain(
+        specs("attack", chance, seeds),
+        specs("bound", bounds, seeds),
+        specs("attack", attacks, seeds),
+        # Where the noise itself tells, the attack that reads it is always tried.
+        specs("attack", reads_scale, seeds, [s for s in stacks if _private(s)]),
+    )
+    return list({spec.id: spec for spec in ordered}.values())
+
+
+def _common(settings: AuditSettings, checked: Checked) -> dict[str, Any]:
+    """Return the fields that all trials share."""
+    prior = settings.prior
+    return {
+        "model": checked.options("model", settings.model),
+        "prior": None if prior is None else checked.options("prior", prior),
+        "observation": checked.options("observation", settings.observation),
+        "loss": settings.loss,
+        "mode": settings.mode,
+        "dtype": settings.dtype,
+        "batch_size": settings.batch_size,
+        "classes": settings.classes,
+        "threat": settings.threat,
+        "public_examples": settings.public_examples,
+    }
+
+
+def _private(stack: Iterable[Options]) -> bool:
+    """Say whether a defense takes its scales from the private batch."""
+    return any(options.get("scale_source") == "private" for options in stack)
+
+
+def _listed(value: list[Options | str] | Options | str) -> list[Options | str]:
+    return value if isinstance(value, list) else [value]
+
+
+@dataclass
+class Checked:
+    """Builds objects and gathers every problem, so that one run shows them all.
+
+    Attributes:
+        recorded: None if the user gave the names; a dotted one is imported. Otherwise
+            the trials of a stored run: a module of the user's own that this process has
+            not imported stays so, and its complete options are those of the last trial
+            that they fit.
+        problems: one sentence each.
+    """
+
+    recorded: Sequence[TrialSpec] | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def own(self) -> OwnModules:
+        """What is done for a dotted name."""
+        return "import" if self.recorded is None else "loaded"
+
+    def run(self, check: Callable[[], Any]) -> Any:
+        """Return what ``check`` does; on failure keep the sentence, return None."""
+        try:
+            return check()
+        except ExhumeError as error:
+            self.problems.append(str(error))
+            return None
+
+    def options(self, kind: str, given: Options | str) -> Options:
+        """Return complete options in plain JSON types."""
+        options = as_options(given)
+
+        def complete() -> Options:
+            try:
+                return describe(build(kind, options, own=self.own))
+            except NotImported:
+                return self._as_recorded(kind, options)
+
+        full = self.run(complete)
+        return _plain({**(full or {}), **{"name": options.get("name")}})
+
+    def _as_recorded(self, kind: str, given: Options) -> Options:
+        asked = _plain(given)
+        for spec in reversed(self.recorded or ()):
+            for other, options in spec.objects():
+                if other == kind and asked.items() <= options.items():
+                    return options
+        return asked
+
+    def order(self, observation: Options, stack: Stack) -> None:
+        """Keep the sentence if the defenses cannot follow each other."""
+        from exhume.problem.mechanism import Mechanism
+
+        try:
+            built = build("observation", observation, own=self.own)
+            defenses = tuple(build("defense", o, own=self.own) for o in stack)
+        except ExhumeError:
+            return  # said by `options`, or an own module of a stored run
+        self.run(lambda: Mechanism(built, defenses))
+
+    def report(self) -> None:
+        """Raise every problem in one message, if there is any."""
+        found = list(dict.fromkeys(self.problems))
+        if found:
+            raise InvalidInput("\n".join(found))
+
+
+def _plain(value: Any) -> Any:
+    """Write options in JSON types; an infinite number becomes its name."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_names(settings: AuditSettings) -> None:
+    from exhume.problem.losses import loss_named
+    from exhume.problem.threat import ThreatModel
+
+    ThreatModel(settings.threat)
+    loss_named(settings.loss)
+
+
+def _stacks(
+    given: list[Options | str] | Options | str, checked: Checked
+) -> list[Stack]:
+    """Expand one entry of ``defenses`` to the stacks that it stands for."""
+    families = [_strengths(as_options(d)) for d in _listed(given)]
+    return [
+        tuple(checked.options("defense", options) for options in stack)
+        for stack in itertools.product(*families)
+    ]
+
+
+def _strengths(options: Options) -> list[Options]:
+    """Expand options that are lists of numbers to every combination."""
+    lists = {name: v for name, v in options.items() if _is_numbers(v)}
+    return [
+        {**options, **dict(zip(lists, values, strict=True))}
+        for values in itertools.product(*lists.values())
+    ]
+
+
+def _is_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    )

@@ -63,8 +63,7 @@ def audit(
 
 
 def _settings(file: str | None) -> AuditSettings:
-    from exhume.audit.settings import AuditSettings
-    from exhume.audit.sweep import example_settings
+    from exhume.audit.settings import AuditSettings, example_settings
 
     if file is None or file.endswith(".toml") or Path(file).exists():
         return AuditSettings.given(file)

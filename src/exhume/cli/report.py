@@ -43,10 +43,9 @@ def report(
 
 
 def _rebuild(folder: Path) -> Path:
-    from exhume.audit.report import write_report
+    from exhume.audit.report.export import write_report
     from exhume.audit.run import RESULTS_FILE, SETTINGS_FILE
-    from exhume.audit.settings import AuditSettings
-    from exhume.audit.sweep import expand
+    from exhume.audit.settings import AuditSettings, expand
     from exhume.compare.run import SETTINGS_FILE as COMPARISON
     from exhume.runs.store import Store
     from exhume.theory.run import SETTINGS_FILE as THEORY

@@ -26,8 +26,8 @@ def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Tabl
     Rows of chance levels (the prior mean, the nearest public example) are marked: an
     attack that is no better has read nothing that is private.
     """
+    from exhume.audit.report.described import metrics_of
     from exhume.audit.report.grouping import scenarios
-    from exhume.audit.report.metrics import metrics_of
 
     # PSNR and SSIM of vectors are not defined: no column of dashes for them.
     scored = {metric for result in results for metric in result.scores}
@@ -41,9 +41,8 @@ def other_bounds(settings: AuditSettings, results: Sequence[TrialResult]) -> lis
     A bound that binds not every attack, or is not on the squared error, is told with
     whom it binds and what it is on.
     """
-    from exhume.audit.report.bound_table import bound_rows
+    from exhume.audit.report.bounds import bound_rows, promises
     from exhume.audit.report.grouping import scenarios
-    from exhume.audit.report.promises import promises
 
     lines, terms = list[str](), dict[str, None]()
     missing: dict[tuple[str, str], dict[str, None]] = {}
@@ -65,10 +64,9 @@ def other_bounds(settings: AuditSettings, results: Sequence[TrialResult]) -> lis
 
 
 def _table(scenario: Scenario, metrics: list[str]) -> Table:
-    from exhume.audit.report.bound_table import tightest
-    from exhume.audit.report.metrics import described
-    from exhume.audit.report.promises import promises
-    from exhume.audit.report.result_table import result_rows
+    from exhume.audit.report.bounds import promises, tightest
+    from exhume.audit.report.described import described
+    from exhume.audit.report.tables import result_rows
 
     shares = ", labels are the share that is right" * ("label-accuracy" in metrics)
     table = Table(

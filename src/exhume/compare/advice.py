@@ -9,8 +9,7 @@ from exhume.compare.frontier import Frontier, Point
 from exhume.compare.places import Between, crossing, places
 from exhume.compare.wording import shown, told_loss
 from exhume.errors import InvalidInput
-from exhume.report.naming import defense_label
-from exhume.report.words import number, several
+from exhume.report.words import defense_label, number, several
 
 __all__ = ["Advice", "advise"]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from exhume.audit.report.bounds import worst_account
+from exhume.audit.report.described import described
 from exhume.audit.report.grouping import Scenario, scenarios
-from exhume.audit.report.metrics import described
-from exhume.audit.report.promises import worst_account
 from exhume.audit.settings import AuditSettings
 from exhume.compare.calibration import Step
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Floor, Frontier, Point, Strongest, strongest
 from exhume.compare.search import Searched
 from exhume.compare.settings import CompareSettings
-from exhume.report.naming import defense_label
+from exhume.report.words import defense_label
 from exhume.runs.records import Options, TrialResult
 from exhume.trials.bound_record import (
     BOUNDED_METRIC,

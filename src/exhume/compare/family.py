@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from exhume.audit.settings import as_options
-from exhume.audit.sweep import Checked
+from exhume.audit.settings import Checked, as_options
 from exhume.compare.settings import CompareSettings
 from exhume.errors import InvalidInput
-from exhume.report.naming import label_without
+from exhume.report.words import label_without
 from exhume.runs.records import Options
 
 __all__ = ["Family", "Scale", "families"]

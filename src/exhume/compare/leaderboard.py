@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exhume.audit.report.promises import told_epsilon
+from exhume.audit.report.bounds import told_epsilon
 from exhume.compare.calibration import mean_interval
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Floor, Strongest

@@ -103,7 +103,7 @@ def load(folder: str | Path) -> Comparison:
     if not complete:
         raise unfinished
     attacks = attack_settings(settings, searches)
-    from exhume.audit.sweep import expand
+    from exhume.audit.settings import expand
 
     with Store(results_file, create=False) as results:
         found = {result.spec.id: result for result in results.results()}
@@ -124,8 +124,7 @@ def _prepared(
 
     The settings in a folder are complete, so there nothing need be ``recorded``.
     """
-    from exhume.audit.settings import as_options
-    from exhume.audit.sweep import Checked, expand
+    from exhume.audit.settings import Checked, as_options, expand
     from exhume.compare.family import families
     from exhume.compare.search import UtilityLoss
 
@@ -173,8 +172,7 @@ def _check_utility(settings: CompareSettings) -> None:
 
 def _completed(settings: CompareSettings, families: list[Family]) -> CompareSettings:
     """Write out every option that was left to its default."""
-    from exhume.audit.settings import as_options
-    from exhume.audit.sweep import Checked
+    from exhume.audit.settings import Checked, as_options
 
     checked = Checked()
 

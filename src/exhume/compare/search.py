@@ -207,6 +207,6 @@ def replay(
 
 def label(spec: UtilitySpec) -> str:
     """Name a measurement in a few words."""
-    from exhume.report.naming import defense_label
+    from exhume.report.words import defense_label
 
     return f"{defense_label(spec.defenses)}, seed {spec.seed}"

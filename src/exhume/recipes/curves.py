@@ -69,7 +69,7 @@ def normalised(settings: AuditSettings) -> list[float]:
 
 def _key(stack: Sequence[dict[str, Any]]) -> Any:
     """Return a stack as a key: names and options, completed, in any order."""
-    from exhume.audit.sweep import Checked
+    from exhume.audit.settings import Checked
 
     checked = Checked()
     full = [checked.options("defense", options) for options in stack]
@@ -81,7 +81,7 @@ def training_specs(
     recipe: Recipe, settings: AuditSettings, source: dict[str, Any]
 ) -> dict[Any, list[UtilitySpec]]:
     """List the trainings of every stack, by the key of the stack that is attacked."""
-    from exhume.audit.sweep import Checked
+    from exhume.audit.settings import Checked
     from exhume.trials.utility import UtilitySpec
 
     training = recipe.training

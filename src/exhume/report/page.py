@@ -1,11 +1,17 @@
-"""One HTML page that works offline: the templates of all reports, and their styles."""
+"""One HTML page that works offline, and the BibTeX of what it is about."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["render"]
+from exhume.errors import NotImported, UnknownName
+from exhume.registry import find
+from exhume.runs.records import Options, TrialResult
+
+__all__ = ["citations", "methods", "render"]
 
 
 def render(package: str, template: str, view: Mapping[str, Any]) -> str:
@@ -28,3 +34,56 @@ def render(package: str, template: str, view: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(view)
+
+
+_START = re.compile(r"^\s*(?=@\w+\s*\{)", re.MULTILINE)
+_KEY = re.compile(r"@\w+\s*\{\s*([^,\s]+)\s*,")
+_NOT_IMPORTED = "% {} is an own module, which is not imported for a page"
+
+
+#: kind of a registered object, and the object as plain data
+Method = tuple[str, Options]
+
+
+def methods(results: Sequence[TrialResult]) -> list[Method]:
+    """List every registered object that occurs, each once, sorted."""
+    found: list[Method] = []
+    for result in results:
+        found += result.spec.objects()
+        found += [("metric", {"name": metric}) for metric in result.scores]
+    unique = {json.dumps(method, sort_keys=True): method for method in found}
+    return [unique[text] for text in sorted(unique)]
+
+
+def citations(used: Iterable[Method]) -> str:
+    """Join the entries of the methods, each key once, sorted by key.
+
+    A module of the user's own is never imported for a page: one that this process has
+    not imported is named in a comment instead.
+    """
+    entries: dict[str, str] = {}
+    comments: list[str] = []
+    for kind, options in used:
+        try:
+            cls = find(kind, options["name"], own="loaded")
+        except NotImported:
+            comments.append(_NOT_IMPORTED.format(options["name"]))
+            continue
+        except UnknownName:  # of another version of exhume
+            continue
+        for entry in _START.split(_bibtex(cls, options)):
+            if found := _KEY.match(entry):
+                entries.setdefault(found[1], entry.strip())
+    listed = [entries[key] for key in sorted(entries)]
+    return "\n\n".join([*listed, *dict.fromkeys(comments)])
+
+
+def _bibtex(cls: type[Any], options: Options) -> str:
+    """Return the entries of a method and of the variant that its options choose."""
+    variants = getattr(cls, "variant_bibtex", {})
+    chosen = [
+        variants.get(option, {}).get(value, "")
+        for option, value in options.items()
+        if option in variants
+    ]
+    return "\n".join([getattr(cls, "bibtex", ""), *chosen])

@@ -1,4 +1,4 @@
-"""The same results as JSON (one record per trial) and CSV (one row per example)."""
+"""Write a report: the page, JSON (one record per trial), CSV (one row per example)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,48 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
-from exhume.audit.report.metrics import metrics_of
+from exhume.audit.flags import find_flags
+from exhume.audit.report.described import metrics_of
+from exhume.audit.report.grouping import ordered
+from exhume.audit.report.page import page
 from exhume.audit.report.verdict import Flags
 from exhume.audit.settings import AuditSettings
-from exhume.report.naming import defense_family, defense_label, defense_strength
+from exhume.report.words import defense_family, defense_label, defense_strength
 from exhume.runs.records import TrialResult, dumps
+from exhume.runs.settings import write_text
 from exhume.trials.bound_record import whom
 
-__all__ = ["to_csv", "to_json"]
+__all__ = ["to_csv", "to_json", "write_report"]
+
+
+def write_report(
+    settings: AuditSettings, results: Sequence[TrialResult], folder: Path
+) -> Path:
+    """Write report.html, results.json and results.csv into a folder.
+
+    The same results give the same bytes, whatever order they come in.
+
+    Args:
+        settings: of the audit.
+        results: the trials that ended; an interrupted audit may lack some.
+        folder: of the run; made if absent.
+
+    Returns:
+        path of report.html.
+    """
+    in_order = ordered(settings, results)
+    flags = find_flags(in_order)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("results.json", to_json(settings, in_order, flags)),
+        ("results.csv", to_csv(in_order, flags)),
+        ("report.html", page(settings, in_order, flags)),
+    ):
+        write_text(folder / name, text)
+    return folder / "report.html"
 
 
 def to_json(

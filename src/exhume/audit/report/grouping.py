@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exhume.audit.report.metrics import headline
+from exhume.audit.report.described import headline
 from exhume.audit.settings import AuditSettings, as_options
 from exhume.errors import UnknownName
 from exhume.registry import find
-from exhume.report.naming import defense_family, defense_label, defense_strength
-from exhume.report.words import finite
+from exhume.report.words import defense_family, defense_label, defense_strength, finite
 from exhume.runs.records import Options, TrialResult, TrialSpec, content_hash
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exhume.audit.report.events import drawing, noun_of
+from exhume.audit.report.described import drawing, noun_of
 from exhume.audit.report.grouping import Defended, Scenario
 from exhume.report.pictures import Picture
 from exhume.report.words import finite, median, number

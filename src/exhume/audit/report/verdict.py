@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from exhume.audit.report.described import described
 from exhume.audit.report.grouping import Defended, Scenario, values
-from exhume.audit.report.metrics import described
 from exhume.report.words import also, count, median, score, several
 from exhume.runs.records import Flag, TrialResult
 from exhume.trials.bound_record import BOUNDED_METRIC

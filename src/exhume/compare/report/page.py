@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from exhume.audit.report.metrics import described
+from exhume.audit.report.described import described
 from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.leaderboard import boards, undefended_row
 from exhume.compare.places import at_budget
@@ -14,9 +14,8 @@ from exhume.compare.remarks import dropped
 from exhume.compare.report.plot import frontier_plot, legend
 from exhume.compare.settings import CompareSettings
 from exhume.compare.wording import shown, told_loss
-from exhume.report.naming import object_label
 from exhume.report.page import render
-from exhume.report.words import number, several
+from exhume.report.words import number, object_label, several
 from exhume.runs.settings import to_toml
 from exhume.trials.bound_record import BOUNDED_METRIC
 

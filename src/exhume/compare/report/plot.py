@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exhume.audit.report.metrics import described
+from exhume.audit.report.described import described
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier, Point
 from exhume.compare.wording import AXIS, shown
-from exhume.report.figure import INK, MUTED, SERIES, Legend, Plot, canvas, log_axis, svg
+from exhume.report.pictures import (
+    INK,
+    MUTED,
+    SERIES,
+    Legend,
+    Plot,
+    canvas,
+    log_axis,
+    svg,
+)
 from exhume.report.words import number
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from exhume.bounds.rates import RATES
-from exhume.report.figure import Plot
 from exhume.report.page import render
-from exhume.report.pictures import Picture, limits, png
+from exhume.report.pictures import Picture, Plot, limits, png
 from exhume.report.words import count, number, score
 from exhume.theory.collect import Curve
 from exhume.theory.findings import Findings, to_toml

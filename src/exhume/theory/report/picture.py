@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exhume.report.figure import INK, MUTED, SERIES
+from exhume.report.pictures import INK, MUTED, SERIES
 from exhume.theory.collect import Curve
 from exhume.theory.report.plot import draw, legend
 

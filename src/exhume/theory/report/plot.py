@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from exhume.report.figure import INK, MUTED, SERIES, Legend, Plot, canvas, log_axis, svg
+from exhume.report.pictures import (
+    INK,
+    MUTED,
+    SERIES,
+    Legend,
+    Plot,
+    canvas,
+    log_axis,
+    svg,
+)
 from exhume.report.words import number
 from exhume.theory.collect import EXACT, Curve, Measured
 from exhume.theory.measure import ARMS

@@ -6,41 +6,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exhume.audit.report.account import (
-    cost_rows,
-    facts,
-    failures,
-    in_clear,
+from exhume.audit.report.bounds import (
+    BoundRow,
+    Exposure,
+    Promise,
+    bound_rows,
+    exposure,
+    promises,
 )
-from exhume.audit.report.bound_table import BoundRow, bound_rows
-from exhume.audit.report.convergence import convergence
-from exhume.audit.report.events import has_pixels, noun_of
-from exhume.audit.report.exposure import Exposure, exposure
-from exhume.audit.report.flag_list import flag_groups
-from exhume.audit.report.gallery import Gallery, gallery
+from exhume.audit.report.described import (
+    described,
+    has_pixels,
+    headline,
+    metrics_of,
+    noun_of,
+)
+from exhume.audit.report.gallery import Gallery, gallery, hero
 from exhume.audit.report.grouping import Scenario, scenarios
-from exhume.audit.report.hero import hero
 from exhume.audit.report.memory import Memory, memory
-from exhume.audit.report.metrics import described, headline, metrics_of
-from exhume.audit.report.plots import error_plots, legend
-from exhume.audit.report.promises import Promise, promises
-from exhume.audit.report.result_table import ResultRow, result_rows
+from exhume.audit.report.plots import convergence, error_plots, legend
+from exhume.audit.report.tables import ResultRow, flag_groups, result_rows
 from exhume.audit.report.verdict import Flags, findings, verdict
 from exhume.audit.settings import AuditSettings
 from exhume.errors import ExhumeError, UnknownName
 from exhume.problem.presets import PRESETS
 from exhume.registry import find
-from exhume.report.citations import citations, methods
-from exhume.report.figure import Legend, Plot
-from exhume.report.naming import object_label
-from exhume.report.page import render
-from exhume.report.pictures import Picture
-from exhume.report.words import count, finite, median, number, several
+from exhume.report.page import citations, methods, render
+from exhume.report.pictures import Legend, Picture, Plot
+from exhume.report.words import count, finite, median, number, object_label, several
 from exhume.runs.records import TrialResult
 from exhume.runs.settings import to_toml
 from exhume.trials.bound_record import BOUNDED_METRIC
 
-__all__ = ["MOST_PICTURES", "Section", "page"]
+__all__ = [
+    "MOST_PICTURES",
+    "CostRow",
+    "Section",
+    "cost_rows",
+    "facts",
+    "failures",
+    "in_clear",
+    "page",
+]
 
 #: More pictures than this make a file that browsers and mail refuse; the numbers of
 #: the others are in the tables and in the CSV.
@@ -106,7 +113,7 @@ def _view(
 
 def _unfinished(settings: AuditSettings, results: Sequence[TrialResult]) -> str:
     """Say how much of the audit has ended, or "" if all of it (or nobody knows)."""
-    from exhume.audit.sweep import expand
+    from exhume.audit.settings import expand
 
     try:
         recorded = [result.spec for result in results]
@@ -246,3 +253,81 @@ def _versions(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
         for package, version in result.versions.items():
             found.setdefault(package, set()).add(version)
     return [(package, ", ".join(sorted(v))) for package, v in sorted(found.items())]
+
+
+# Facts of the answer of one attack: a median over attacks would mean nothing.
+_OF_ATTACKS = ("recovered_", "held_out", "null_level", "ordered_mse")
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What one attack cost over the whole audit."""
+
+    attack: str
+    runs: int
+    cpu: str
+    total: str
+    wall: str
+    trial: str
+    evaluations: str
+
+
+def cost_rows(listed: Sequence[Scenario]) -> list[CostRow]:
+    """Add up what every attack and every bound cost."""
+    spent: dict[str, list[TrialResult]] = {}
+    for scenario in listed:
+        for name in (*scenario.attacks, *scenario.bounds):
+            cells = [scenario.done(d, name) for d in scenario.defenses]
+            spent.setdefault(name, []).extend(r for c in cells for r in c if r.cost)
+    return [
+        CostRow(
+            attack=name,
+            runs=len(results),
+            cpu=number(median(r.cost.get("cpu_seconds") for r in results)),
+            total=number(sum(finite(r.cost.get("cpu_seconds") for r in results))),
+            wall=number(median(r.cost.get("wall_seconds") for r in results)),
+            trial=number(median(r.seconds for r in results)),
+            evaluations=number(median(r.cost.get("evaluations") for r in results)),
+        )
+        for name, results in spent.items()
+        if results
+    ]
+
+
+def facts(scenario: Scenario) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Tabulate the numbers about each setting: their names, and medians by defense."""
+    told = {name for r in scenario.results for name in r.facts}
+    names = sorted(name for name in told if not name.startswith(_OF_ATTACKS))
+    rows = []
+    for defense in scenario.defenses:
+        cell = [
+            r
+            for (label, _), results in scenario.trials.items()
+            if label == defense.label
+            for r in results
+        ]
+        medians = [number(median(r.facts.get(name) for r in cell)) for name in names]
+        rows.append((defense.label, medians))
+    return [name.replace("_", " ") for name in names], rows
+
+
+def failures(listed: Sequence[Scenario]) -> list[tuple[str, str, int, str]]:
+    """List what did not run: attack or bound, defense, seed and the reason."""
+    return [
+        (name, defense, result.spec.seed, result.reason or "no reason was given")
+        for scenario in listed
+        for (defense, name), results in scenario.trials.items()
+        for result in results
+        if result.status == "failed"
+    ]
+
+
+def in_clear(listed: Sequence[Scenario]) -> list[tuple[str, str]]:
+    """List the tensors that each defense left untouched."""
+    found: dict[str, str] = {}
+    for scenario in listed:
+        for (defense, _), results in scenario.trials.items():
+            for result in results:
+                if result.released_in_clear and result.spec.defenses:
+                    found.setdefault(defense, ", ".join(result.released_in_clear))
+    return sorted(found.items())

@@ -1,16 +1,31 @@
-"""Metrics as a report names and orders them."""
+"""What the metrics and the examples of stored results are called, and how drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from exhume.errors import UnknownName
+import numpy as np
+
+from exhume.errors import ExhumeError, UnknownName
+from exhume.problem.event import EventSpec
 from exhume.registry import find
+from exhume.report.pictures import Picture, line
 from exhume.runs.records import TrialResult
 
-__all__ = ["Described", "described", "headline", "metrics_of"]
+__all__ = [
+    "Described",
+    "described",
+    "drawing",
+    "event_of",
+    "has_pixels",
+    "headline",
+    "metrics_of",
+    "noun_of",
+]
 
 #: metrics in the order of the columns, behind the headline; others follow by name
 _ORDER = ("mse", "psnr", "ssim", "ncc", "label-accuracy")
@@ -65,3 +80,51 @@ def metrics_of(results: Sequence[TrialResult]) -> list[str]:
     first = dict.fromkeys([*(r.headline for r in results if r.scores), *_ORDER])
     usual = [metric for metric in first if metric in scored or metric in refused]
     return [*usual, *sorted(metric for metric in scored if metric not in first)]
+
+
+def event_of(result: TrialResult) -> EventSpec | None:
+    """Return the event that a result recorded.
+
+    Results of versions that did not record it have that of the shape of their arrays.
+    It is None if nothing tells it, or if its kind is neither registered nor
+    a module that is imported already.
+    """
+    if result.event is not None:
+        return _recorded(json.dumps(result.event))
+    shapes = [array.shape[1:] for array in result.arrays.values() if array.ndim > 1]
+    return _of_shape(shapes[0]) if shapes else None
+
+
+def drawing(result: TrialResult) -> Callable[[np.ndarray, np.ndarray], Picture]:
+    """Return what draws an example over its truth; lines where the event is unknown."""
+    event = event_of(result)
+    return line if event is None else event.draw
+
+
+def noun_of(results: Sequence[TrialResult]) -> str:
+    """Return what one example is called: the word of their event if all agree."""
+    events = [event_of(result) for result in results]
+    nouns = {event.noun for event in events if event is not None}
+    return nouns.pop() if len(nouns) == 1 else "example"
+
+
+def has_pixels(results: Sequence[TrialResult]) -> bool:
+    """Say whether the examples of some results are grids of pixels."""
+    events = [event_of(result) for result in results]
+    return any(event is not None and event.grid is not None for event in events)
+
+
+@lru_cache(maxsize=16)
+def _recorded(record: str) -> EventSpec | None:
+    try:
+        return EventSpec.from_record(json.loads(record), own="loaded")
+    except ExhumeError:
+        return None
+
+
+@lru_cache(maxsize=16)
+def _of_shape(shape: tuple[int, ...]) -> EventSpec | None:
+    try:
+        return EventSpec.of_shape(shape)
+    except ExhumeError:
+        return None

@@ -1,4 +1,4 @@
-"""The results table: one row per attack and defense, medians over all examples."""
+"""The tables of a report: one row per attack and defense, and the flags by kind."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from exhume.audit.report.flag_list import SEVERITIES
+from exhume.audit.report.described import described
 from exhume.audit.report.grouping import Defended, Scenario, examples, values
-from exhume.audit.report.metrics import described
 from exhume.audit.report.verdict import Flags
 from exhume.report.words import count, finite, median, number, score
 from exhume.runs.records import Flag, TrialResult
 
-__all__ = ["Chip", "Number", "ResultRow", "result_rows"]
+__all__ = [
+    "SEVERITIES",
+    "Chip",
+    "FlagGroup",
+    "Number",
+    "ResultRow",
+    "flag_groups",
+    "result_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -134,3 +141,51 @@ def _chips(results: Sequence[TrialResult], flags: Flags) -> tuple[Chip, ...]:
         for kind, group in kinds.items()
     ]
     return tuple(sorted(chips, key=lambda c: (SEVERITIES.index(c.severity), c.kind)))
+
+
+#: the gravest first
+SEVERITIES = ("alarm", "warning", "note")
+#: attack or bound → defense → trials
+_Places = dict[str, Counter[str]]
+
+
+@dataclass(frozen=True)
+class FlagGroup:
+    """All flags of one kind: each distinct sentence with the cells it was raised in."""
+
+    kind: str
+    severity: str
+    trials: int
+    sentences: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def flag_groups(listed: Sequence[Scenario], flags: Flags) -> list[FlagGroup]:
+    """Gather the flags by kind, alarms first."""
+    kinds: dict[tuple[str, str], dict[str, _Places]] = {}
+    for scenario in listed:
+        prefix = f"{scenario.name}, " if len(listed) > 1 else ""
+        for (defense, name), results in scenario.trials.items():
+            for flag in (f for r in results for f in flags.get(r.spec.id, ())):
+                group = kinds.setdefault((flag.severity, flag.kind), {})
+                places = group.setdefault(flag.sentence, {})
+                places.setdefault(prefix + name, Counter())[defense] += 1
+    return [
+        FlagGroup(
+            kind,
+            severity,
+            sum(n for p in group.values() for c in p.values() for n in c.values()),
+            tuple((sentence, _told(places)) for sentence, places in group.items()),
+        )
+        for (severity, kind), group in sorted(
+            kinds.items(), key=lambda item: (SEVERITIES.index(item[0][0]), item[0][1])
+        )
+    ]
+
+
+def _told(places: _Places) -> tuple[str, ...]:
+    """Write where a flag was raised: attack: defense (×trials), defense."""
+    return tuple(
+        f"{name}: "
+        + "; ".join(d if n == 1 else f"{d} (×{n})" for d, n in counts.items())
+        for name, counts in places.items()
+    )
