@@ -18,9 +18,9 @@ import time
 import torch
 
 import exhume
-from exhume.data.split import split
 from exhume.keys import fold
 from exhume.observations.gradient import Gradient
+from exhume.trials.world import split
 
 
 def training_gradient_seconds(task: exhume.Task, batch: exhume.Batch) -> float:

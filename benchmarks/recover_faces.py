@@ -15,9 +15,9 @@ import argparse
 import torch
 
 import exhume
-from exhume.data.split import split
 from exhume.keys import fold
 from exhume.observations.gradient import Gradient
+from exhume.trials.world import split
 
 CLASSES = 10
 

@@ -22,12 +22,12 @@ from exhume.problem.event import EventSpec
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 from exhume.runs.settings import slug
 from exhume.runs.store import Store
-from exhume.trials.facts import (
+from exhume.trials.setting import (
     cosine,
     labels_identify_order,
-    ordered_error,
     relative_noise,
 )
+from exhume.trials.trial import ordered_error
 from exhume.trials.world import make_world
 
 SPEC = TrialSpec(

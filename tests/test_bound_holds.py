@@ -9,7 +9,7 @@ import exhume
 from conformance.worlds import observations, random_world
 from exhume.keys import fold
 from exhume.problem.bound import BoundValue
-from exhume.trials.facts import ordered_error
+from exhume.trials.trial import ordered_error
 
 NETWORKS, DRAWS = 6, 5
 

@@ -17,10 +17,10 @@ from PIL import Image
 from exhume import Batch, EventSpec, dataset
 from exhume.data._files import evenly_spaced
 from exhume.data._images import luminance, resized, short_side_to
-from exhume.data.split import split
 from exhume.errors import InvalidInput
 from exhume.problem.source import DataSource
 from exhume.registry import find, names
+from exhume.trials.world import split
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

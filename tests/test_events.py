@@ -22,7 +22,7 @@ from exhume.compare.wording import parse_error
 from exhume.config import build
 from exhume.errors import InvalidInput, NotImported, UnknownName, Unsuited
 from exhume.keys import generator
-from exhume.metrics.matching import match
+from exhume.metrics.score import match
 from exhume.problem.attack import Attack
 from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
 from exhume.registry import find, names

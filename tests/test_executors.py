@@ -21,7 +21,7 @@ from exhume.audit.settings import expand
 from exhume.errors import InvalidInput, UnknownName
 from exhume.runs.executor import executor_named, measured, single_threaded
 from exhume.runs.store import Store
-from exhume.trials.job import TRIAL
+from exhume.trials.trial import TRIAL
 
 TESTS = Path(__file__).parent
 DIGITS = TrialSpec(
@@ -215,7 +215,7 @@ def test_a_script_without_guard_gets_a_sentence(tmp_path):
         "from audit_lab_specs import SPECS\n"
         "from collections import deque\n"
         "from exhume.runs.executor import executor_named\n"
-        "from exhume.trials.job import TRIAL\n"
+        "from exhume.trials.trial import TRIAL\n"
         "executor = executor_named('processes', 2)\n"
         "print(len(list(executor.map(TRIAL, deque(SPECS)))))\n"
     )

@@ -17,10 +17,10 @@ from exhume.config import build
 from exhume.errors import InvalidInput, UnknownName
 from exhume.keys import generator
 from exhume.metrics.label_accuracy import label_agreement
-from exhume.metrics.matching import align_labels, match
 from exhume.metrics.mse import mean_squared_errors
 from exhume.metrics.ncc import pearson_correlations
 from exhume.metrics.psnr import CAP_DB, peak_signal_to_noise_ratios
+from exhume.metrics.score import align_labels, match
 from exhume.metrics.ssim import structural_similarities
 from exhume.problem.event import squared_distances
 from exhume.problem.reconstruction import Cost, Outcome, Reconstruction

@@ -62,8 +62,8 @@ from exhume.problem.observation import Candidate
 from exhume.problem.privacy import Guarantee
 from exhume.problem.sensitivity import exact_squared_sensitivities
 from exhume.problem.tree import dot, flatten, size, unflatten
-from exhume.trials.facts import collect_facts
 from exhume.trials.one_step import u1_u2
+from exhume.trials.setting import collect_facts
 
 
 def normal(*shape, key=0):

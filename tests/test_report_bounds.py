@@ -20,7 +20,8 @@ from exhume.audit.report.grouping import scenarios
 from exhume.audit.report.plots import error_plots, legend
 from exhume.cli.tables import other_bounds, tables
 from exhume.problem.bound import Binds, BoundValue, RiskValue
-from exhume.trials.bound_record import Level, binds_every_attack, level, record_of, whom
+from exhume.runs.records import Level, binds_every_attack, level
+from exhume.trials.trial import record_of, whom
 from report_pages import NOISE, SETTINGS, bound, risk, rows_of, trial, written
 
 UNBIASED = {"binds": "UNBIASED_ATTACKS"}

@@ -23,6 +23,7 @@ from exhume.problem.mechanism import Mechanism
 from exhume.runs.records import SettingSpec, TrialSpec
 from exhume.trials import exact, setting
 from exhume.trials.exact import (
+    Memory,
     TrainingResult,
     Trainings,
     exact_of,
@@ -30,7 +31,6 @@ from exhume.trials.exact import (
     run_training,
     training_specs,
 )
-from exhume.trials.memory import Memory
 from exhume.trials.setting import make_setting
 from exhume.trials.trial import run_trial
 from exhume.trials.world import calibrated, release_key

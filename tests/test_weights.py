@@ -31,7 +31,6 @@ from exhume.attacks.weights.splitting import (
     splitting_product,
 )
 from exhume.config import build
-from exhume.data.split import split as split_data
 from exhume.errors import InvalidInput, Unsuited
 from exhume.keys import generator
 from exhume.observations.homogeneity import homogeneity, homogeneity_order
@@ -55,8 +54,9 @@ from exhume.problem.task import Task
 from exhume.problem.threat import ThreatModel
 from exhume.problem.tree import flatten, norm
 from exhume.problem.world import World
-from exhume.trials.facts import collect_facts
 from exhume.trials.memorised import memorised
+from exhume.trials.setting import collect_facts
+from exhume.trials.world import split as split_data
 from toys import GRAY, homogeneous, reveal, seeded, smooth
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])

@@ -12,7 +12,7 @@ from exhume.audit import AuditSettings, TrialResult
 from exhume.audit.settings import expand
 from exhume.runs.executor import Job
 from exhume.runs.executors.serial import Serial
-from exhume.trials.job import TRIAL
+from exhume.trials.trial import TRIAL
 
 from .rows import every
 

@@ -9,8 +9,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from exhume.problem.presets import PRESETS
-from exhume.runs.records import Flag, TrialResult, TrialSpec, content_hash
-from exhume.trials.bound_record import binds_every_attack, is_error
+from exhume.runs.records import (
+    Flag,
+    TrialResult,
+    TrialSpec,
+    binds_every_attack,
+    content_hash,
+    is_error,
+)
 
 __all__ = ["find_flags"]
 

@@ -103,8 +103,8 @@ def _carry_out(
 
     A training that fails leaves its reason, with which all of its trials fail.
     """
-    from exhume.trials.exact import Trainings, training_specs
-    from exhume.trials.job import training_job, trial_job
+    from exhume.trials.exact import Trainings, training_job, training_specs
+    from exhume.trials.trial import trial_job
 
     finished = store.finished()
     waiting = [spec.released for spec in specs if spec.id not in finished]

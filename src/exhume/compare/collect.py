@@ -18,9 +18,10 @@ from exhume.compare.frontier import Floor, Frontier, Point, Strongest, strongest
 from exhume.compare.search import Searched
 from exhume.compare.settings import CompareSettings
 from exhume.report.words import defense_label
-from exhume.runs.records import Options, TrialResult
-from exhume.trials.bound_record import (
+from exhume.runs.records import (
     BOUNDED_METRIC,
+    Options,
+    TrialResult,
     binds_every_attack,
     is_error,
     level,

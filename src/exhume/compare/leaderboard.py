@@ -15,7 +15,7 @@ from exhume.compare.remarks import Ranked, absent, cautions
 from exhume.compare.wording import shown, told_loss, told_range
 from exhume.formula import formula
 from exhume.report.words import number
-from exhume.trials.bound_record import BOUNDED_METRIC
+from exhume.runs.records import BOUNDED_METRIC
 
 __all__ = [
     "Board",

@@ -8,7 +8,7 @@ from exhume.audit.report.described import described
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.report.words import number
-from exhume.trials.bound_record import BOUNDED_METRIC
+from exhume.runs.records import BOUNDED_METRIC
 
 __all__ = [
     "AXIS",

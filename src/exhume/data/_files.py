@@ -7,16 +7,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from exhume.errors import InvalidInput
 from exhume.files import kind_of
-from exhume.problem.batch import Batch
-from exhume.problem.event import EventSpec
 
 __all__ = [
     "check_limit",
-    "checked_batch",
     "evenly_spaced",
     "existing",
     "existing_folder",
@@ -110,25 +106,3 @@ def _read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarr
         f"arrays with numpy.savez, since pickled objects are never loaded"
     )
     raise InvalidInput(msg)
-
-
-def checked_batch(
-    inputs: np.ndarray, targets: np.ndarray, spec: EventSpec, source: str
-) -> Batch:
-    """Make a batch of float32 inputs, naming the source if the data are unsound.
-
-    Args:
-        inputs: shape [N, *event]; uint8 is divided by 255.
-        targets: shape [N, ...]; integers become int64, real numbers float32.
-        spec: kind, shape and range of an example.
-        source: path, for the message.
-    """
-    x = torch.from_numpy(np.ascontiguousarray(inputs))
-    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-    y = torch.from_numpy(np.ascontiguousarray(targets))
-    y = y.float() if y.is_floating_point() else y.long()
-    try:
-        return Batch(x, y, spec)
-    except InvalidInput as error:
-        msg = f"{source}: {error}"
-        raise InvalidInput(msg) from error

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from exhume.data._files import checked_batch
-from exhume.problem.batch import Batch
+from exhume.problem.batch import Batch, checked_batch
 from exhume.problem.event import EventSpec
 from exhume.problem.source import DataSource
 

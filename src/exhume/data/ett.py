@@ -12,9 +12,9 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from exhume.data._files import check_limit, checked_batch, evenly_spaced, existing
+from exhume.data._files import check_limit, evenly_spaced, existing
 from exhume.errors import InvalidInput
-from exhume.problem.batch import Batch
+from exhume.problem.batch import Batch, checked_batch
 from exhume.problem.event import EventSpec
 from exhume.problem.source import DataSource
 

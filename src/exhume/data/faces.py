@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from exhume.data._files import checked_batch
-from exhume.problem.batch import Batch
+from exhume.problem.batch import Batch, checked_batch
 from exhume.problem.event import EventSpec
 from exhume.problem.source import DataSource
 

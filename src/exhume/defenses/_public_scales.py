@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from exhume.defenses._strength import check_std
+from exhume.defenses.gaussian_noise import check_std
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator

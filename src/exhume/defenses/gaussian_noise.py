@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -9,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from exhume.defenses._strength import check_std
+from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import generator
 from exhume.problem.batch import Batch
@@ -19,7 +20,18 @@ from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 
-__all__ = ["GaussianNoise", "add_noise"]
+__all__ = ["GaussianNoise", "add_noise", "check_std"]
+
+
+def check_std(std: float) -> None:
+    """Raise unless a standard deviation is finite and not negative.
+
+    Raises:
+        InvalidInput: names its value and what was expected.
+    """
+    if not (math.isfinite(std) and std >= 0):
+        msg = f"std is {std}; expected a finite number of at least 0"
+        raise InvalidInput(msg)
 
 
 @formula(

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from exhume.defenses._strength import check_std
+from exhume.defenses.gaussian_noise import check_std
 from exhume.formula import formula
 from exhume.keys import generator
 from exhume.problem.batch import Batch

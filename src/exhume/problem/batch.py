@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from exhume.errors import InvalidInput
 from exhume.problem.event import EventSpec
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "checked_batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,3 +82,25 @@ class Batch:
         if targets.is_floating_point():
             targets = targets.to(dtype)
         return Batch(self.inputs.to(dtype), targets, self.spec)
+
+
+def checked_batch(
+    inputs: np.ndarray, targets: np.ndarray, spec: EventSpec, source: str
+) -> Batch:
+    """Make a batch of float32 inputs, naming the source if the data are unsound.
+
+    Args:
+        inputs: shape [N, *event]; uint8 is divided by 255.
+        targets: shape [N, ...]; integers become int64, real numbers float32.
+        spec: kind, shape and range of an example.
+        source: path, for the message.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(inputs))
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    y = torch.from_numpy(np.ascontiguousarray(targets))
+    y = y.float() if y.is_floating_point() else y.long()
+    try:
+        return Batch(x, y, spec)
+    except InvalidInput as error:
+        msg = f"{source}: {error}"
+        raise InvalidInput(msg) from error

@@ -26,6 +26,8 @@ _EAVESDROPPER = ("WEIGHTS", "LOCAL_SCHEDULE", "LEARNING_RATE", "BATCH_SIZE")
 _SERVER = (*_EAVESDROPPER, "DEFENSE")
 _DATA = (*_SERVER, "PRIOR", "PUBLIC_DATA")
 
+_RATELESS = ("WEIGHTS", "LOCAL_SCHEDULE", "BATCH_SIZE", *_DATA[4:])
+
 #: name → preset
 PRESETS: dict[str, Preset] = {
     "eavesdropper": Preset(
@@ -60,7 +62,7 @@ PRESETS: dict[str, Preset] = {
         "default: a defense that holds here holds against less.",
     ),
     "rate-unknown": Preset(
-        (*(fact for fact in _DATA if fact != "LEARNING_RATE"), "LABELS"),
+        (*_RATELESS, "LABELS"),
         "D + labels",
         "As labels-known, but without the step size of the client's local training.",
     ),

@@ -136,7 +136,7 @@ def _compared(
 
 def _units(comparison: Comparison) -> str:
     from exhume.audit.report.described import described
-    from exhume.trials.bound_record import BOUNDED_METRIC
+    from exhume.runs.records import BOUNDED_METRIC
 
     if comparison.metric == BOUNDED_METRIC:
         return _NATURAL

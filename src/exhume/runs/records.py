@@ -11,28 +11,43 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 __all__ = [
+    "BOUNDED_METRIC",
+    "SQUARED_ERROR",
     "Facts",
     "Flag",
+    "Level",
     "Memorised",
     "Options",
     "SettingFacts",
     "SettingSpec",
     "TrialResult",
     "TrialSpec",
+    "binds",
+    "binds_every_attack",
     "content_hash",
     "dump_exact",
     "dumps",
+    "is_error",
+    "level",
     "load_exact",
 ]
 
 #: a registered object as plain data: ``{"name": "gaussian-noise", "std": 0.01}``
 Options = dict[str, Any]
+
+#: the metric that bounds on the squared error bound; no other is compared with them
+BOUNDED_METRIC = "mse"
+#: what a record without a quantity of its own bounds from below
+SQUARED_ERROR = "mean squared error ≥"
+#: name of the member of ``problem.bound.Binds``, whose module imports torch
+_EVERY_ATTACK = "EVERY_ATTACK"
 
 #: key of a number that JSON lacks
 _MARK = "$float"
@@ -277,6 +292,54 @@ class TrialResult:
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+# --- bounds --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Level:
+    """One bound averaged over seeds.
+
+    Attributes:
+        value: per coordinate for a squared error, else in the units of the quantity.
+        standard_error: Monte-Carlo standard error of the average.
+    """
+
+    value: float
+    standard_error: float
+
+
+def is_error(result: TrialResult) -> bool:
+    """Say whether a trial holds a lower bound on the mean squared error."""
+    return result.bound is not None and "mse" in result.bound
+
+
+def binds_every_attack(result: TrialResult) -> bool:
+    """Say whether a trial's bound is one that attacks may be compared with.
+
+    A record that does not say whom it binds is of a version whose only bound binds
+    every attack.
+    """
+    return binds(result) == _EVERY_ATTACK
+
+
+def binds(result: TrialResult) -> str:
+    """Name the member of ``Binds`` of a trial's bound; "" without a bound."""
+    return "" if result.bound is None else result.bound.get("binds", _EVERY_ATTACK)
+
+
+def level(results: Sequence[TrialResult]) -> Level | None:
+    """Average one bound over its seeds; None if no seed has a value."""
+    bounds = [r.bound for r in results if r.bound is not None]
+    if not bounds:
+        return None
+    mean = [float(b["mse"] if "mse" in b else b["value"]) for b in bounds]
+    errors = [
+        float(b["mse_standard_error"] if "mse" in b else b["standard_error"])
+        for b in bounds
+    ]
+    return Level(sum(mean) / len(mean), math.hypot(*errors) / len(errors))
 
 
 # --- JSON ----------------------------------------------------------------------------

@@ -8,10 +8,12 @@ results that hold the private examples anyway, and never in what an attacker get
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
@@ -23,22 +25,54 @@ from exhume.files import read_header
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.tree import Tree
 from exhume.problem.world import World
-from exhume.runs.executor import measured
+from exhume.runs.executor import Job, measured
 from exhume.runs.records import SettingSpec
 from exhume.runs.settings import made, write_bytes, write_text
-from exhume.trials.memory import Memory
 from exhume.trials.world import calibrated, make_world, mechanism_of, release_key
 
 __all__ = [
     "Exact",
+    "Memory",
     "TrainingResult",
     "Trainings",
     "exact_of",
     "exact_spec",
     "is_trained",
     "run_training",
+    "training_job",
     "training_specs",
 ]
+
+
+Value = TypeVar("Value")
+
+
+class Memory(Generic[Value]):
+    """Results of pure functions by key, so that a hit cannot change a result.
+
+    Args:
+        size: says how many bytes a value holds.
+        limit: bytes that are kept at most; the values longest unused give way.
+    """
+
+    def __init__(self, size: Callable[[Value], int], limit: int = 2**28) -> None:
+        self._size = size
+        self._limit = limit
+        self._kept: OrderedDict[str, tuple[Value, int]] = OrderedDict()
+
+    def get(self, key: str) -> Value | None:
+        """Return what is kept under a key, or None."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def keep(self, key: str, value: Value) -> None:
+        """Keep a value."""
+        self._kept[key] = value, self._size(value)
+        self._kept.move_to_end(key)
+        while sum(held for _, held in self._kept.values()) > self._limit:
+            self._kept.popitem(last=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +178,11 @@ def run_training(spec: SettingSpec, folder: Path) -> TrainingResult:
     Trainings(folder).write(spec.id, exact)
     _KEPT.keep(spec.id, exact)
     return TrainingResult(spec=spec, status="done")
+
+
+def training_job(folder: Path) -> Job[SettingSpec, TrainingResult]:
+    """Return the job of trainings, whose results go to the folder of the run."""
+    return Job(partial(run_training, folder=folder), TrainingResult)
 
 
 class Trainings:

@@ -6,7 +6,8 @@ one process, in many, and in any order.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,19 @@ from exhume.keys import fold
 from exhume.metrics.score import score
 from exhume.problem.attack import Attack
 from exhume.problem.batch import Batch
-from exhume.problem.bound import Bound, BoundValue, NotApplicable
+from exhume.problem.bound import Binds, Bound, BoundValue, NotApplicable, RiskValue
 from exhume.problem.knowledge import Fact
 from exhume.problem.reconstruction import Outcome, Reconstruction
 from exhume.problem.release import Observation
-from exhume.problem.threat import ThreatModel
+from exhume.problem.threat import ThreatModel, target_order
 from exhume.problem.world import World
-from exhume.runs.executor import measured
-from exhume.runs.records import TrialResult, TrialSpec
-from exhume.trials.bound_record import record_of
-from exhume.trials.facts import ordered_error
+from exhume.runs.executor import Job, measured
+from exhume.runs.records import TrialResult, TrialSpec, binds
 from exhume.trials.memorised import memorised
-from exhume.trials.setting import make_setting
+from exhume.trials.setting import labels_identify_order, make_setting
 from exhume.trials.world import client_of, release_key
 
-__all__ = ["run_trial"]
+__all__ = ["TRIAL", "ordered_error", "record_of", "run_trial", "trial_job", "whom"]
 
 _PADDED = (
     "the bound is on the mean error of all numbers of an example, and some numbers of "
@@ -57,6 +56,20 @@ def run_trial(spec: TrialSpec, folder: Path | None = None) -> TrialResult:
             None trains in this process. The result is the same.
     """
     return _evaluate(spec, folder)
+
+
+def trial_job(folder: Path | None = None) -> Job[TrialSpec, TrialResult]:
+    """Return the job of trials.
+
+    Args:
+        folder: of the run, where the results of trainings lie; None trains where a
+            trial runs.
+    """
+    return Job(partial(run_trial, folder=folder), TrialResult)
+
+
+#: trials that make all they need themselves
+TRIAL = trial_job()
 
 
 def _evaluate(spec: TrialSpec, folder: Path | None) -> TrialResult:
@@ -98,6 +111,31 @@ def _bounded(result: TrialResult, world: World) -> TrialResult:
         if unreleased is not None:
             arrays["prior_map"] = _array(unreleased)
     return replace(result, bound=record_of(value), arrays=arrays)
+
+
+def record_of(value: BoundValue | RiskValue) -> dict[str, Any]:
+    """Write a bound as plain data; its array goes elsewhere."""
+    kept = [f.name for f in fields(value) if f.name != "per_coordinate"]
+    record = {name: getattr(value, name) for name in kept}
+    record |= {
+        "assumptions": list(value.assumptions),
+        "binds": value.binds.name,
+        "details": {name: float(v) for name, v in value.details.items()},
+    }
+    if isinstance(value, BoundValue):
+        record |= {
+            "mse": value.mse,
+            "mse_standard_error": value.mse_standard_error,
+            "per_example": list(value.per_example),
+        }
+    return record
+
+
+def whom(result: TrialResult) -> str:
+    """Return whom a trial's bound binds, in words; "" without a bound."""
+    name = binds(result)
+    known = Binds.__members__.get(name)
+    return name if known is None else known.value
 
 
 def _threat(spec: TrialSpec, attack: Attack) -> ThreatModel:
@@ -178,6 +216,35 @@ def _scored(result: TrialResult, guess: Reconstruction, batch: Batch) -> TrialRe
         facts=facts,
         arrays={"truth": _array(batch.inputs), "guess": _array(scores.inputs)},
     )
+
+
+def ordered_error(guess: Reconstruction, batch: Batch) -> float | None:
+    """Return the mean squared error with examples paired by label, not by likeness.
+
+    Bounds hold for this error: the best assignment uses the truth, and can fall below
+    them.
+
+    Args:
+        guess: an attack's answer.
+        batch: the truth; its padding is left out.
+
+    Returns:
+        the error per coordinate, or None where labels do not pair the examples.
+    """
+    if guess.inputs.shape != batch.inputs.shape:
+        return None
+    estimate, truth = guess.inputs.detach().double(), batch.inputs.double()
+    if len(batch) > 1:
+        if guess.targets.shape != batch.targets.shape:
+            return None
+        found, wanted = target_order(guess.targets), target_order(batch.targets)
+        same = guess.targets[found].to(batch.targets) == batch.targets[wanted]
+        if not bool(same.all()) or not labels_identify_order(batch.targets):
+            return None
+        estimate, truth = estimate[found], truth[wanted]
+    difference, mask = estimate - truth, batch.spec.mask(truth)
+    counted = difference if mask is None else difference[mask]
+    return float(counted.square().mean())
 
 
 def _array(tensor: Tensor) -> _Array:

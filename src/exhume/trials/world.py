@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from exhume.config import build
-from exhume.data.split import split
 from exhume.errors import InvalidInput
 from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
@@ -30,6 +29,7 @@ __all__ = [
     "make_world",
     "mechanism_of",
     "release_key",
+    "split",
 ]
 
 #: fields of a spec that a client depends on
@@ -143,6 +143,42 @@ def _data_and_task(spec: SettingSpec) -> tuple[Batch, Batch | None, Task]:
     dtype = getattr(torch, spec.dtype)
     task = Task(model.to(dtype), spec.loss, spec.mode)
     return private.to(dtype), None if public is None else public.to(dtype), task
+
+
+def split(
+    batch: Batch, source: DataSource, batch_size: int, key: int
+) -> tuple[Batch, Batch | None]:
+    """Choose private examples at random; the others, less any copies, are public.
+
+    Args:
+        batch: the whole data set, as ``source.load()`` returned it.
+        source: says which examples may become private.
+        batch_size: B, number of private examples.
+        key: equal keys give equal splits; other arguments of an audit do not matter.
+
+    Returns:
+        the private batch, in random order, and the public one, in the order of the data
+        set; the latter is None if nothing is left.
+
+    Raises:
+        InvalidInput: fewer than B examples may become private.
+    """
+    pool = source.private_pool(batch)
+    if not 1 <= batch_size <= len(pool):
+        msg = (
+            f"batch_size is {batch_size}, but {len(pool)} examples of the data may be "
+            f"private; choose between 1 and {len(pool)}"
+        )
+        raise InvalidInput(msg)
+    order = torch.randperm(len(pool), generator=generator(key, "split"))
+    chosen = torch.tensor(pool)[order[:batch_size]]
+    private = batch.select(chosen)
+    others = torch.ones(len(batch), dtype=torch.bool)
+    others[chosen] = False
+    # A copy of a private example among the public ones would hand over the answer.
+    others &= ~batch.found_in(private)
+    rest = others.nonzero().flatten()
+    return private, batch.select(rest) if len(rest) else None
 
 
 def class_count(classes: int, targets: Tensor, loss: str = "cross-entropy") -> int:

@@ -11,14 +11,14 @@ import numpy as np
 
 from exhume.audit.report.grouping import Defended, Scenario, values
 from exhume.report.words import finite, median, number
-from exhume.trials.bound_record import (
+from exhume.runs.records import (
     BOUNDED_METRIC,
     SQUARED_ERROR,
     binds_every_attack,
     is_error,
     level,
-    whom,
 )
+from exhume.trials.trial import whom
 
 __all__ = [
     "BoundRow",

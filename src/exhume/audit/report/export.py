@@ -19,7 +19,7 @@ from exhume.audit.settings import AuditSettings
 from exhume.report.words import defense_family, defense_label, defense_strength
 from exhume.runs.records import TrialResult, dumps
 from exhume.runs.settings import write_text
-from exhume.trials.bound_record import whom
+from exhume.trials.trial import whom
 
 __all__ = ["to_csv", "to_json", "write_report"]
 

@@ -13,13 +13,13 @@ from exhume.audit.report.grouping import Defended, Scenario
 from exhume.audit.report.verdict import Finding
 from exhume.report.pictures import Picture, png
 from exhume.report.words import number, score
-from exhume.runs.records import TrialResult
-from exhume.trials.bound_record import (
+from exhume.runs.records import (
     BOUNDED_METRIC,
+    TrialResult,
     binds_every_attack,
     is_error,
-    whom,
 )
+from exhume.trials.trial import whom
 
 __all__ = ["Gallery", "Legend", "Maps", "Panel", "Row", "bound_maps", "gallery", "hero"]
 

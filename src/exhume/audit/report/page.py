@@ -34,9 +34,8 @@ from exhume.registry import find
 from exhume.report.page import citations, methods, render
 from exhume.report.pictures import Legend, Picture, Plot
 from exhume.report.words import count, finite, median, number, object_label, several
-from exhume.runs.records import TrialResult
+from exhume.runs.records import BOUNDED_METRIC, TrialResult
 from exhume.runs.settings import to_toml
-from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = [
     "MOST_PICTURES",

@@ -21,9 +21,9 @@ from exhume.report.pictures import (
     svg,
 )
 from exhume.report.words import also, median, number
-from exhume.runs.records import TrialResult
-from exhume.trials.bound_record import (
+from exhume.runs.records import (
     BOUNDED_METRIC,
+    TrialResult,
     binds_every_attack,
     is_error,
     level,

@@ -9,8 +9,7 @@ from typing import Literal
 from exhume.audit.report.described import described
 from exhume.audit.report.grouping import Defended, Scenario, values
 from exhume.report.words import also, count, median, score, several
-from exhume.runs.records import Flag, TrialResult
-from exhume.trials.bound_record import BOUNDED_METRIC
+from exhume.runs.records import BOUNDED_METRIC, Flag, TrialResult
 
 __all__ = ["Finding", "Flags", "Reached", "findings", "verdict"]
 

@@ -16,8 +16,8 @@ from exhume.compare.settings import CompareSettings
 from exhume.compare.wording import shown, told_loss
 from exhume.report.page import render
 from exhume.report.words import number, object_label, several
+from exhume.runs.records import BOUNDED_METRIC
 from exhume.runs.settings import to_toml
-from exhume.trials.bound_record import BOUNDED_METRIC
 
 __all__ = ["page", "recommendations", "summary"]
 
