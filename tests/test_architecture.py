@@ -77,6 +77,16 @@ def imported_modules(path: Path) -> list[tuple[int, str]]:
     ]
 
 
+def test_the_conformance_suites_stand_alone():
+    """They are installed without the other tests, under another name."""
+    for path in (TESTS / "conformance").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                first = (node.module or "").partition(".")[0]
+                assert not (TESTS / first).exists(), f"{path.name} imports {first}"
+                assert not (TESTS / f"{first}.py").exists(), path.name
+
+
 def test_every_room_is_in_the_table_of_arrows():
     rooms = {room(p) for p in FILES} - {"__init__", "__main__"} - FOUNDATION
     assert rooms <= set(ARROWS)

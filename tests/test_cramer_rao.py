@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import exhume
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume.bounds import mean_information
 from exhume.bounds.bayesian_cramer_rao import BayesianCramerRao
 from exhume.bounds.bayesian_trace import BayesianTrace

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from conformance.tiny import PUBLIC, TASK, TREE, same
 from exhume import Mechanism, Task, config, registry
 from exhume.defenses.clipping import ClipNorm, Clipping, clip_factor

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import exhume
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume.attacks.embedding import Embedding
 from exhume.attacks.engine.embedding_problems import (
     head_view,

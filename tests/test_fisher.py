@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume.bounds.fisher import (
     fisher_information,
     fisher_trace,

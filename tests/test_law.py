@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume import Mechanism, Task
 from exhume.defenses.clipping import ClipNorm, Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import exhume
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume import Batch, EventSpec, Mechanism, Task, ThreatModel, World
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.defenses.pruning import Pruning
 from exhume.errors import InvalidInput

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import exhume
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume import Batch, EventSpec, Mechanism, Task, World
 from exhume.defenses import (
     _blocks,

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume.errors import InvalidInput, Unsuited
 from exhume.observations.local_training import (
     Optimiser,

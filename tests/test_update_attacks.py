@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import exhume
-from closeness import assert_close_to_scale
+from conformance.closeness import assert_close_to_scale
 from exhume.attacks.engine.batch_order import exchanged
 from exhume.attacks.engine.discrepancy import angle_and_length
 from exhume.attacks.engine.epochs import (

@@ -27,7 +27,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -123,31 +122,36 @@ def _installed(path: tuple[str, ...]) -> list[tuple[str, Path]]:
     del path  # where they are looked for: another one is another answer
     from importlib.metadata import entry_points
 
-    found = []
-    for package in sorted({point.module for point in entry_points(group="exhume")}):
-        spec = located(package)
-        folders = (spec and spec.submodule_search_locations) or []
-        found += [(package, Path(folder)) for folder in folders]
-    return found
+    packages = sorted({point.module for point in entry_points(group="exhume")})
+    found = [(package, located(package)) for package in packages]
+    return [(package, at) for package, at in found if at is not None and at.is_dir()]
 
 
-def located(name: str) -> ModuleSpec | None:
+def located(name: str) -> Path | None:
     """Find a module without importing it or the packages that it lies in.
 
     Args:
         name: dotted.
 
     Returns:
-        what an import would load, or None if there is no such module.
+        the file of a module, the folder of a package, or None if there is neither.
     """
-    first, *others = name.split(".")
-    spec = importlib.util.find_spec(first)
-    for part in others:
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        inside = list(spec.submodule_search_locations)
-        spec = PathFinder.find_spec(f"{spec.name}.{part}", inside)
-    return spec
+    first, *inner = name.split(".")
+    try:
+        spec = importlib.util.find_spec(first)
+    except ValueError:  # what is running has no specification
+        return None
+    places = [Path(p) for p in (spec and spec.submodule_search_locations) or ()]
+    if not inner:
+        origin = spec and spec.origin
+        return places[0] if places else Path(origin) if origin else None
+    for part in inner[:-1]:
+        places = [place / part for place in places]
+    for place in places:
+        for found in (place / f"{inner[-1]}.py", place / inner[-1]):
+            if found.exists():
+                return found
+    return None
 
 
 @lru_cache(maxsize=512)
@@ -199,10 +203,9 @@ def entry(kind: str, name: str) -> Entry:
         if name not in known:
             raise UnknownName(did_you_mean(kind, name, sorted(known)))
         return known[name]
-    spec = located(name) if _is_module(name) else None
-    if spec is None or spec.origin is None:
+    path = located(name) if _is_module(name) else None
+    if path is None or not path.is_file():
         raise UnknownName(_absent(kind, name))
-    path = Path(spec.origin)
     if not _defines_member(_known(kind), path):
         msg = f"{path} defines no class derived from {KINDS[kind][2]}"
         raise UnknownName(msg)

@@ -17,7 +17,6 @@ import torch
 from scipy.stats import chi2
 from torch import nn
 
-from closeness import assert_close_to_scale
 from exhume import Mechanism, Task, config, registry
 from exhume.defenses.clipping import ClipNorm
 from exhume.errors import Inconsistent, InvalidInput
@@ -28,6 +27,7 @@ from exhume.problem.privacy import Guarantee
 from exhume.problem.tree import flatten, norm, scale, unflatten
 from exhume.report.page import citations
 
+from .closeness import assert_close_to_scale
 from .rows import every
 from .tiny import (
     BATCH,

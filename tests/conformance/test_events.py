@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.rows import every
 from exhume import EventSpec
 from exhume.config import build
 from exhume.errors import InvalidInput
 from exhume.keys import generator
 from exhume.registry import names
+
+from .rows import every
 
 
 def drawn(event, count, key=0):

@@ -42,7 +42,7 @@ def test_every_executor_gives_the_bits_of_one_process(executor):
         attacks=[{"name": "gauss-newton", "iterations": 4, "seconds": None}],
         defenses=[[], {"name": "gaussian-noise", "std": 0.01}],
         bounds=[{"name": "bayesian-cramer-rao", "draws": 3}],
-        seeds=2,
+        seeds=1,
         batch_size=2,
     )
     specs = expand(settings)
@@ -50,8 +50,8 @@ def test_every_executor_gives_the_bits_of_one_process(executor):
     found = {r.spec.id: bits(r) for r in executor.map(TRIAL, deque(specs))}
     assert expected.keys() == {spec.id for spec in specs}
     assert Counter(value[0] for value in expected.values()) == {
-        "done": len(specs) - 2,
-        "not-applicable": 2,  # no noise, no bound
+        "done": len(specs) - 1,
+        "not-applicable": 1,  # no noise, no bound
     }
     assert found == expected
 

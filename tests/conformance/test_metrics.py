@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from closeness import assert_close_to_scale
 from exhume import EventSpec, NotApplicable
 from exhume.keys import generator
 from exhume.problem.metric import Metric
 
+from .closeness import assert_close_to_scale
 from .rows import every, examples
 
 COUNT = 4

@@ -12,7 +12,7 @@ import exhume
 from exhume.cli.console import columns, say
 from exhume.errors import UnknownName
 from exhume.problem.presets import PRESETS
-from exhume.registry import Entry, did_you_mean, entries, member_node
+from exhume.registry import Entry, did_you_mean, entries, entry, member_node
 
 __all__ = ["LISTED", "THREATS", "Option", "list_", "read_class", "summaries"]
 
@@ -44,7 +44,10 @@ def list_(
             help=f"{', '.join([*LISTED, THREATS, AUDITS])}; all if omitted."
         ),
     ] = "",
-    name: Annotated[str, typer.Argument(help="Show the options of this one.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(help="Show the options of this one; a module of your own too."),
+    ] = "",
 ) -> None:
     """List what can be chosen by name, or the options of one of them.
 
@@ -52,10 +55,10 @@ def list_(
     """
     kinds = [*LISTED, THREATS, AUDITS] if not kind else [_known(kind)]
     for shown in kinds:
-        found = summaries(shown)
         if name:
-            _describe(shown, name, [n for n, _ in found])
+            _describe(shown, name)
             return
+        found = summaries(shown)
         if len(kinds) > 1:
             say(shown, style="bold")
         columns(found, indent="  " if len(kinds) > 1 else "")
@@ -95,7 +98,11 @@ def _audit_file(name: str) -> Path:
     return Path(exhume.__file__).parent / "audit" / "examples" / f"{name}.toml"
 
 
-def _describe(kind: str, name: str, known: list[str]) -> None:
+def _describe(kind: str, name: str) -> None:
+    if kind in LISTED:
+        _describe_member(entry(LISTED[kind], name))
+        return
+    known = [n for n, _ in summaries(kind)]
     if name not in known:
         raise UnknownName(did_you_mean(kind.rstrip("s"), name, known))
     if kind == THREATS:
@@ -104,22 +111,22 @@ def _describe(kind: str, name: str, known: list[str]) -> None:
         say(f"Letter in Carletti et al. (2025): {preset.letter}")
         say(f"Knows: {', '.join(f.lower().replace('_', ' ') for f in preset.facts)}")
         return
-    if kind == AUDITS:
-        say(_audit_file(name).read_text(encoding="utf-8").rstrip())
-        return
-    entry = next(e for e in entries(LISTED[kind]) if e.name == name)
-    say(entry.summary, style="bold")
-    document, options = read_class(entry)
+    say(_audit_file(name).read_text(encoding="utf-8").rstrip())
+
+
+def _describe_member(member: Entry) -> None:
+    say(member.summary, style="bold")
+    document, options = read_class(member)
     say(document)
     if options:
         say("\nOptions:")
         columns(options)
 
 
-def read_class(entry: Entry) -> tuple[str, list[Option]]:
+def read_class(member: Entry) -> tuple[str, list[Option]]:
     """Read docstring and options of the registered class, without importing it."""
-    tree = ast.parse(Path(entry.path).read_text(encoding="utf-8"))
-    node = member_node(entry.kind, entry.path)
+    tree = ast.parse(Path(member.path).read_text(encoding="utf-8"))
+    node = member_node(member.kind, member.path)
     assert node is not None  # an entry is a file that has one
     fields = [
         (
