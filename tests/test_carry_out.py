@@ -176,7 +176,7 @@ def test_known_results_are_read_when_they_are_asked_for():
     assert "2" not in known
     with pytest.raises(KeyError):
         known["2"]
-    known.add("2")
+    known.ids.add("2")
     assert known["2"] is kept.get("2")
     assert len(known) == 2
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
 from exhume.runs.executor import Executor, Job, Result, Spec
@@ -67,35 +67,32 @@ class Results(Protocol[Result]):
         """Keep a result for good."""
 
 
+@dataclass(frozen=True)
 class Known(Mapping[str, Result]):
     """Results by the id of their spec, read from where they are kept on demand.
 
-    Args:
+    Attributes:
         kept: all results.
-        ids: of those that count as known.
+        ids: of those that count as known; it may grow.
     """
 
-    def __init__(self, kept: Results[Result], ids: Iterable[str]) -> None:
-        self._kept, self._ids = kept, set(ids)
-
-    def add(self, spec_id: str) -> None:
-        """Let one more result be known."""
-        self._ids.add(spec_id)
+    kept: Results[Result]
+    ids: set[str]
 
     def __contains__(self, spec_id: object) -> bool:
-        return spec_id in self._ids
+        return spec_id in self.ids
 
     def __getitem__(self, spec_id: str) -> Result:
-        found = self._kept.get(spec_id) if spec_id in self._ids else None
+        found = self.kept.get(spec_id) if spec_id in self.ids else None
         if found is None:
             raise KeyError(spec_id)
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
+        return iter(self.ids)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -135,21 +132,21 @@ class Plan(ABC, Generic[Spec, Result]):
             known: results by id; those of specs that are not of the plan do not matter.
         """
 
-    @abstractmethod
-    def label(self, spec: Spec) -> str:
-        """Name a spec in a few words."""
+    def label(self, spec: Spec, /) -> str:
+        """Name a spec in a few words; by its id unless this is overridden."""
+        return spec.id
 
-    def weight(self, spec: Spec) -> float:
+    def weight(self, spec: Spec, /) -> float:
         """Return how long a spec takes, in any unit that its kind has in common."""
         return 1.0
 
-    def kind(self, spec: Spec) -> str:
+    def kind(self, spec: Spec, /) -> str:
         """Name the kind of a spec; the time per weight of a kind is measured."""
         return ""
 
 
 class FixedPlan(Plan[Spec, Result]):
-    """A list of specs.
+    """A plan that is a list of specs.
 
     Args:
         phase: see :class:`Progress`.
@@ -169,25 +166,13 @@ class FixedPlan(Plan[Spec, Result]):
         kind: Callable[[Spec], str] = lambda _: "",
     ) -> None:
         self.phase = phase
+        self.label, self.weight, self.kind = label, weight, kind
         self._specs = {spec.id: spec for spec in specs}
-        self._label, self._weight, self._kind = label, weight, kind
 
     def remaining(self, known: Mapping[str, Result]) -> Remaining[Spec]:
         """List the specs without a result."""
         missing = {i: spec for i, spec in self._specs.items() if i not in known}
         return Remaining(missing, len(self._specs) - len(missing))
-
-    def label(self, spec: Spec) -> str:
-        """Name a spec in a few words."""
-        return self._label(spec)
-
-    def weight(self, spec: Spec) -> float:
-        """Return how long a spec takes, in the unit of its kind."""
-        return self._weight(spec)
-
-    def kind(self, spec: Spec) -> str:
-        """Name the kind of a spec."""
-        return self._kind(spec)
 
 
 def carry_out(
@@ -222,7 +207,7 @@ def carry_out(
     with closing(where.map(job, queue)) as results:
         for result in results:
             kept.put(result)
-            known.add(result.spec.id)
+            known.ids.add(result.spec.id)
             waiting.pop(result.spec.id, None)
             left = plan.remaining(known)
             fresh = {i: s for i, s in left.missing.items() if i not in asked}
@@ -235,29 +220,30 @@ def carry_out(
             tell(plan.phase, left.done, left.total, what, seconds)
 
 
+@dataclass
 class _Clock(Generic[Spec, Result]):
     """Estimates the time left from the time per weight of each kind so far."""
 
-    def __init__(self, plan: Plan[Spec, Result], parallel: int) -> None:
-        self._plan, self._parallel = plan, parallel
-        self._spent: dict[str, tuple[float, float]] = {}
-        self._count = 0
+    plan: Plan[Spec, Result]
+    parallel: int
+    spent: dict[str, tuple[float, float]] = field(default_factory=dict)
+    count: int = 0
 
     def seconds_left(
         self, result: Result, waiting: Collection[Spec], later: int
     ) -> float:
-        kind, weight = self._plan.kind(result.spec), self._plan.weight(result.spec)
-        seconds, weights = self._spent.get(kind, (0.0, 0.0))
-        self._spent[kind] = seconds + result.seconds, weights + weight
-        self._count += 1
-        rates = {kind: s / w for kind, (s, w) in self._spent.items() if w}
+        kind, weight = self.plan.kind(result.spec), self.plan.weight(result.spec)
+        seconds, weights = self.spent.get(kind, (0.0, 0.0))
+        self.spent[kind] = seconds + result.seconds, weights + weight
+        self.count += 1
+        rates = {kind: s / w for kind, (s, w) in self.spent.items() if w}
         # Unknown kinds are taken to be as slow as the slowest known: what is cheap runs
         # first, and an estimate that falls is better than one that grows.
         slowest = max(rates.values(), default=0.0)
         total = sum(
-            self._plan.weight(spec) * rates.get(self._plan.kind(spec), slowest)
+            self.plan.weight(spec) * rates.get(self.plan.kind(spec), slowest)
             for spec in waiting
         )
-        mean = sum(seconds for seconds, _ in self._spent.values()) / self._count
-        at_once = max(min(self._parallel, len(waiting) + later), 1)
+        mean = sum(seconds for seconds, _ in self.spent.values()) / self.count
+        at_once = max(min(self.parallel, len(waiting) + later), 1)
         return (total + later * mean) / at_once

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import repeat
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -127,8 +128,8 @@ class TrialSpec(SettingSpec):
     @property
     def released(self) -> SettingSpec:
         """The client and its release, whatever is tried on it."""
-        names = [f.name for f in fields(SettingSpec)]
-        return SettingSpec(**{name: getattr(self, name) for name in names})
+        own = {field.name: getattr(self, field.name) for field in fields(SettingSpec)}
+        return SettingSpec(**own)
 
     def objects(self) -> list[tuple[str, Options]]:
         """List kind and options of every registered object that it names."""
@@ -140,8 +141,8 @@ class TrialSpec(SettingSpec):
             "observation": self.observation,
             "prior": self.prior,
         }
-        found = [(kind, o) for kind, o in single.items() if o is not None]
-        return found + [("defense", options) for options in self.defenses]
+        named = [*single.items(), *zip(repeat("defense"), self.defenses)]
+        return [(kind, options) for kind, options in named if options is not None]
 
 
 def content_hash(value: Any) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 import unicodedata
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -219,15 +219,10 @@ def to_toml(settings: Any, *, complete: bool = False) -> str:
     """
     lines = []
     for field in fields(settings):
-        value = getattr(settings, field.name)
-        if complete or value != _default(field):
+        value, made = getattr(settings, field.name), field.default_factory
+        if complete or value != (field.default if made is MISSING else made()):
             lines.append(f"{field.name} = {toml_value(value)}")
     return "\n".join(lines) + "\n"
-
-
-def _default(field: Field[Any]) -> Any:
-    made = field.default_factory
-    return field.default if made is MISSING else made()
 
 
 def toml_value(value: Any, depth: int = 0) -> str:

@@ -90,11 +90,12 @@ class Exact:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor once, by a name of its own."""
-        trees = {f"client.{k}": tree for k, tree in enumerate(self.clients)}
+        for k, tree in enumerate(self.clients):
+            for name, tensor in tree.items():
+                yield f"client.{k}/{name}", tensor
         if self.whole is not self.clients[0]:
-            trees["whole"] = self.whole
-        for part, tree in trees.items():
-            yield from ((f"{part}/{name}", tensor) for name, tensor in tree.items())
+            for name, tensor in self.whole.items():
+                yield f"whole/{name}", tensor
 
 
 def is_trained(spec: SettingSpec) -> bool:

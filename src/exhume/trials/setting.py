@@ -19,7 +19,6 @@ from torch import Tensor
 from exhume.errors import ExhumeError, InvalidInput
 from exhume.formula import formula
 from exhume.observations.weights import Weights
-from exhume.problem.batch import Batch
 from exhume.problem.observation import Candidate
 from exhume.problem.release import Observation
 from exhume.problem.tree import Tree, size
@@ -206,12 +205,13 @@ def collect_facts(world: World, observation: Observation, exact: Tree) -> Settin
         exact: what would have been released without a defense.
     """
     induced = world.mechanism.induced(world.task, observation.plans, observation.values)
-    own = Candidate(world.batch.inputs.to(world.task.dtype), world.batch.targets)
+    inputs, mask = world.batch.inputs, world.batch.spec.mask(world.batch.inputs)
+    own = Candidate(inputs.to(world.task.dtype), world.batch.targets)
     variance = induced.law.variance_of(induced.task, induced.model, own)
     facts: SettingFacts = {
         "parameters": float(size(exact)),
         "dimension": float(world.batch.spec.dimension),
-        "unknowns": float(_unknowns(world.batch)),
+        "unknowns": float(inputs.numel() if mask is None else mask.sum()),
         "public_examples": float(0 if world.public is None else len(world.public)),
         "gradient_norm": _norm(exact),
         "released_norm": _norm(observation.values),
@@ -227,12 +227,6 @@ def collect_facts(world: World, observation: Observation, exact: Tree) -> Settin
         left = model.left(induced.task, own, exact)
         facts["stationarity" if model.weight_decay else "training_loss"] = left
     return facts
-
-
-def _unknowns(batch: Batch) -> int:
-    """Count the numbers of all examples, without padding."""
-    mask = batch.spec.mask(batch.inputs)
-    return batch.inputs.numel() if mask is None else int(mask.sum())
 
 
 def collect_privacy(world: World, observation: Observation) -> dict[str, Any]:
@@ -259,7 +253,8 @@ def collect_privacy(world: World, observation: Observation) -> dict[str, Any]:
 
 def released_in_clear(observation: Observation) -> tuple[str, ...]:
     """List the tensors that no defense touched; none to list without a defense."""
-    if not observation.plans:
-        return ()
-    touched = {name for plan in observation.plans for name in plan.covers}
-    return tuple(name for name in observation.values if name not in touched)
+    clear = dict.fromkeys(observation.values if observation.plans else ())
+    for plan in observation.plans:
+        for name in plan.covers:
+            clear.pop(name, None)
+    return tuple(clear)

@@ -55,24 +55,6 @@ def run_trial(spec: TrialSpec, folder: Path | None = None) -> TrialResult:
         folder: of an audit, which keeps the results of trainings for all its trials;
             None trains in this process. The result is the same.
     """
-    return _evaluate(spec, folder)
-
-
-def trial_job(folder: Path | None = None) -> Job[TrialSpec, TrialResult]:
-    """Return the job of trials.
-
-    Args:
-        folder: of the run, where the results of trainings lie; None trains where a
-            trial runs.
-    """
-    return Job(partial(run_trial, folder=folder), TrialResult)
-
-
-#: trials that make all they need themselves
-TRIAL = trial_job()
-
-
-def _evaluate(spec: TrialSpec, folder: Path | None) -> TrialResult:
     if (spec.attack is None) == (spec.bound is None):
         msg = "a trial needs exactly one of an attack and a bound"
         raise InvalidInput(msg)
@@ -91,6 +73,20 @@ def _evaluate(spec: TrialSpec, folder: Path | None) -> TrialResult:
     if spec.bound is not None:
         return _bounded(result, setting.world)
     return _attacked(result, setting.world, release.observation)
+
+
+def trial_job(folder: Path | None = None) -> Job[TrialSpec, TrialResult]:
+    """Return the job of trials.
+
+    Args:
+        folder: of the run, where the results of trainings lie; None trains where a
+            trial runs.
+    """
+    return Job(partial(run_trial, folder=folder), TrialResult)
+
+
+#: trials that make all they need themselves
+TRIAL = trial_job()
 
 
 def _bounded(result: TrialResult, world: World) -> TrialResult:

@@ -121,7 +121,15 @@ def _loaded(options: str) -> tuple[DataSource, Batch]:
 @lru_cache(maxsize=2)
 def _client(key: str) -> Client:
     spec = SettingSpec(**json.loads(key))
-    private, public, task = _data_and_task(spec)
+    source, whole = _loaded(json.dumps(spec.data, sort_keys=True))
+    private, public = split(whole, source, spec.batch_size, fold(spec.seed, "split"))
+    classes = class_count(spec.classes, whole.targets, spec.loss)
+    model = build("model", spec.model).build(
+        whole.spec, classes, fold(spec.seed, "weights")
+    )
+    dtype = getattr(torch, spec.dtype)
+    task = Task(model.to(dtype), spec.loss, spec.mode)
+    private, public = private.to(dtype), None if public is None else public.to(dtype)
     if spec.prior is None:
         return Client(private, public, task, None)
     if public is None:
@@ -131,18 +139,6 @@ def _client(key: str) -> Client:
         )
         raise InvalidInput(msg)
     return Client(private, public, task, build("prior", spec.prior).fit(public, task))
-
-
-def _data_and_task(spec: SettingSpec) -> tuple[Batch, Batch | None, Task]:
-    source, whole = _loaded(json.dumps(spec.data, sort_keys=True))
-    private, public = split(whole, source, spec.batch_size, fold(spec.seed, "split"))
-    classes = class_count(spec.classes, whole.targets, spec.loss)
-    model = build("model", spec.model).build(
-        whole.spec, classes, fold(spec.seed, "weights")
-    )
-    dtype = getattr(torch, spec.dtype)
-    task = Task(model.to(dtype), spec.loss, spec.mode)
-    return private.to(dtype), None if public is None else public.to(dtype), task
 
 
 def split(
