@@ -38,11 +38,11 @@ def pearson_correlations(guess: Tensor, truth: Tensor) -> Tensor:
     Returns:
         shape [B], float64, in [−1, 1]; 0 where either has no contrast.
     """
-    a, b = (_centred(t.detach().double().flatten(1)) for t in (guess, truth))
-    return (a * b).sum(dim=1).clamp(-1, 1)
+    return (_centred(guess) * _centred(truth)).sum(dim=1).clamp(-1, 1)
 
 
-def _centred(rows: Tensor) -> Tensor:
+def _centred(examples: Tensor) -> Tensor:
+    rows = examples.detach().double().flatten(1)
     moved = rows - rows.mean(dim=1, keepdim=True)
     length = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
     size = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -118,7 +118,7 @@ def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
         "targets": reconstruction.targets.detach()[index[rows]],
     }
     truth = {"inputs": batch.inputs[rows], "targets": batch.targets[rows]}
-    estimates = {**found, "targets": _aligned(found["targets"], truth["targets"])}
+    estimates = {**found, "targets": align_labels(found["targets"], truth["targets"])}
     values: dict[str, Values] = {}
     not_applicable: dict[str, str] = {}
     for name in names("metric"):
@@ -180,15 +180,20 @@ def match(guess: Tensor, truth: Tensor, spec: EventSpec) -> Tensor:
 def align_labels(guess: Tensor, truth: Tensor) -> Tensor:
     """Reorder estimated classes so that as many as possible agree with the truth.
 
-    Those that agree where they stand stay there; every estimate is used once.
+    A gradient does not tell their order, and a wrong picture must not make a right
+    label wrong. Those that agree where they stand stay there; every estimate is used
+    once.
 
     Args:
-        guess: ŷ, class indices [B].
+        guess: ŷ, class indices [B]; other targets stay as they are.
         truth: y, class indices [B].
 
     Returns:
         ŷ in the best order, shape [B].
     """
+    if guess.is_floating_point() or guess.shape != truth.shape or guess.dim() != 1:
+        return guess
+    truth = truth.to(guess.device)
     wrong = guess != truth
     rest, wanted = guess[wrong].tolist(), truth[wrong].tolist()
     aligned: list[int | None] = []
@@ -200,13 +205,6 @@ def align_labels(guess: Tensor, truth: Tensor) -> Tensor:
     result = guess.clone()
     result[wrong] = result.new_tensor(filled)
     return result
-
-
-def _aligned(guess: Tensor, truth: Tensor) -> Tensor:
-    """Let a wrong picture not make a right label wrong: labels have no order."""
-    if guess.is_floating_point() or guess.shape != truth.shape or guess.dim() != 1:
-        return guess
-    return align_labels(guess, truth.to(guess.device))
 
 
 def apply(

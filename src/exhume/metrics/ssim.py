@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from exhume.formula import formula
 from exhume.problem.bound import NotApplicable
 from exhume.problem.event import EventSpec
 from exhume.problem.metric import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Ssim", "structural_similarities"]
 
@@ -45,30 +42,23 @@ def structural_similarities(guess: Tensor, truth: Tensor, peak: float) -> Tensor
     Returns:
         shape [B], float64, in [−1, 1].
     """
-    pairs = zip(
-        guess.detach().double().cpu().numpy(),
-        truth.detach().double().cpu().numpy(),
-        strict=True,
-    )
-    values = [_similarity(a, b, peak) for a, b in pairs]
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _similarity(guess: np.ndarray, truth: np.ndarray, peak: float) -> float:
     from skimage.metrics import structural_similarity
 
     radius = min(_RADIUS, (min(truth.shape[-2:]) - 1) // 2)
-    value: Any = structural_similarity(
-        guess,
-        truth,
-        data_range=peak,
-        channel_axis=0,
-        gaussian_weights=True,
-        sigma=_SIGMA * radius / _RADIUS,
-        use_sample_covariance=False,
-        win_size=2 * radius + 1,
-    )
-    return float(value)
+    values: list[Any] = []
+    for one, true in zip(guess, truth, strict=True):
+        value = structural_similarity(
+            one.detach().double().cpu().numpy(),
+            true.detach().double().cpu().numpy(),
+            data_range=peak,
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=_SIGMA * radius / _RADIUS,
+            use_sample_covariance=False,
+            win_size=2 * radius + 1,
+        )
+        values.append(value)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,14 +54,9 @@ def fresh(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Modu
             uniform_(module, bound, generator)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-        elif _holds_numbers(module):
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             _reset(module, generator)
     return net
-
-
-def _holds_numbers(module: nn.Module) -> bool:
-    own = (module.parameters(recurse=False), module.buffers(recurse=False))
-    return any(True for tensors in own for _ in tensors)
 
 
 def _reset(module: nn.Module, generator: torch.Generator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from exhume.errors import InvalidInput, shown
@@ -68,7 +68,7 @@ class EventSpec(Member, metaclass=_ByKind):
     usual: ClassVar[tuple[float, float] | None] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         if len(self.shape) != self.axes or min(self.shape, default=0) < 1:
             msg = (
                 f"an event of kind {self.kind!r} needs {self.axes} positive "
@@ -212,10 +212,8 @@ class EventSpec(Member, metaclass=_ByKind):
             example = int(mask.flatten(1).any(dim=1).logical_not().nonzero()[0])
             msg = f"example {example} is padding alone; leave it out"
             raise InvalidInput(msg)
-        self._check_range(inputs if mask is None else inputs[mask])
-
-    def _check_range(self, values: Tensor) -> None:
         low, high = self.low, self.high
+        values = inputs if mask is None else inputs[mask]
         if low is None or high is None:
             return
         slack = _RANGE_SLACK * (high - low)
@@ -255,7 +253,7 @@ class EventSpec(Member, metaclass=_ByKind):
 
         :meth:`from_record` undoes it; files, stores and the command line hold this.
         """
-        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = asdict(self)
         ends = options.pop("low"), options.pop("high")
         return {
             "kind": self.kind,
@@ -333,12 +331,14 @@ def squared_distances(
     """
     rows = guess.detach().double().flatten(1)
     columns = truth.detach().double().flatten(1)
-    counted = [None] * len(columns) if mask is None else list(mask.flatten(1))
-    # The differences themselves: ‖a‖² + ‖b‖² − 2ab loses every digit at an exact guess.
-    differences = (
-        rows - x if m is None else rows[:, m] - x[m]
-        for x, m in zip(columns, counted, strict=True)
-    )
+    distances = []
+    for j, x in enumerate(columns):
+        # The differences themselves: ‖a‖² + ‖b‖² − 2ab loses every digit at an exact
+        # guess.
+        difference = rows - x
+        if mask is not None:
+            difference = difference[:, mask[j].flatten()]
+        distances.append(difference.square().sum(dim=1))
     import torch
 
-    return torch.stack([d.square().sum(dim=1) for d in differences], dim=1)
+    return torch.stack(distances, dim=1)

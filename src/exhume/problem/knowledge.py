@@ -132,14 +132,11 @@ class Problem:
         if value is UNKNOWN:
             msg = f"this attack needs {fact.value}, which is not given; {ways}"
             raise MissingKnowledge(msg)
-        if fact is Fact.LOCAL_SCHEDULE:
-            return self._informed(value)
-        return value
-
-    def _informed(self, model: ObservationModel) -> ObservationModel:
-        """Return F with step size and order, as far as they are known."""
+        if fact is not Fact.LOCAL_SCHEDULE:
+            return value
+        # F with step size and order, as far as they are known.
         rate, order = self.learning_rate, self.batch_order
-        return model.informed(
+        return value.informed(
             None if rate is UNKNOWN else rate, None if order is UNKNOWN else order
         )
 

@@ -76,22 +76,20 @@ class Mechanism:
                 f"(data, model, example, update, aggregate); reorder them"
             )
             raise InvalidInput(msg)
-        self._check_stages()
-        if sum(isinstance(defense, Aggregation) for defense in self.defenses) > 1:
-            msg = "a mechanism aggregates clients at most once; remove one aggregation"
-            raise InvalidInput(msg)
-
-    def _check_stages(self) -> None:
-        """Raise where a defense acts inside of one gradient and none is shared."""
-        kind = self.observation.kind
-        for defense in self.defenses if kind != "gradient" else ():
-            if _acts_inside(defense) or defense.stage is Stage.EXAMPLE:
+        kind, aggregations = self.observation.kind, 0
+        for defense in self.defenses:
+            aggregations += isinstance(defense, Aggregation)
+            inside = _acts_inside(defense) or defense.stage is Stage.EXAMPLE
+            if inside and kind != "gradient":
                 msg = (
                     f"{registered_name(type(defense))!r} changes how one gradient is "
                     f"computed, and the client shares {kind}; use a defense of the "
                     f"whole update, or options of the observation"
                 )
                 raise InvalidInput(msg)
+        if aggregations > 1:
+            msg = "a mechanism aggregates clients at most once; remove one aggregation"
+            raise InvalidInput(msg)
 
     def calibrate(self, task: Task, public: Batch | None, key: int) -> tuple[Plan, ...]:
         """Calibrate every defense on public data and the model it will meet.
@@ -100,12 +98,17 @@ class Mechanism:
             InvalidInput: correlated noise stands beside a defense after which its
                 covariance has no cheap inverse.
         """
-        plans = []
+        plans, correlated = [], False
         for i, defense in enumerate(self.defenses):
             plan = defense.calibrate(task, public, fold(key, "calibrate", i))
             task = defense.transform_task(task, plan)
             plans.append(plan)
-        self._check_correlated(tuple(plans))
+            correlated |= defense.correlates_noise
+        if correlated and len(plans) > 1:
+            # What the law of a release would raise, before there is a release.
+            shapes = plans[-1].shapes.items()
+            ones = {name: torch.ones(shape) for name, shape in shapes}
+            self._laws(tuple(plans), ones)
         return tuple(plans)
 
     def redraw(self, plans: tuple[Plan, ...], key: int) -> tuple[Plan, ...]:
@@ -120,12 +123,6 @@ class Mechanism:
             for i, (defense, plan) in enumerate(zip(self.defenses, plans, strict=True))
         )
 
-    def _check_correlated(self, plans: tuple[Plan, ...]) -> None:
-        """Raise what the law of a release would raise, before there is a release."""
-        if any(d.correlates_noise for d in self.defenses) and len(plans) > 1:
-            shapes = plans[-1].shapes.items()
-            self._laws(plans, {name: torch.ones(shape) for name, shape in shapes})
-
     def check_batch(self, batch: Batch) -> None:
         """Raise unless every defense is made for batches of a client's size.
 
@@ -135,14 +132,13 @@ class Mechanism:
         Raises:
             InvalidInput: a defense is made for batches of another size.
         """
-        particular = [d for d in self.defenses if d.designed_for is not None]
-        if not particular:
-            return
-        own = len(batch)
-        if self.aggregation is not None:
-            parts = self.aggregation.split(Candidate(batch.inputs, batch.targets))
-            own = len(parts[0].inputs)
-        for defense in particular:
+        for defense in self.defenses:
+            if defense.designed_for is None:
+                continue
+            own = len(batch)
+            if self.aggregation is not None:
+                parts = self.aggregation.split(Candidate(batch.inputs, batch.targets))
+                own = len(parts[0].inputs)
             if defense.designed_for != own:
                 msg = (
                     f"{registered_name(type(defense))!r} is made for batches of "
@@ -262,11 +258,12 @@ class Mechanism:
     @property
     def shaping(self) -> int:
         """How many of the first defenses F(S) depends on: later ones need it alone."""
-        changes = [
-            type(d).transform_task is not Defense.transform_task or _acts_inside(d)
-            for d in self.defenses
-        ]
-        return max((i for i, shapes in enumerate(changes, 1) if shapes), default=0)
+        count = 0
+        for i, defense in enumerate(self.defenses, 1):
+            replaces = type(defense).transform_task is not Defense.transform_task
+            if replaces or _acts_inside(defense):
+                count = i
+        return count
 
     def _clients(
         self, task: Task, batch: Batch, key: int

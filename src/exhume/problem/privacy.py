@@ -259,7 +259,7 @@ class Guarantee:
             )
         if self._unbounded:
             return (f"released without a bounded norm: {', '.join(self._unbounded)}",)
-        bare = [n for n in self._named if self._smallest([n]) == 0]
+        bare = [n for n in self.shapes if self._smallest([n]) == 0]
         if bare:
             return (
                 "the clipped update can move along coordinates that carry no noise "
@@ -268,13 +268,9 @@ class Guarantee:
         return ()
 
     @property
-    def _named(self) -> tuple[str, ...]:
-        return tuple(n for n in self.shapes if self._released(n))
-
-    @property
-    def _unbounded(self) -> tuple[str, ...]:
+    def _unbounded(self) -> list[str]:
         inside = frozenset[str]().union(*(s.names for s in self.bounded))
-        return tuple(n for n in self._named if n not in inside)
+        return [n for n in self.shapes if n not in inside and self._released(n)]
 
     def _released(self, name: str) -> int:
         """Count the coordinates that no public mask removed."""

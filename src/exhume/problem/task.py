@@ -308,12 +308,13 @@ def _value(tensor: Tensor | None) -> Tensor:
 
 def _has_tied_tensors(model: nn.Module) -> bool:
     """Whether a parameter or buffer has several names."""
-    listed = [
-        tensor
-        for named in (model.named_parameters, model.named_buffers)
-        for _, tensor in named(remove_duplicate=False)
-    ]
-    return len({id(tensor) for tensor in listed}) < len(listed)
+    seen = set()
+    for named in (model.named_parameters, model.named_buffers):
+        for _, tensor in named(remove_duplicate=False):
+            if id(tensor) in seen:
+                return True
+            seen.add(id(tensor))
+    return False
 
 
 @contextmanager

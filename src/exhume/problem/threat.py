@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exhume.errors import UnknownName
-from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.knowledge import UNKNOWN, Fact, Problem, or_unknown
 from exhume.problem.observation import Candidate
 from exhume.problem.presets import PRESETS
 from exhume.problem.release import Observation
@@ -81,19 +81,17 @@ class ThreatModel:
         task = model.task_seen(induced.task, observation.values)
         values = {
             Fact.WEIGHTS: task,
-            Fact.LABELS: self._labels(world),
+            Fact.LABELS: world.batch.targets.clone()
+            if Fact.BATCH_ORDER in self.known
+            else _without_order(world),
             Fact.BATCH_SIZE: len(world.batch),
             Fact.BATCH_NORM_STATISTICS: _copies(observation) or UNKNOWN,
             Fact.LOCAL_SCHEDULE: model.informed(None, None),
-            Fact.LEARNING_RATE: UNKNOWN
-            if model.known_rate is None
-            else model.known_rate,
-            Fact.BATCH_ORDER: UNKNOWN
-            if model.known_order is None
-            else model.known_order,
+            Fact.LEARNING_RATE: or_unknown(model.known_rate),
+            Fact.BATCH_ORDER: or_unknown(model.known_order),
             Fact.DEFENSE: induced.law,
-            Fact.PRIOR: UNKNOWN if world.prior is None else world.prior,
-            Fact.PUBLIC_DATA: UNKNOWN if world.public is None else world.public,
+            Fact.PRIOR: or_unknown(world.prior),
+            Fact.PUBLIC_DATA: or_unknown(world.public),
         }
         return Problem(
             observed={n: t.detach().clone() for n, t in observation.values.items()},
@@ -109,14 +107,6 @@ class ThreatModel:
             prior=values[Fact.PRIOR],
             public=values[Fact.PUBLIC_DATA],
         ).restricted(self.known)
-
-    def _labels(self, world: World) -> Tensor:
-        """Return the labels, sorted unless their order is known too."""
-        return (
-            world.batch.targets.clone()
-            if Fact.BATCH_ORDER in self.known
-            else _without_order(world)
-        )
 
 
 def _copies(observation: Observation) -> dict[str, tuple[Tensor, Tensor]]:

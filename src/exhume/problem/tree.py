@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -85,26 +85,20 @@ def check_same_layout(
     Raises:
         Inconsistent: lists every missing, extra and reshaped tensor.
     """
-    problems = list(_layout_problems(tree, like))
+    problems = []
+    for name in {**like, **tree}:
+        if name not in like:
+            problems.append(f"tensor {name!r} is not a parameter of the model")
+            continue
+        expected = list(like[name].shape)
+        if name not in tree:
+            problems.append(f"tensor {name!r} is missing (expected shape {expected})")
+        elif list(tree[name].shape) != expected:
+            found = list(tree[name].shape)
+            problems.append(f"tensor {name!r} has shape {found}, expected {expected}")
     if problems:
         summary = f"{what} does not fit the model: {len(problems)} problem(s)"
         raise Inconsistent(summary, tuple(problems))
-
-
-def _layout_problems(
-    tree: Mapping[str, Tensor], like: Mapping[str, Tensor]
-) -> Iterable[str]:
-    for name, tensor in like.items():
-        if name not in tree:
-            yield f"tensor {name!r} is missing (expected shape {list(tensor.shape)})"
-        elif tree[name].shape != tensor.shape:
-            yield (
-                f"tensor {name!r} has shape {list(tree[name].shape)}, "
-                f"expected {list(tensor.shape)}"
-            )
-    for name in tree:
-        if name not in like:
-            yield f"tensor {name!r} is not a parameter of the model"
 
 
 def check_finite(tree: Mapping[str, Tensor], *, what: str) -> None:
