@@ -48,8 +48,8 @@ def nothing_kept(monkeypatch):
 
 
 def forget(monkeypatch, limit=2**28):
-    monkeypatch.setattr(setting, "_KEPT", Memory(setting._bytes, limit))
-    monkeypatch.setattr(exact, "_KEPT", Memory(exact._bytes, limit))
+    monkeypatch.setattr(setting, "_KEPT", Memory(limit))
+    monkeypatch.setattr(exact, "_KEPT", Memory(limit))
 
 
 def counted(monkeypatch, name):
@@ -410,11 +410,11 @@ def test_a_failing_training_fails_each_of_its_trials_with_the_reason(tmp_path):
 
 
 def test_what_was_longest_unused_gives_way():
-    memory = Memory[int](lambda held: held, limit=100)
-    memory.keep("a", 40)
-    memory.keep("b", 40)
-    assert memory.get("a") == 40
-    memory.keep("c", 40)
-    assert (memory.get("a"), memory.get("b"), memory.get("c")) == (40, None, 40)
-    memory.keep("d", 101)
+    memory = Memory[int](limit=100)
+    for key, value in (("a", 1), ("b", 2)):
+        memory.keep(key, value, [torch.zeros(10)])  # 40 bytes
+    assert memory.get("a") == 1
+    memory.keep("c", 3, [torch.zeros(6), torch.zeros(4)])
+    assert (memory.get("a"), memory.get("b"), memory.get("c")) == (1, None, 3)
+    memory.keep("d", 4, [torch.zeros(26)])
     assert [memory.get(key) for key in "acd"] == [None] * 3

@@ -201,9 +201,11 @@ def align_labels(guess: Tensor, truth: Tensor) -> Tensor:
         aligned.append(label if label in rest else None)
         if label in rest:
             rest.remove(label)
-    filled = [rest.pop() if label is None else label for label in aligned]
+    for place, label in enumerate(aligned):
+        if label is None:
+            aligned[place] = rest.pop()
     result = guess.clone()
-    result[wrong] = result.new_tensor(filled)
+    result[wrong] = result.new_tensor(aligned)
     return result
 
 

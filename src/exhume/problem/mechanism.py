@@ -68,16 +68,16 @@ class Mechanism:
             )
             raise InvalidInput(msg)
         object.__setattr__(self, "defenses", defenses)
-        stages = [defense.stage.value for defense in self.defenses]
-        if stages != sorted(stages):
-            order = ", ".join(type(d).__name__ for d in self.defenses)
-            msg = (
-                f"the defenses [{order}] are not in the order of their stages "
-                f"(data, model, example, update, aggregate); reorder them"
-            )
-            raise InvalidInput(msg)
-        kind, aggregations = self.observation.kind, 0
+        kind, stage, aggregations = self.observation.kind, 0, 0
         for defense in self.defenses:
+            if defense.stage.value < stage:
+                order = ", ".join(type(d).__name__ for d in self.defenses)
+                msg = (
+                    f"the defenses [{order}] are not in the order of their stages "
+                    f"(data, model, example, update, aggregate); reorder them"
+                )
+                raise InvalidInput(msg)
+            stage = defense.stage.value
             aggregations += isinstance(defense, Aggregation)
             inside = _acts_inside(defense) or defense.stage is Stage.EXAMPLE
             if inside and kind != "gradient":

@@ -78,41 +78,25 @@ class ThreatModel:
         # Whoever does not know the defense takes the client for an undefended one.
         defended = Fact.DEFENSE in self.known
         model = induced.model if defended else mechanism.observation
-        task = model.task_seen(induced.task, observation.values)
-        values = {
-            Fact.WEIGHTS: task,
-            Fact.LABELS: world.batch.targets.clone()
-            if Fact.BATCH_ORDER in self.known
-            else _without_order(world),
-            Fact.BATCH_SIZE: len(world.batch),
-            Fact.BATCH_NORM_STATISTICS: _copies(observation) or UNKNOWN,
-            Fact.LOCAL_SCHEDULE: model.informed(None, None),
-            Fact.LEARNING_RATE: or_unknown(model.known_rate),
-            Fact.BATCH_ORDER: or_unknown(model.known_order),
-            Fact.DEFENSE: induced.law,
-            Fact.PRIOR: or_unknown(world.prior),
-            Fact.PUBLIC_DATA: or_unknown(world.public),
+        statistics = {
+            layer: (mean.clone(), variance.clone())  # others face the same observation
+            for layer, (mean, variance) in observation.batch_statistics.items()
         }
+        ordered = Fact.BATCH_ORDER in self.known
         return Problem(
             observed={n: t.detach().clone() for n, t in observation.values.items()},
             spec=world.batch.spec,
-            task=values[Fact.WEIGHTS],
-            targets=values[Fact.LABELS],
-            batch_size=values[Fact.BATCH_SIZE],
-            batch_statistics=values[Fact.BATCH_NORM_STATISTICS],
-            observation_model=values[Fact.LOCAL_SCHEDULE],
-            learning_rate=values[Fact.LEARNING_RATE],
-            batch_order=values[Fact.BATCH_ORDER],
-            law=values[Fact.DEFENSE],
-            prior=values[Fact.PRIOR],
-            public=values[Fact.PUBLIC_DATA],
+            task=model.task_seen(induced.task, observation.values),
+            targets=world.batch.targets.clone() if ordered else _without_order(world),
+            batch_size=len(world.batch),
+            batch_statistics=statistics or UNKNOWN,
+            observation_model=model.informed(None, None),
+            learning_rate=or_unknown(model.known_rate),
+            batch_order=or_unknown(model.known_order),
+            law=induced.law,
+            prior=or_unknown(world.prior),
+            public=or_unknown(world.public),
         ).restricted(self.known)
-
-
-def _copies(observation: Observation) -> dict[str, tuple[Tensor, Tensor]]:
-    """Copy the statistics: others face the same observation."""
-    found = observation.batch_statistics.items()
-    return {name: (mean.clone(), variance.clone()) for name, (mean, variance) in found}
 
 
 def _without_order(world: World) -> Tensor:

@@ -166,7 +166,7 @@ class ResultFile(AbstractContextManager, Generic[Result]):
         with np.load(io.BytesIO(blob), allow_pickle=False) as file:
             record["arrays"] = dict(file)
         result = restore(self.kind, record)
-        unknown = sorted(record["spec"].keys() - {f.name for f in fields(result.spec)})
+        unknown = sorted(record["spec"].keys() - vars(result.spec).keys())
         if unknown and result.spec.id != spec_id:
             # Without them the result would be taken for that of other settings.
             msg = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -51,12 +51,10 @@ class Memory(Generic[Value]):
     """Results of pure functions by key, so that a hit cannot change a result.
 
     Args:
-        size: says how many bytes a value holds.
         limit: bytes that are kept at most; the values longest unused give way.
     """
 
-    def __init__(self, size: Callable[[Value], int], limit: int = 2**28) -> None:
-        self._size = size
+    def __init__(self, limit: int = 2**28) -> None:
         self._limit = limit
         self._kept: OrderedDict[str, tuple[Value, int]] = OrderedDict()
 
@@ -67,9 +65,9 @@ class Memory(Generic[Value]):
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
-    def keep(self, key: str, value: Value) -> None:
-        """Keep a value."""
-        self._kept[key] = value, self._size(value)
+    def keep(self, key: str, value: Value, tensors: Iterable[Tensor]) -> None:
+        """Keep a value, which holds these tensors."""
+        self._kept[key] = value, sum(tensor.nbytes for tensor in tensors)
         self._kept.move_to_end(key)
         while sum(held for _, held in self._kept.values()) > self._limit:
             self._kept.popitem(last=False)
@@ -121,11 +119,7 @@ def training_specs(specs: Iterable[SettingSpec]) -> list[SettingSpec]:
     return list({spec.id: spec for spec in found}.values())
 
 
-def _bytes(exact: Exact) -> int:
-    return sum(tensor.nbytes for _, tensor in exact.tensors())
-
-
-_KEPT = Memory[Exact](_bytes)
+_KEPT = Memory[Exact]()
 
 
 def exact_of(world: World, spec: SettingSpec, folder: Path | None = None) -> Exact:
@@ -144,7 +138,7 @@ def exact_of(world: World, spec: SettingSpec, folder: Path | None = None) -> Exa
     if found is None:
         found = Trainings(folder).read(key) if folder and is_trained(spec) else None
         found = found or _compute(world, release_key(spec))
-        _KEPT.keep(key, found)
+        _KEPT.keep(key, found, dict(found.tensors()).values())
     return found
 
 
@@ -177,7 +171,7 @@ def run_training(spec: SettingSpec, folder: Path) -> TrainingResult:
     """
     exact = _compute(calibrated(make_world(spec), spec), release_key(spec))
     Trainings(folder).write(spec.id, exact)
-    _KEPT.keep(spec.id, exact)
+    _KEPT.keep(spec.id, exact, dict(exact.tensors()).values())
     return TrainingResult(spec=spec, status="done")
 
 

@@ -80,18 +80,7 @@ class Setting:
     release: Release
 
 
-def _bytes(release: Release) -> int:
-    observation = release.observation
-    plans = [plan.arrays.values() for plan in observation.plans]
-    tensors = chain(
-        observation.values.values(),
-        *observation.batch_statistics.values(),
-        *plans,
-    )
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-_KEPT = Memory[Release](_bytes)
+_KEPT = Memory[Release]()
 
 
 def make_setting(spec: SettingSpec, folder: Path | None = None) -> Setting:
@@ -117,7 +106,9 @@ def make_setting(spec: SettingSpec, folder: Path | None = None) -> Setting:
         collect_privacy(world, observation),
         released_in_clear(observation),
     )
-    _KEPT.keep(spec.id, release)
+    held = [observation.values.values(), *observation.batch_statistics.values()]
+    held += [plan.arrays.values() for plan in observation.plans]
+    _KEPT.keep(spec.id, release, chain.from_iterable(held))
     return Setting(spec, world, release)
 
 

@@ -134,25 +134,18 @@ def whom(result: TrialResult) -> str:
     return name if known is None else known.value
 
 
-def _threat(spec: TrialSpec, attack: Attack) -> ThreatModel:
-    """Return what an attack is told; a chance level is the evaluator's own.
-
-    It shows what guessing achieves, so it has the public data whatever the threat.
-    """
-    threat = ThreatModel(spec.threat)
-    if not attack.baseline:
-        return threat
-    guessing = threat.known | {Fact.PUBLIC_DATA, Fact.PRIOR}
-    return replace(threat, facts=guessing)
-
-
 def _attacked(
     result: TrialResult, world: World, observation: Observation
 ) -> TrialResult:
     spec = result.spec
     assert spec.attack is not None
     attack: Attack = build("attack", spec.attack)
-    problem = _threat(spec, attack).reveal(world, observation)
+    threat = ThreatModel(spec.threat)
+    if attack.baseline:
+        # A chance level is the evaluator's own: it shows what guessing achieves, so it
+        # has the public data whatever the threat.
+        threat = replace(threat, facts=threat.known | {Fact.PUBLIC_DATA, Fact.PRIOR})
+    problem = threat.reveal(world, observation)
     guess = attack(problem, key=fold(spec.seed, "attack"))
     told = replace(
         result,
