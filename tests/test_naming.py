@@ -22,7 +22,7 @@ RANDOM = {"name": "pruning", "ratio": 0.29, "kind": "random"}
 @pytest.mark.parametrize(
     ("stack", "label", "family", "strength"),
     [
-        ([], "no defense", "none", None),
+        ([], "no defense", "", None),
         ([NOISE], "Gaussian noise, std 0.001", "Gaussian noise", ("std", 0.001)),
         (
             [{**NOISE, "std": 1e-5}],

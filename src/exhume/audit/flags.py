@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
+from exhume.audit.report.grouping import grouped
 from exhume.problem.presets import PRESETS
 from exhume.runs.records import (
     Flag,
     TrialResult,
     TrialSpec,
     binds_every_attack,
-    content_hash,
     is_error,
 )
 
@@ -56,7 +55,7 @@ def find_flags(results: Iterable[TrialResult]) -> dict[str, tuple[Flag, ...]]:
         id of a spec → its flags; ids without any are absent.
     """
     done = [r for r in results if r.status == "done"]
-    attacks = [r for r in done if _headline(r) is not None]
+    attacks = [r for r in done if {*r.scores.get(r.headline, ())} - {None}]
     found: _Found = {}
     _each(attacks, found)
     chance = _chance_levels(attacks)
@@ -73,50 +72,28 @@ def _raise(found: _Found, results: Iterable[TrialResult], flag: Flag) -> None:
             flags.append(flag)
 
 
-def _headline(result: TrialResult) -> float | None:
-    """Return the mean error over the scored examples of an attack."""
-    values = [v for v in result.scores.get(result.headline, ()) if v is not None]
-    return fmean(values) if values else None
-
-
 def _error(result: TrialResult) -> float:
-    error = _headline(result)
-    return math.nan if error is None else error
-
-
-def _grouped(
-    results: Sequence[TrialResult], *ignored: str
-) -> dict[str, list[TrialResult]]:
-    """Group by everything in the spec but some fields."""
-    groups: dict[str, list[TrialResult]] = {}
-    for result in results:
-        spec = asdict(result.spec)
-        key = content_hash({k: v for k, v in spec.items() if k not in ignored})
-        groups.setdefault(key, []).append(result)
-    return groups
+    """Return the mean error of an attack over the examples that have one."""
+    return fmean([v for v in result.scores[result.headline] if v is not None])
 
 
 def _each(attacks: Sequence[TrialResult], found: _Found) -> None:
-    """Raise what a trial shows without any other."""
-    seeds = {
-        r.spec.id: len({s.spec.seed for s in group})
-        for group in _grouped(attacks, "seed").values()
-        for r in group
-    }
-    for result in attacks:
-        norm = result.facts.get("gradient_norm", math.inf)
-        if norm < _VANISHED:
-            _raise(found, [result], _GRADIENT_NEAR_ZERO)
-        if result.baseline:
-            continue
-        if any(result.facts.get(n, 0.0) > most for n, most in _UNTRAINED.items()):
-            _raise(found, [result], _NOT_TRAINED)
-        if result.spec.defenses and not result.adaptive:
-            _raise(found, [result], _non_adaptive(result.spec))
-        if seeds[result.spec.id] == 1:
-            _raise(found, [result], _SINGLE_SEED)
-        if result.outcome is not None and result.outcome[0] == "TIME_LIMIT":
-            _raise(found, [result], _TIME_LIMITED)
+    """Raise what a trial shows without any other, but for its seeds."""
+    for group in grouped(attacks, "seed").values():
+        seeds = {r.spec.seed for r in group}
+        for result in group:
+            if result.facts.get("gradient_norm", math.inf) < _VANISHED:
+                _raise(found, [result], _GRADIENT_NEAR_ZERO)
+            if result.baseline:
+                continue
+            if any(result.facts.get(n, 0.0) > most for n, most in _UNTRAINED.items()):
+                _raise(found, [result], _NOT_TRAINED)
+            if result.spec.defenses and not result.adaptive:
+                _raise(found, [result], _non_adaptive(result.spec))
+            if len(seeds) == 1:
+                _raise(found, [result], _SINGLE_SEED)
+            if result.outcome is not None and result.outcome[0] == "TIME_LIMIT":
+                _raise(found, [result], _TIME_LIMITED)
 
 
 def _chance_levels(attacks: Sequence[TrialResult]) -> dict[str, float]:
@@ -138,12 +115,29 @@ def _settings(
         if not result.baseline:
             groups.setdefault(result.spec.setting, []).append(result)
     for setting, contenders in groups.items():
+        level = chance.get(setting, _NO_BASELINE)
         for result in contenders:
             if _error(result) >= chance.get(setting, math.inf):
                 _raise(found, [result], _no_better(result.spec))
-            _objectives(result, chance.get(setting, _NO_BASELINE), found)
-        _masking(contenders, found)
-        _private_scale(contenders, chance.get(setting, _NO_BASELINE), found)
+            _objectives(result, level, found)
+        closed = [r for r in contenders if (r.outcome or [""])[0] == "CLOSED_FORM"]
+        iterated = [r for r in contenders if r not in closed]
+        if _clearly_better(closed, iterated):
+            _raise(found, iterated, _MASKING)
+        # This attack only ever answers where the variance depends on the data.
+        own = [
+            r for r in contenders if (r.spec.attack or {}).get("name") == _READS_SCALE
+        ]
+        others = [r for r in contenders if r not in own]
+        if _clearly_better(own, others) and min(map(_error, own)) < level:
+            _raise(found, contenders, _PRIVATE_SCALE_LEAK)
+
+
+def _clearly_better(some: Sequence[TrialResult], others: Sequence[TrialResult]) -> bool:
+    """Say whether some attacks have less than half of the error of all others."""
+    if not some or not others:
+        return False
+    return min(map(_error, some)) < _CLEARLY_BELOW * min(map(_error, others))
 
 
 def _objectives(result: TrialResult, chance: float, found: _Found) -> None:
@@ -177,45 +171,15 @@ def _truth_is_lower(answer: float, truth: float, start: float) -> bool:
     return answer - truth > max(least, _ROUNDING * scale)
 
 
-def _masking(contenders: Sequence[TrialResult], found: _Found) -> None:
-    closed = [r for r in contenders if _is_closed_form(r)]
-    iterated = [r for r in contenders if not _is_closed_form(r)]
-    if not closed or not iterated:
-        return
-    if min(map(_error, closed)) < _CLEARLY_BELOW * min(map(_error, iterated)):
-        _raise(found, iterated, _MASKING)
-
-
-def _private_scale(
-    contenders: Sequence[TrialResult], chance: float, found: _Found
-) -> None:
-    """Say so if the attack that reads the variance clearly beats all others.
-
-    It only ever answers where the variance depends on the data.
-    """
-    own = [r for r in contenders if (r.spec.attack or {}).get("name") == _READS_SCALE]
-    others = [r for r in contenders if r not in own]
-    if not own or not others:
-        return
-    if min(map(_error, own)) >= chance:
-        return
-    if min(map(_error, own)) < _CLEARLY_BELOW * min(map(_error, others)):
-        _raise(found, contenders, _PRIVATE_SCALE_LEAK)
-
-
-def _is_closed_form(result: TrialResult) -> bool:
-    return result.outcome is not None and result.outcome[0] == "CLOSED_FORM"
-
-
 def _undefended(
     attacks: Sequence[TrialResult], chance: dict[str, float], found: _Found
 ) -> None:
     """Compare each attack under a defense with itself without one, over the seeds."""
     contenders = [r for r in attacks if not r.baseline]
-    for group in _grouped(contenders, "seed", "defenses").values():
+    for group in grouped(contenders, "seed", "defenses").values():
         plain = {r.spec.seed: r for r in group if not r.spec.defenses}
         defended = [r for r in group if r.spec.defenses and r.spec.seed in plain]
-        for cell in _grouped(defended, "seed").values():
+        for cell in grouped(defended, "seed").values():
             same = [plain[r.spec.seed] for r in cell]
             without = fmean(map(_error, same))
             level = fmean(chance.get(r.spec.setting, _NO_BASELINE) for r in same)
@@ -235,11 +199,11 @@ def _bounds(
     bound no squared error, are not among ``bounds``.
     """
     attacks = [r for r in attacks if not _told_statistics(r.spec.threat)]
-    lower = _grouped(bounds, "seed", "attack", "bound", "threat")
-    for key, group in _grouped(attacks, "seed", "attack", "bound", "threat").items():
-        for values in _grouped(lower.get(key, []), "seed").values():
+    lower = grouped(bounds, "seed", "attack", "bound", "threat")
+    for key, group in grouped(attacks, "seed", "attack", "bound", "threat").items():
+        for values in grouped(lower.get(key, []), "seed").values():
             bound = {r.spec.seed: r for r in values}
-            for cell in _grouped(group, "seed").values():
+            for cell in grouped(group, "seed").values():
                 pairs = [
                     (r, bound[r.spec.seed])
                     for r in cell

@@ -86,8 +86,8 @@ def _prepare(specs: Sequence[TrialSpec]) -> None:
         from exhume.trials.setting import prepare
 
         first = specs[0].seed
-        settings = [s.released for s in specs if s.seed == first]
-        for setting in {s.id: s for s in settings}.values():
+        settings = [spec.released for spec in specs if spec.seed == first]
+        for setting in {setting.id: setting for setting in settings}.values():
             prepare(setting)
 
 
@@ -122,8 +122,7 @@ def _training(spec: SettingSpec) -> str:
 def _label(spec: TrialSpec) -> str:
     from exhume.report.words import defense_label
 
-    stack = defense_label(spec.defenses) if spec.defenses else "no defense"
-    return f"{_method(spec)}, {stack}, seed {spec.seed}"
+    return f"{_method(spec)}, {defense_label(spec.defenses)}, seed {spec.seed}"
 
 
 def _method(spec: TrialSpec) -> str:
@@ -136,5 +135,5 @@ def _report(
     from exhume.audit.report.export import write_report
 
     found = [store.get(spec.id) for spec in specs]
-    results = tuple(result for result in found if result is not None)
-    return AuditRun(folder, results, write_report(settings, results, folder))
+    results = [result for result in found if result is not None]
+    return AuditRun(folder, tuple(results), write_report(settings, results, folder))

@@ -20,9 +20,11 @@ __all__ = [
     "BASELINES",
     "AuditSettings",
     "Checked",
+    "as_options",
     "example_names",
     "example_settings",
     "expand",
+    "listed",
 ]
 
 
@@ -152,7 +154,7 @@ def expand(
         InvalidInput: every name or option that is wrong, in one message.
     """
     checked = Checked(recorded)
-    data = [checked.options("data", d) for d in _listed(settings.data)]
+    data = [checked.options("data", d) for d in listed(settings.data)]
     stacks = [s for given in settings.defenses for s in _stacks(given, checked)]
     attacks = [checked.options("attack", a) for a in settings.attacks]
     bounds = [checked.options("bound", b) for b in settings.bounds]
@@ -206,8 +208,9 @@ def _private(stack: Iterable[Options]) -> bool:
     return any(options.get("scale_source") == "private" for options in stack)
 
 
-def _listed(value: list[Options | str] | Options | str) -> list[Options | str]:
-    return value if isinstance(value, list) else [value]
+def listed(value: Sequence[Options | str] | Options | str) -> Sequence[Options | str]:
+    """Return what the settings give as a list or alone as a list."""
+    return [value] if isinstance(value, str | Mapping) else value
 
 
 @dataclass
@@ -300,7 +303,7 @@ def _stacks(
     given: list[Options | str] | Options | str, checked: Checked
 ) -> list[Stack]:
     """Expand one entry of ``defenses`` to the stacks that it stands for."""
-    families = [_strengths(as_options(d)) for d in _listed(given)]
+    families = [_strengths(as_options(d)) for d in listed(given)]
     return [
         tuple(checked.options("defense", options) for options in stack)
         for stack in itertools.product(*families)

@@ -148,7 +148,7 @@ def _strongest(
         complete = [value for value in row if value is not None]
         if len(complete) == len(row):
             table[label] = complete
-    return strongest(table, scenario.baselines), dropped
+    return strongest(table, frozenset(scenario.baselines)), dropped
 
 
 def _headline(result: TrialResult) -> float | None:

@@ -47,12 +47,12 @@ Method = tuple[str, Options]
 
 def methods(results: Sequence[TrialResult]) -> list[Method]:
     """List every registered object that occurs, each once, sorted."""
-    found: list[Method] = []
+    unique: dict[str, Method] = {}
     for result in results:
-        found += result.spec.objects()
-        found += [("metric", {"name": metric}) for metric in result.scores]
-    unique = {json.dumps(method, sort_keys=True): method for method in found}
-    return [unique[text] for text in sorted(unique)]
+        scored: list[Method] = [("metric", {"name": name}) for name in result.scores]
+        for method in result.spec.objects() + scored:
+            unique[json.dumps(method, sort_keys=True)] = method
+    return [method for _, method in sorted(unique.items())]
 
 
 def citations(used: Iterable[Method]) -> str:

@@ -228,10 +228,10 @@ def log_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_ylim(min(values) / 3, max(values) * 3)
     axes.yaxis.set_major_locator(LogLocator(numticks=7))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_power))
 
 
-def _power(value: float) -> str:
+def _power(value: float, _: int | None) -> str:
     return ten(round(math.log10(value))) if value > 0 else "0"
 
 

@@ -126,38 +126,31 @@ def object_label(kind: str, given: Options | str) -> str:
         given: name and options, or just the name.
     """
     options = {"name": given} if isinstance(given, str) else given
-    name = str(options["name"])
-    defaults = {"name": name, **_default_options(kind, name)}
+    try:
+        usual = default_options(find(kind, str(options["name"]), own="loaded"))
+    except UnknownName:
+        usual = {}
+    # Stored options are JSON: its lists stand for tuples.
+    usual = {k: list(v) if isinstance(v, tuple) else v for k, v in usual.items()}
     details = ", ".join(
         f"{option} = {value}"
         for option, value in options.items()
-        if option not in defaults or defaults[option] != value
+        if option != "name" and (option not in usual or usual[option] != value)
     )
-    return f"{name} ({details})" if details else name
-
-
-def _default_options(kind: str, name: str) -> dict[str, Any]:
-    try:
-        given = default_options(find(kind, name, own="loaded"))
-    except UnknownName:
-        return {}
-    # Stored options are JSON: its lists stand for tuples.
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+    return f"{options['name']} ({details})" if details else str(options["name"])
 
 
 def defense_label(stack: Sequence[Options]) -> str:
     """Name a stack with its strengths: ``clipping 1 + Gaussian noise, std 0.01``."""
-    return " + ".join(_label(options) for options in stack) or _NOBODY
+    return label_without(stack, -1, "") or _NOBODY
 
 
 def defense_family(stack: Sequence[Options]) -> str:
     """Name what the strength of :func:`defense_strength` is varied of.
 
     Stacks that differ in the strength alone share a family, others never do: family
-    and strength together identify the stack. ``none`` for the empty stack.
+    and strength together identify the stack. It is "" for the empty stack.
     """
-    if not stack:
-        return "none"
     return label_without(stack, *(_varied(stack) or (-1, "")))
 
 
@@ -214,10 +207,12 @@ def _label(options: Options, without: str = "") -> str:
         if n != without and (n == numbers[-1] or options[n] != usual.get(n))
     ]
     words += [_bare(n, options[n]) for n in values if n in _BARE]
-    named = [f"{_spaced(n)} {_short(options[n])}" for n in values if n not in _BARE]
-    other = set(options) - {"name", "only", adjective, *_numbers(options)}
+    named = [
+        f"{n.replace('_', ' ')} {_short(options[n])}" for n in values if n not in _BARE
+    ]
+    other = set(options) - {"name", "only", adjective, *numbers}
     named += [
-        f"{_spaced(n)} {options[n]}"
+        f"{n.replace('_', ' ')} {options[n]}"
         for n in sorted(other)
         if n not in usual or options[n] != usual[n]
     ]
@@ -243,10 +238,6 @@ def _defaults(name: str) -> dict[str, Any]:
 
 def _bare(option: str, value: float) -> str:
     return _BARE[option].format(value=_short(value), percent=_short(100 * value))
-
-
-def _spaced(option: str) -> str:
-    return option.replace("_", " ")
 
 
 def _short(value: float) -> str:

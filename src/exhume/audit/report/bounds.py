@@ -218,9 +218,8 @@ def _promise(
 
 def worst_account(accounts: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the account with the largest ε over the seeds; unknown is the worst."""
-    unknown = [a for a in accounts if a["epsilon"] is None]
-    ranked = sorted(accounts, key=lambda a: a["epsilon"] or 0.0)
-    return (unknown or ranked[-1:] or [None])[-1]
+    ranked = sorted(accounts, key=lambda a: (a["epsilon"] is None, a["epsilon"] or 0.0))
+    return ranked[-1] if ranked else None
 
 
 def told_epsilon(account: dict[str, Any] | None) -> str:

@@ -21,10 +21,9 @@ __all__ = [
     "described",
     "drawing",
     "event_of",
-    "has_pixels",
+    "examples_of",
     "headline",
     "metrics_of",
-    "noun_of",
 ]
 
 #: metrics in the order of the columns, behind the headline; others follow by name
@@ -67,7 +66,10 @@ def described(metric: str) -> Described:
 
 def headline(results: Sequence[TrialResult]) -> str:
     """Return the metric that ranks the attacks of some trials on one kind of data."""
-    return next((r.headline for r in results if r.event is not None), "mse")
+    for result in results:
+        if result.event is not None:
+            return result.headline
+    return "mse"
 
 
 def metrics_of(results: Sequence[TrialResult]) -> list[str]:
@@ -75,11 +77,10 @@ def metrics_of(results: Sequence[TrialResult]) -> list[str]:
 
     The usual ones are there even where they do not fit the data, and say why.
     """
-    scored = dict.fromkeys(metric for r in results for metric in sorted(r.scores))
-    refused = {metric for r in results for metric in r.not_applicable}
+    scored = set[str]().union(*(r.scores for r in results))
+    known = scored.union(*(r.not_applicable for r in results))
     first = dict.fromkeys([*(r.headline for r in results if r.scores), *_ORDER])
-    usual = [metric for metric in first if metric in scored or metric in refused]
-    return [*usual, *sorted(metric for metric in scored if metric not in first)]
+    return [m for m in first if m in known] + sorted(scored.difference(first))
 
 
 def event_of(result: TrialResult) -> EventSpec | None:
@@ -101,17 +102,17 @@ def drawing(result: TrialResult) -> Callable[[np.ndarray, np.ndarray], Picture]:
     return line if event is None else event.draw
 
 
-def noun_of(results: Sequence[TrialResult]) -> str:
-    """Return what one example is called: the word of their event if all agree."""
-    events = [event_of(result) for result in results]
-    nouns = {event.noun for event in events if event is not None}
-    return nouns.pop() if len(nouns) == 1 else "example"
+def examples_of(results: Sequence[TrialResult]) -> tuple[str, bool]:
+    """Say what the examples of some results are.
 
-
-def has_pixels(results: Sequence[TrialResult]) -> bool:
-    """Say whether the examples of some results are grids of pixels."""
-    events = [event_of(result) for result in results]
-    return any(event is not None and event.grid is not None for event in events)
+    Returns:
+        what one is called: the word of their event if all agree; and whether some are
+        grids of pixels.
+    """
+    known = [e for e in map(event_of, results) if e is not None]
+    nouns = {event.noun for event in known}
+    noun = nouns.pop() if len(nouns) == 1 else "example"
+    return noun, any(event.grid is not None for event in known)
 
 
 @lru_cache(maxsize=16)

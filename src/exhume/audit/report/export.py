@@ -69,15 +69,10 @@ def _record(result: TrialResult, flags: Flags) -> dict[str, Any]:
     return {
         "id": result.spec.id,
         "setting": result.spec.setting,
-        "defense": _defense(result),
+        "defense": defense_label(result.spec.defenses),
         **values,
         "flags": [asdict(flag) for flag in flags.get(result.spec.id, ())],
     }
-
-
-def _defense(result: TrialResult) -> str:
-    stack = result.spec.defenses
-    return defense_label(stack) if stack else "no defense"
 
 
 def to_csv(results: Sequence[TrialResult], flags: Flags) -> str:
@@ -95,30 +90,11 @@ def to_csv(results: Sequence[TrialResult], flags: Flags) -> str:
 def _rows(
     result: TrialResult, metrics: Sequence[str], flags: Flags
 ) -> list[dict[str, Any]]:
-    size = max(map(len, result.scores.values()), default=0)
-    shared = _shared(result)
-    tail = _tail(result, flags)
-    return [
-        {
-            **shared,
-            "example": index,
-            "true_label": _item(result.true_labels, index),
-            "guessed_label": _item(result.guessed_labels, index),
-            **{m: _item(result.scores.get(m, []), index) for m in metrics},
-            **tail,
-        }
-        for index in (range(size) if size else [None])
-    ]
-
-
-def _item(values: Sequence[Any], index: int | None) -> Any:
-    return values[index] if index is not None and index < len(values) else None
-
-
-def _shared(result: TrialResult) -> dict[str, Any]:
+    """Return the rows of one trial: what its examples share stands in each of them."""
     spec = result.spec
-    strength = defense_strength(spec.defenses) if spec.defenses else None
-    return {
+    bound, privacy = result.bound or {}, result.privacy or {}
+    strength = defense_strength(spec.defenses) or (None, None)
+    before = {
         "id": spec.id,
         "setting": spec.setting,
         "status": result.status,
@@ -134,20 +110,14 @@ def _shared(result: TrialResult) -> dict[str, Any]:
         "seed": spec.seed,
         "threat": spec.threat,
         "prior": _options(spec.prior),
-        "defense": _defense(result),
-        "defense_family": defense_family(spec.defenses) if spec.defenses else "",
-        "strength_option": strength[0] if strength else None,
-        "strength": strength[1] if strength else None,
+        "defense": defense_label(spec.defenses),
+        "defense_family": defense_family(spec.defenses),
+        "strength_option": strength[0],
+        "strength": strength[1],
         "attack": _options(spec.attack),
         "bound": _options(spec.bound),
     }
-
-
-def _tail(result: TrialResult, flags: Flags) -> dict[str, Any]:
-    bound = result.bound or {}
-    privacy = result.privacy or {}
-    risk = "quantity" in bound
-    return {
+    after = {
         "baseline": result.baseline,
         "outcome": result.outcome[0] if result.outcome else None,
         "objective": result.objective,
@@ -161,12 +131,29 @@ def _tail(result: TrialResult, flags: Flags) -> dict[str, Any]:
         "bound_mse_standard_error": bound.get("mse_standard_error"),
         "bound_quantity": bound.get("quantity"),
         "bound_value": bound.get("value"),
-        "bound_standard_error": bound.get("standard_error") if risk else None,
+        "bound_standard_error": (
+            bound.get("standard_error") if "quantity" in bound else None
+        ),
         "bound_binds": whom(result) or None,
         "epsilon": privacy.get("epsilon"),
         "delta": privacy.get("delta"),
-        "flags": " ".join(flag.kind for flag in flags.get(result.spec.id, ())),
+        "flags": " ".join([flag.kind for flag in flags.get(spec.id, ())]),
     }
+    rows = []
+    # One row without an example where a trial scored none.
+    for index in range(max(map(len, result.scores.values()), default=0)) or (None,):
+        own = {
+            "example": index,
+            "true_label": _item(result.true_labels, index),
+            "guessed_label": _item(result.guessed_labels, index),
+        }
+        scores = {m: _item(result.scores.get(m, []), index) for m in metrics}
+        rows.append({**before, **own, **scores, **after})
+    return rows
+
+
+def _item(values: Sequence[Any], index: int | None) -> Any:
+    return values[index] if index is not None and index < len(values) else None
 
 
 def _options(options: dict[str, Any] | None) -> str | None:

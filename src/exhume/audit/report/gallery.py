@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter, itemgetter
 
 import numpy as np
 
@@ -50,8 +51,7 @@ class Row:
     @property
     def pictures(self) -> int:
         """How many pictures the row holds."""
-        shown = [p for p in (*self.guesses, *self.floors) if p is not None]
-        return 1 + sum(p.drawn for p in shown)
+        return 1 + sum(p.drawn for p in (*self.guesses, *self.floors) if p)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Gallery:
 
 def gallery(scenario: Scenario, most: int) -> Gallery:
     """Collect the pictures of a scenario, seed by seed, up to ``most`` of them."""
-    panels: list[Panel] = []
+    panels: dict[int, Panel] = {}
     total = 0
     maps = bound_maps(scenario)
     for seed in scenario.seeds:
@@ -100,12 +100,15 @@ def gallery(scenario: Scenario, most: int) -> Gallery:
         if panels and total + size > most:
             break
         if size:
-            panels.append(panel)
+            panels[seed] = panel
             total += size
-    shown = {panel.seed for panel in panels}
-    left_out = tuple(s for s in scenario.seeds if s not in shown) if panels else ()
     return Gallery(
-        scenario.attacks, maps.heads, maps.legend, tuple(panels), total, left_out
+        attacks=scenario.attacks,
+        maps=maps.heads,
+        legend=maps.legend,
+        panels=tuple(panels.values()),
+        pictures=total,
+        seeds_left_out=tuple(s for s in scenario.seeds if panels and s not in panels),
     )
 
 
@@ -113,96 +116,73 @@ def _panel(scenario: Scenario, maps: Maps, seed: int) -> Panel:
     rows: list[Row] = []
     more: list[Row] = []
     for defense in scenario.defenses:
-        made = _rows(scenario, defense, seed)
-        made = [
-            replace(row, floors=maps.row(defense, seed, row.example or 0))
-            for row in made
-        ]
-        rows += _spanned(made[:_EXAMPLES_SHOWN])
-        more += _spanned(made[_EXAMPLES_SHOWN:])
+        trials = {a: scenario.trial(defense, a, seed) for a in scenario.attacks}
+        kept = [r for r in trials.values() if r and "truth" in r.arrays]
+        size = len(kept[0].arrays["truth"]) if kept else 0
+        for index in range(size):
+            row = _row(scenario, defense, trials, kept[0], index)
+            shown = index < _EXAMPLES_SHOWN
+            first, end = (0, _EXAMPLES_SHOWN) if shown else (_EXAMPLES_SHOWN, size)
+            span = min(size, end) - first if index == first else 0
+            floors = maps.row(defense, seed, index)
+            (rows if shown else more).append(replace(row, span=span, floors=floors))
     return Panel(seed, tuple(rows), tuple(more))
-
-
-def _spanned(rows: Sequence[Row]) -> list[Row]:
-    return [
-        replace(row, span=0 if index else len(rows)) for index, row in enumerate(rows)
-    ]
-
-
-def _rows(scenario: Scenario, defense: Defended, seed: int) -> list[Row]:
-    trials = {a: scenario.trial(defense, a, seed) for a in scenario.attacks}
-    truths = [r.arrays["truth"] for r in trials.values() if r and "truth" in r.arrays]
-    if not truths:
-        return []
-    truth = truths[0]
-    return [
-        _row(scenario, defense, trials, truth[index], index if len(truth) > 1 else None)
-        for index in range(len(truth))
-    ]
 
 
 def _row(
     scenario: Scenario,
     defense: Defended,
     trials: dict[str, TrialResult | None],
-    truth: np.ndarray,
-    example: int | None,
+    kept: TrialResult,
+    index: int,
 ) -> Row:
-    index = example or 0
-    errors = {a: _score(r, scenario.headline, index) for a, r in trials.items()}
-    best = _best(scenario, errors)
-    which = "" if example is None else f", example {example + 1}"
-    guesses = tuple(
-        None
-        if result is None
-        else _picture(
-            result,
-            truth,
-            index,
-            f"{attack}, {defense.label}{which}",
-            best=attack == best,
-        )
+    """Show an example of a batch, which ``kept`` has kept, and the guesses of it."""
+    errors = {
+        attack: error
         for attack, result in trials.items()
-    )
-    label = next((_label(r.true_labels, index) for r in trials.values() if r), "")
+        if result and (error := _score(result, scenario.headline, index)) is not None
+    }
+    least = min(errors, key=errors.__getitem__, default="")
+    alone = len(kept.arrays["truth"]) == 1
+    truth = kept.arrays["truth"][index]
+    which = "" if alone else f", example {index + 1}"
+    guesses: list[Picture | None] = []
+    for attack, result in trials.items():
+        if result is None:
+            guesses.append(None)
+            continue
+        what = f"{attack}, {defense.label}{which}"
+        picture = _picture(result, truth, index, what)
+        # No attack is best where a chance level is.
+        best = attack == least and attack not in scenario.baselines and picture.drawn
+        guesses.append(replace(picture, best=best))
+    label = _label(kept.true_labels, index)
     caption = (f"label {label}",) if label else ()
-    (draw, *_) = [drawing(r) for r in trials.values() if r and "truth" in r.arrays]
-    original = replace(draw(truth, truth), alt=f"original{which}", captions=caption)
-    return Row(defense.label, 1, example, original, guesses, ())
+    drawn = drawing(kept)(truth, truth)
+    original = replace(drawn, alt=f"original{which}", captions=caption)
+    example = None if alone else index
+    return Row(defense.label, 1, example, original, tuple(guesses), ())
 
 
-def _best(scenario: Scenario, errors: dict[str, float | None]) -> str:
-    """Name the attack with the least error if it beats every baseline, else ""."""
-    known = {a: e for a, e in errors.items() if e is not None}
-    attack = min(known, key=lambda a: known[a], default="")
-    return "" if attack in scenario.baselines else attack
-
-
-def _score(result: TrialResult | None, metric: str, index: int) -> float | None:
-    if result is None:
-        return None
+def _score(result: TrialResult, metric: str, index: int) -> float | None:
     scores = result.scores.get(metric, [])
     value = scores[index] if index < len(scores) else None
     return None if value is None or math.isnan(value) else value
 
 
-def _picture(
-    result: TrialResult, truth: np.ndarray, index: int, what: str, *, best: bool
-) -> Picture:
+def _picture(result: TrialResult, truth: np.ndarray, index: int, what: str) -> Picture:
     guess = result.arrays.get("guess")
     if guess is None or index >= len(guess) or np.isnan(guess[index]).all():
         why = "no estimate" if result.status == "done" else result.status
         return Picture(f"no picture: {what}", (why.replace("-", " "),))
     captions = _captions(result, index)
-    true, guessed = (
-        _label(result.true_labels, index),
-        _label(result.guessed_labels, index),
-    )
+    true = _label(result.true_labels, index)
+    guessed = _label(result.guessed_labels, index)
     if true and guessed and true != guessed:
         captions = (*captions, f"label {guessed} ≠ {true}")
     alt = f"reconstruction: {what}: {', '.join(captions)}"
     drawn = drawing(result)(guess[index], truth)
-    return replace(drawn, alt=alt, captions=captions, best=best)
+    return replace(drawn, alt=alt, captions=captions)
 
 
 def _label(labels: Sequence[object], index: int) -> str:
@@ -213,7 +193,7 @@ def _label(labels: Sequence[object], index: int) -> str:
 
 def _captions(result: TrialResult, index: int) -> tuple[str, ...]:
     """Write the headline error; a squared error as PSNR and SSIM where they exist."""
-    psnr, ssim = (_score(result, metric, index) for metric in ("psnr", "ssim"))
+    psnr, ssim = _score(result, "psnr", index), _score(result, "ssim", index)
     if psnr is None or result.headline != BOUNDED_METRIC:
         metric = described(result.headline)
         error = _score(result, result.headline, index)
@@ -233,7 +213,7 @@ def hero(gallery: Gallery, found: Sequence[Finding]) -> list[tuple[str, Picture]
     reached = [f for f in found if f.error is not None]
     plain = [f for f in reached if f.defense.is_none]
     held = [f for f in reached if not f.defense.is_none]
-    chosen = [*plain, *sorted(held, key=lambda f: f.error or 0.0)[-1:]]
+    chosen = [*plain, *sorted(held, key=attrgetter("error"))[-1:]]
     rows = gallery.panels[0].rows if gallery.panels else ()
     shown = []
     for finding in chosen:
@@ -308,26 +288,27 @@ class Maps:
     """The maps of one scenario.
 
     Attributes:
+        scenario: the trials.
         heads: one per bound with a map: its label, and whom it binds if not all.
         legend: of their colours, None without any.
-        shown: (defense label, seed) → one trial per head, None where it has no map.
     """
 
+    scenario: Scenario
     heads: tuple[tuple[str, str], ...]
     legend: Legend | None
-    shown: dict[tuple[str, int], tuple[TrialResult | None, ...]]
 
     def row(
         self, defense: Defended, seed: int, example: int
     ) -> tuple[Picture | None, ...]:
-        """Draw the maps of one example under one defense."""
-        trials = self.shown.get((defense.label, seed), ())
-        return tuple(
-            None
-            if result is None or self.legend is None
-            else _map(result, self.legend, defense, head, example)
-            for result, (head, _) in zip(trials, self.heads, strict=False)
-        )
+        """Draw the maps of one example under one defense; None where there is none."""
+        row: list[Picture | None] = []
+        for head, _ in self.heads:
+            result = self.scenario.trial(defense, head, seed)
+            if result is None or self.legend is None:
+                row.append(None)
+            else:
+                row.append(_map(result, self.legend, defense, head, example))
+        return tuple(row)
 
 
 def bound_maps(scenario: Scenario) -> Maps:
@@ -335,25 +316,15 @@ def bound_maps(scenario: Scenario) -> Maps:
 
     Bounds for every attack come first: another is labelled with whom it binds.
     """
-    found = {b: _mapped(scenario, b) for b in scenario.bounds}
-    kept = {b: results for b, results in found.items() if results}
-    order = sorted(kept, key=lambda b: (not _strict(kept[b]), b))
-    heads = tuple((b, "" if _strict(kept[b]) else whom(kept[b][0])) for b in order)
-    shown = {
-        (defense.label, seed): tuple(scenario.trial(defense, b, seed) for b in order)
-        for defense in scenario.defenses
-        for seed in scenario.seeds
-    }
-    return Maps(heads, _legend([r for b in order for r in kept[b]]), shown)
-
-
-def _mapped(scenario: Scenario, bound: str) -> list[TrialResult]:
-    done = [r for d in scenario.defenses for r in scenario.done(d, bound)]
-    return [r for r in done if _has_map(r)]
-
-
-def _strict(results: Sequence[TrialResult]) -> bool:
-    return all(map(binds_every_attack, results))
+    found = []
+    for bound in scenario.bounds:
+        done = [r for d in scenario.defenses for r in scenario.done(d, bound)]
+        if kept := [r for r in done if _has_map(r)]:
+            found.append((not all(map(binds_every_attack, kept)), bound, kept))
+    found.sort(key=itemgetter(0, 1))
+    heads = [(bound, whom(kept[0]) if loose else "") for loose, bound, kept in found]
+    drawn = [result for _, _, kept in found for result in kept]
+    return Maps(scenario, tuple(heads), _legend(drawn) if drawn else None)
 
 
 def _has_map(result: TrialResult) -> bool:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 from exhume.audit.report.described import headline
-from exhume.audit.settings import AuditSettings, as_options
+from exhume.audit.settings import AuditSettings, as_options, listed
 from exhume.errors import UnknownName
 from exhume.registry import find
-from exhume.report.words import defense_family, defense_label, defense_strength, finite
+from exhume.report.words import (
+    defense_family,
+    defense_label,
+    defense_strength,
+    finite,
+)
 from exhume.runs.records import Options, TrialResult, TrialSpec, content_hash
 
 __all__ = [
     "Defended",
     "Scenario",
-    "examples",
+    "grouped",
     "is_upper_limit",
     "labels",
     "ordered",
@@ -53,8 +59,9 @@ class Scenario:
     Attributes:
         name: of the data, e.g. "faces".
         spec: one of the specs, for what they share.
+        results: every trial.
         trials: (defense label, attack or bound label) → results by seed.
-        attacks: labels, baselines last.
+        contenders: labels of the attacks that are no chance level.
         baselines: labels of the chance levels.
         bounds: labels.
         defenses: no defense first, then by family and strength.
@@ -63,27 +70,23 @@ class Scenario:
 
     name: str
     spec: TrialSpec
+    results: tuple[TrialResult, ...]
     trials: dict[tuple[str, str], list[TrialResult]]
-    attacks: tuple[str, ...]
-    baselines: frozenset[str]
+    contenders: tuple[str, ...]
+    baselines: tuple[str, ...]
     bounds: tuple[str, ...]
     defenses: tuple[Defended, ...]
     seeds: tuple[int, ...]
 
     @property
-    def results(self) -> list[TrialResult]:
-        """Every trial of the scenario."""
-        return [result for cell in self.trials.values() for result in cell]
+    def attacks(self) -> tuple[str, ...]:
+        """Labels of all attacks, chance levels last."""
+        return self.contenders + self.baselines
 
     @property
     def headline(self) -> str:
         """The metric that ranks attacks, smaller for better ones."""
         return headline(self.results)
-
-    @property
-    def contenders(self) -> tuple[str, ...]:
-        """Attacks that are no chance level."""
-        return tuple(a for a in self.attacks if a not in self.baselines)
 
     def done(self, defense: Defended, name: str) -> list[TrialResult]:
         """Return the finished trials of one attack or bound under one defense."""
@@ -92,8 +95,10 @@ class Scenario:
 
     def trial(self, defense: Defended, name: str, seed: int) -> TrialResult | None:
         """Return the trial of one attack or bound under one defense for one seed."""
-        cell = self.trials.get((defense.label, name), [])
-        return next((r for r in cell if r.spec.seed == seed), None)
+        for result in self.trials.get((defense.label, name), []):
+            if result.spec.seed == seed:
+                return result
+        return None
 
     def chance(
         self, baseline: str, defense: Defended, seeds: Iterable[int]
@@ -115,11 +120,6 @@ def values(results: Sequence[TrialResult], metric: str) -> list[float]:
     return finite(v for r in results for v in r.scores.get(metric, []))
 
 
-def examples(results: Sequence[TrialResult]) -> int:
-    """Count the scored examples of some trials."""
-    return sum(max(map(len, r.scores.values()), default=0) for r in results)
-
-
 def labels(options: Iterable[Options | None]) -> dict[str, str]:
     """Map the canonical JSON of objects to their shortest distinct names.
 
@@ -130,15 +130,30 @@ def labels(options: Iterable[Options | None]) -> dict[str, str]:
     result: dict[str, str] = {}
     for text, option in distinct.items():
         rivals = [o for o in distinct.values() if o["name"] == option["name"]]
-        keys = sorted({k for o in rivals for k in o})
-        differing = [k for k in keys if len({_canonical(o.get(k)) for o in rivals}) > 1]
-        details = ", ".join(f"{k}={option[k]}" for k in differing if k in option)
-        result[text] = f"{option['name']} ({details})" if details else option["name"]
+        details = [
+            f"{key}={value}"
+            for key, value in sorted(option.items())
+            if any(_canonical(o.get(key)) != _canonical(value) for o in rivals)
+        ]
+        result[text] = option["name"] + (f" ({', '.join(details)})" if details else "")
     return result
 
 
 def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+def grouped(
+    results: Iterable[TrialResult], *ignored: str
+) -> dict[str, list[TrialResult]]:
+    """Group trials by everything in their specs but some fields."""
+    groups: dict[str, list[TrialResult]] = {}
+    for result in results:
+        spec = asdict(result.spec)
+        for name in ignored:
+            del spec[name]
+        groups.setdefault(content_hash(spec), []).append(result)
+    return groups
 
 
 def ordered(
@@ -158,26 +173,17 @@ def scenarios(
     settings: AuditSettings, results: Sequence[TrialResult]
 ) -> list[Scenario]:
     """Group results by everything but seed, defense, attack and bound."""
-    groups: dict[str, list[TrialResult]] = {}
-    for result in sorted(results, key=lambda r: r.spec.id):
-        groups.setdefault(_shared(result.spec), []).append(result)
-    names = labels(r.spec.data for r in results)
-    attack_names = labels(r.spec.attack for r in results)
-    bound_names = labels(r.spec.bound for r in results)
-    listed = settings.data if isinstance(settings.data, list) else [settings.data]
-    sources = [as_options(source)["name"] for source in listed]
-    made = [
-        _scenario(settings, group, names, attack_names, bound_names)
-        for group in groups.values()
-    ]
+    by_id = sorted(results, key=attrgetter("spec.id"))
+    groups = grouped(by_id, "seed", "defenses", "attack", "bound").values()
+    names = {
+        kind: labels(map(attrgetter(f"spec.{kind}"), results))
+        for kind in ("data", "attack", "bound")
+    }
+    sources = _names(settings.data)
+    made = [_scenario(settings, group, names) for group in groups]
     return sorted(
         made, key=lambda s: (_index(sources, s.spec.data["name"]), s.name, s.spec.id)
     )
-
-
-def _shared(spec: TrialSpec) -> str:
-    varied = {"seed": None, "defenses": None, "attack": None, "bound": None}
-    return content_hash({**asdict(spec), **varied})
 
 
 def _index(known: Sequence[Any], name: Any) -> int:
@@ -185,66 +191,49 @@ def _index(known: Sequence[Any], name: Any) -> int:
 
 
 def _scenario(
-    settings: AuditSettings,
-    group: list[TrialResult],
-    names: dict[str, str],
-    attack_names: dict[str, str],
-    bound_names: dict[str, str],
+    settings: AuditSettings, group: list[TrialResult], names: dict[str, dict[str, str]]
 ) -> Scenario:
     trials: dict[tuple[str, str], list[TrialResult]] = {}
-    baselines: set[str] = set()
-    defenses: dict[str, tuple[Defended, list[str]]] = {}
     attacks: dict[str, str] = {}
-    bounds: set[str] = set()
-    for result in sorted(group, key=lambda r: (r.spec.seed, r.spec.id)):
-        defense = _defended(result.spec.defenses)
-        stack = [options["name"] for options in result.spec.defenses]
-        defenses.setdefault(defense.label, (defense, stack))
-        if result.spec.attack is not None:
-            name = attack_names[_canonical(result.spec.attack)]
-            attacks[name] = result.spec.attack["name"]
-            if result.baseline or _is_failed_baseline(result):
+    baselines, bounds = set[str](), set[str]()
+    defenses: dict[str, tuple[tuple[Any, ...], Defended]] = {}
+    stacks = [_names(entry) for entry in settings.defenses]
+    by_seed = sorted(group, key=attrgetter("spec.seed"))
+    for result in by_seed:
+        spec = result.spec
+        if spec.attack is not None:
+            name = names["attack"][_canonical(spec.attack)]
+            attacks[name] = spec.attack["name"]
+            if result.baseline or (result.status != "done" and _is_baseline(spec)):
                 baselines.add(name)
         else:
-            name = bound_names[_canonical(result.spec.bound)]
+            name = names["bound"][_canonical(spec.bound)]
             bounds.add(name)
-        trials.setdefault((defense.label, name), []).append(result)
-    listed = [as_options(attack)["name"] for attack in settings.attacks]
-    stacks = [_names(entry) for entry in settings.defenses]
-    first = [*listed, "prior-mean"]
-
-    def in_order(entry: tuple[Defended, list[str]]) -> tuple[int, str, float, str]:
-        place = -1 if entry[0].is_none else _index(stacks, entry[1])
-        return (place, *_strength_order(entry[0]))
-
+        label, stack = defense_label(spec.defenses), spec.defenses
+        trials.setdefault((label, name), []).append(result)
+        if label not in defenses:
+            defense = Defended(label, defense_family(stack), defense_strength(stack))
+            place = _index(stacks, _names(stack)) if stack else -1
+            defenses[label] = ((place, *_strength_order(defense)), defense)
+    first = [*_names(settings.attacks), "prior-mean"]
+    ranked = sorted((_index(first, attacks[label]), label) for label in attacks)
     return Scenario(
-        name=names[_canonical(group[0].spec.data)],
+        name=names["data"][_canonical(group[0].spec.data)],
         spec=group[0].spec,
+        results=tuple(by_seed),
         trials=trials,
-        attacks=tuple(
-            sorted(
-                attacks, key=lambda a: (a in baselines, _index(first, attacks[a]), a)
-            )
-        ),
-        baselines=frozenset(baselines),
+        contenders=tuple(label for _, label in ranked if label not in baselines),
+        baselines=tuple(label for _, label in ranked if label in baselines),
         bounds=tuple(sorted(bounds)),
-        defenses=tuple(d for d, _ in sorted(defenses.values(), key=in_order)),
-        seeds=tuple(sorted({r.spec.seed for r in group})),
+        # Labels differ, so that defenses themselves are never compared.
+        defenses=tuple(defense for _, defense in sorted(defenses.values())),
+        seeds=tuple(dict.fromkeys(r.spec.seed for r in by_seed)),
     )
 
 
-def _defended(stack: tuple[Options, ...]) -> Defended:
-    if not stack:
-        return Defended("no defense", "", None)
-    return Defended(
-        defense_label(stack), defense_family(stack), defense_strength(stack)
-    )
-
-
-def _names(entry: list[Options | str] | Options | str) -> list[str]:
-    """Return the names of one entry of ``AuditSettings.defenses``."""
-    stack = entry if isinstance(entry, list) else [entry]
-    return [as_options(defense)["name"] for defense in stack]
+def _names(given: Sequence[Options | str] | Options | str) -> list[str]:
+    """Return the names of one entry of a list in the settings."""
+    return [as_options(one)["name"] for one in listed(given)]
 
 
 def _strength_order(defense: Defended) -> tuple[str, float, str]:
@@ -259,12 +248,9 @@ def is_upper_limit(option: str) -> bool:
     return option.startswith("max") or option == "epsilon"
 
 
-def _is_failed_baseline(result: TrialResult) -> bool:
+def _is_baseline(spec: TrialSpec) -> bool:
     """Look up what a trial that did not end could not record."""
-    if result.status == "done" or result.spec.attack is None:
-        return False
     try:
-        name = result.spec.attack["name"]
-        return bool(find("attack", name, own="loaded").baseline)
+        return bool(find("attack", (spec.attack or {})["name"], own="loaded").baseline)
     except UnknownName:  # an own module, which is not imported for a page
         return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exhume.audit.report.described import drawing, noun_of
+from exhume.audit.report.described import drawing, examples_of
 from exhume.audit.report.grouping import Defended, Scenario
 from exhume.report.pictures import Picture
 from exhume.report.words import finite, median, number
@@ -102,7 +102,7 @@ def _memory(defense: Defended, attack: str, done: list[TrialResult]) -> Memory:
         oracle=number(oracle),
         per_unknown=number(ratio),
         words=(
-            *_words(done, noun_of(done)),
+            *_words(done, examples_of(done)[0]),
             *_fitted(residual, oracle),
             *_explained(done, oracle),
             *_held(ratio),

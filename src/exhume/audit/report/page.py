@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,9 @@ from exhume.audit.report.bounds import (
 )
 from exhume.audit.report.described import (
     described,
-    has_pixels,
+    examples_of,
     headline,
     metrics_of,
-    noun_of,
 )
 from exhume.audit.report.gallery import Gallery, gallery, hero
 from exhume.audit.report.grouping import Scenario, scenarios
@@ -77,28 +77,22 @@ class Section:
 
 def page(settings: AuditSettings, results: Sequence[TrialResult], flags: Flags) -> str:
     """Render the report as one HTML page without any outside reference."""
-    view = _view(settings, results, flags)
-    return render("exhume.audit.report", "audit.html.j2", view)
-
-
-def _view(
-    settings: AuditSettings, results: Sequence[TrialResult], flags: Flags
-) -> dict[str, Any]:
     listed = scenarios(settings, results)
     metrics = metrics_of(results)
-    return {
+    noun, pixels = examples_of(results)
+    view = {
         "title": settings.title,
         "unfinished": _unfinished(settings, results),
         "sections": [
             _section(scenario, flags, metrics, index, len(listed))
             for index, scenario in enumerate(listed)
         ],
-        "noun": noun_of(results),
-        "pixels": has_pixels(results),
+        "noun": noun,
+        "pixels": pixels,
         "squared": headline(results) == BOUNDED_METRIC,
         "metrics": metrics,
         "described": {metric: described(metric) for metric in metrics},
-        "tiles": _tiles(listed, flags),
+        "tiles": _tiles(results, flags),
         "threat": _threat(settings, results),
         "flags": flag_groups(listed, flags),
         "costs": cost_rows(listed),
@@ -108,6 +102,7 @@ def _view(
         "bibtex": citations(methods(results)),
         "toml": to_toml(settings),
     }
+    return render("exhume.audit.report", "audit.html.j2", view)
 
 
 def _unfinished(settings: AuditSettings, results: Sequence[TrialResult]) -> str:
@@ -132,10 +127,11 @@ def _section(
 ) -> Section:
     pictures = gallery(scenario, MOST_PICTURES // sections)
     found = findings(scenario)
+    noun, pixels = examples_of(scenario.results)
     return Section(
         name=scenario.name,
-        noun=noun_of(scenario.results),
-        pixels=has_pixels(scenario.results),
+        noun=noun,
+        pixels=pixels,
         verdict=verdict(scenario, found, flags),
         hero=hero(pictures, found),
         setting=_setting(scenario),
@@ -157,7 +153,8 @@ def _setting(scenario: Scenario) -> tuple[tuple[str, str], ...]:
     parameters = median(r.facts.get("parameters") for r in scenario.results)
     network = object_label("model", spec.model)
     if parameters is not None:
-        network += f", {_thousands(parameters)} parameters"
+        thousands = f"{parameters:,.0f}".replace(",", "\u202f")
+        network += f", {thousands} parameters"
     shared = object_label("observation", spec.observation)
     mode = {"eval": "evaluation", "train": "training"}[spec.mode]
     return (
@@ -170,16 +167,9 @@ def _setting(scenario: Scenario) -> tuple[tuple[str, str], ...]:
         ("Prior", "none" if spec.prior is None else object_label("prior", spec.prior)),
         ("Defenses", "; ".join(d.label for d in scenario.defenses)),
         ("Attacks", several(scenario.contenders) or "none"),
-        (
-            "Chance levels",
-            several([a for a in scenario.attacks if a in scenario.baselines]) or "none",
-        ),
+        ("Chance levels", several(scenario.baselines) or "none"),
         ("Seeds", _ranges(scenario.seeds)),
     )
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f")
 
 
 def _licence(name: str) -> str:
@@ -221,29 +211,24 @@ def _threat(settings: AuditSettings, results: Sequence[TrialResult]) -> dict[str
     }
 
 
-def _tiles(listed: Sequence[Scenario], flags: Flags) -> list[tuple[str, str, str]]:
+def _tiles(results: Sequence[TrialResult], flags: Flags) -> list[tuple[str, str, str]]:
     """Sum up the audit in a few numbers: figure, what it counts, tone."""
-    results = [r for scenario in listed for r in scenario.results]
-    by_status = {
-        status: sum(r.status == status for r in results)
-        for status in ("done", "failed", "not-applicable")
-    }
-    raised = [f for r in results for f in flags.get(r.spec.id, ())]
-    alarms = sum(f.severity == "alarm" for f in raised)
+    ended = Counter(r.status for r in results)
+    alarms = sum(
+        f.severity == "alarm" for r in results for f in flags.get(r.spec.id, ())
+    )
     seconds = sum(finite(r.cost.get("cpu_seconds") for r in results))
+    done, trials = count(ended["done"], "trial").split(" ")
+    raised, noun = count(alarms, "alarm").split(" ")
     tiles = [
-        (str(by_status["done"]), _noun(by_status["done"], "trial") + " finished", ""),
-        (str(by_status["failed"]), "failed", "bad" if by_status["failed"] else ""),
-        (str(alarms), _noun(alarms, "alarm"), "bad" if alarms else ""),
+        (done, f"{trials} finished", ""),
+        (str(ended["failed"]), "failed", "bad" if ended["failed"] else ""),
+        (raised, noun, "bad" if alarms else ""),
         (f"{number(seconds)} s", "CPU time of the attacks", ""),
     ]
-    if by_status["not-applicable"]:
-        tiles.insert(2, (str(by_status["not-applicable"]), "not applicable", ""))
+    if ended["not-applicable"]:
+        tiles.insert(2, (str(ended["not-applicable"]), "not applicable", ""))
     return tiles
-
-
-def _noun(n: int, noun: str) -> str:
-    return count(n, noun).split(" ", 1)[1]
 
 
 def _versions(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
@@ -276,21 +261,26 @@ def cost_rows(listed: Sequence[Scenario]) -> list[CostRow]:
     spent: dict[str, list[TrialResult]] = {}
     for scenario in listed:
         for name in (*scenario.attacks, *scenario.bounds):
-            cells = [scenario.done(d, name) for d in scenario.defenses]
-            spent.setdefault(name, []).extend(r for c in cells for r in c if r.cost)
-    return [
-        CostRow(
-            attack=name,
-            runs=len(results),
-            cpu=number(median(r.cost.get("cpu_seconds") for r in results)),
-            total=number(sum(finite(r.cost.get("cpu_seconds") for r in results))),
-            wall=number(median(r.cost.get("wall_seconds") for r in results)),
-            trial=number(median(r.seconds for r in results)),
-            evaluations=number(median(r.cost.get("evaluations") for r in results)),
-        )
-        for name, results in spent.items()
-        if results
-    ]
+            for defense in scenario.defenses:
+                spent.setdefault(name, []).extend(scenario.done(defense, name))
+    rows = []
+    for name, done in spent.items():
+        results = [r for r in done if r.cost]
+        cpu = [r.cost.get("cpu_seconds") for r in results]
+        if results:
+            row = CostRow(
+                attack=name,
+                runs=len(results),
+                cpu=number(median(cpu)),
+                total=number(sum(finite(cpu))),
+                wall=number(median([r.cost.get("wall_seconds") for r in results])),
+                trial=number(median([r.seconds for r in results])),
+                evaluations=number(
+                    median([r.cost.get("evaluations") for r in results])
+                ),
+            )
+            rows.append(row)
+    return rows
 
 
 def facts(scenario: Scenario) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -299,13 +289,11 @@ def facts(scenario: Scenario) -> tuple[list[str], list[tuple[str, list[str]]]]:
     names = sorted(name for name in told if not name.startswith(_OF_ATTACKS))
     rows = []
     for defense in scenario.defenses:
-        cell = [
-            r
-            for (label, _), results in scenario.trials.items()
-            if label == defense.label
-            for r in results
-        ]
-        medians = [number(median(r.facts.get(name) for r in cell)) for name in names]
+        cells = [r for (d, _), r in scenario.trials.items() if d == defense.label]
+        medians = []
+        for name in names:
+            found = [r.facts.get(name) for cell in cells for r in cell]
+            medians.append(number(median(found)))
         rows.append((defense.label, medians))
     return [name.replace("_", " ") for name in names], rows
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exhume.audit.report.bounds import bound_rows
 from exhume.audit.report.described import described
 from exhume.audit.report.grouping import Defended, Scenario, values
 from exhume.report.pictures import (
@@ -21,13 +23,7 @@ from exhume.report.pictures import (
     svg,
 )
 from exhume.report.words import also, median, number
-from exhume.runs.records import (
-    BOUNDED_METRIC,
-    TrialResult,
-    binds_every_attack,
-    is_error,
-    level,
-)
+from exhume.runs.records import BOUNDED_METRIC, TrialResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +38,8 @@ _SPREAD = (0.1, 0.9)
 _MOSTLY = 0.9
 #: an exact reconstruction is drawn this far below the smallest error that is not zero
 _EXACT = 10.0
+#: how a bound is drawn, and the objective at the truth
+_DASHED = (0, (4, 2.5))
 
 
 def legend(scenario: Scenario) -> list[Legend]:
@@ -50,12 +48,44 @@ def legend(scenario: Scenario) -> list[Legend]:
         Legend("curve", i % len(SERIES), SERIES[i % len(SERIES)][1], attack)
         for i, attack in enumerate(scenario.contenders)
     ]
-    for i, baseline in enumerate(_baselines(scenario)):
+    for i, baseline in enumerate(scenario.baselines):
         kind, what = ("other", "guess") if i else ("chance", "chance level")
         items.append(Legend(kind, 0, "", f"{baseline} ({what})"))
-    if any(_bounds(scenario, d) for d in scenario.defenses):
+    if _floors(scenario):
         items.append(Legend("bound", 0, "", BOUND_LABEL))
     return items
+
+
+def _floors(scenario: Scenario) -> dict[str, float]:
+    """Return the highest bound on the squared error of every attack, by defense.
+
+    There are none where attacks are ranked by another error.
+    """
+    floors: dict[str, float] = {}
+    if scenario.headline == BOUNDED_METRIC:
+        for row in bound_rows(scenario):
+            if row.strict and row.mean and row.mean < math.inf:
+                floors[row.defense] = max(row.mean, floors.get(row.defense, 0.0))
+    return floors
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """What the plots of a scenario draw, on one y axis.
+
+    Attributes:
+        scenario: the trials.
+        cells: (defense label, attack) → errors over all examples and seeds.
+        floors: defense label → bound.
+        least: where an exact reconstruction is drawn.
+        drawn: all of them.
+    """
+
+    scenario: Scenario
+    cells: dict[tuple[str, str], list[float]]
+    floors: dict[str, float]
+    least: float
+    drawn: list[float]
 
 
 def error_plots(scenario: Scenario, name: str) -> list[Plot]:
@@ -65,50 +95,88 @@ def error_plots(scenario: Scenario, name: str) -> list[Plot]:
         scenario: the trials.
         name: start of every id in the drawings, unique on the page.
     """
-    if not values(scenario.results, scenario.headline):
+    cells = {
+        (d.label, a): values(scenario.done(d, a), scenario.headline)
+        for d in scenario.defenses
+        for a in scenario.attacks
+    }
+    seen = [error for cell in cells.values() for error in cell]
+    if not seen:
         return []
-    families = list(dict.fromkeys(d.family for d in scenario.defenses if d.family))
+    least = min([error for error in seen if error > 0], default=1e-15) / _EXACT
+    floors = _floors(scenario)
+    drawn = [max(error, least) for error in seen] + list(floors.values())
+    errors = _Errors(scenario, cells, floors, least, drawn)
+    families = dict.fromkeys([d.family for d in scenario.defenses if not d.is_none])
     if not families:
-        return [_by_attack(scenario, f"{name}-attacks")]
+        return [_by_attack(errors, f"{name}-attacks")]
     return [
-        _by_strength(scenario, family, f"{name}-{index}")
+        _by_strength(errors, family, f"{name}-{index}")
         for index, family in enumerate(families)
     ]
 
 
-def _by_strength(scenario: Scenario, family: str, name: str) -> Plot:
+def _by_strength(errors: _Errors, family: str, name: str) -> Plot:
+    scenario = errors.scenario
     members = [d for d in scenario.defenses if d.is_none or d.family == family]
     places, ticks = _places(members)
-    floor = _floor(scenario)
     with canvas(3.8, 3.0) as (figure, axes):
-        log_axis(axes, _drawn(scenario, floor))
+        log_axis(axes, errors.drawn)
         axes.set_xlim(min(places) - 0.4, max(places) + 0.4)
-        _draw_chance(axes, scenario, members, places)
+        _draw_chance(axes, errors, members, places)
         for index, attack in enumerate(scenario.contenders):
-            cells = [scenario.done(d, attack) for d in members]
-            errors = [values(cell, scenario.headline) for cell in cells]
-            _draw_series(axes, places, errors, index, floor)
-        _draw_bound(axes, scenario, members, places)
+            found = [errors.cells[d.label, attack] for d in members]
+            _draw_series(axes, places, found, index, errors.least)
+        points = [
+            (place, errors.floors[d.label])
+            for place, d in zip(places, members, strict=True)
+            if d.label in errors.floors
+        ]
+        if points:
+            x, y = _level(points)
+            axes.plot(x, y, color=INK, linestyle=_DASHED, linewidth=1.7, zorder=4)
+            bottom = axes.get_ylim()[0]
+            axes.fill_between(x, y, bottom, color=INK, alpha=0.06, linewidth=0)
+            axes.set_ylim(bottom=bottom)
         axes.set_xticks(places, ticks, rotation=30 if len(ticks) > 6 else 0)
         option = next((d.strength[0] for d in members if d.strength), "")
         if option:
             axes.set_xlabel(f"{option.replace('_', ' ')} (stronger →)")
         axes.set_ylabel(described(scenario.headline).axis("of an example"))
         text = svg(figure, name)
-    alt = (
-        f"{_quantity(scenario)} of {also(scenario.contenders)} against {family}: "
-        f"{'; '.join(_told(scenario, d) for d in members)}."
-    )
-    return Plot(family, text, alt)
+    what = f"of {also(scenario.contenders)} against {family}"
+    return Plot(family, text, _in_words(errors, what, members))
 
 
-def _told(scenario: Scenario, defense: Defended) -> str:
-    errors = {
-        a: median(values(scenario.done(defense, a), scenario.headline))
-        for a in scenario.contenders
-    }
-    told = also([f"{a} {number(e)}" for a, e in errors.items() if e is not None], 6)
-    return f"{defense.label}: {told or 'nothing finished'}"
+def _by_attack(errors: _Errors, name: str) -> Plot:
+    scenario = errors.scenario
+    with canvas(4.6, 3.0) as (figure, axes):
+        log_axis(axes, errors.drawn)
+        ends = [-0.5, max(1, len(scenario.contenders)) - 0.5]
+        axes.set_xlim(*ends)
+        _draw_chance(axes, errors, scenario.defenses[:1] * 2, ends)
+        for index, attack in enumerate(scenario.contenders):
+            found = [errors.cells[d.label, attack] for d in scenario.defenses]
+            _draw_series(axes, [float(index)], found, index, errors.least)
+        axes.set_xticks(range(len(scenario.contenders)), scenario.contenders)
+        axes.set_ylabel(described(scenario.headline).axis("of an example"))
+        text = svg(figure, name)
+    words = _in_words(errors, "of each attack", scenario.defenses)
+    return Plot("No defense", text, words)
+
+
+def _in_words(errors: _Errors, what: str, members: Sequence[Defended]) -> str:
+    """Say what a plot shows: the median error of each attack under each defense."""
+    cells = []
+    for defense in members:
+        told = []
+        for attack in errors.scenario.contenders:
+            if errors.cells[defense.label, attack]:
+                error = median(errors.cells[defense.label, attack])
+                told.append(f"{attack} {number(error)}")
+        cells.append(f"{defense.label}: {also(told, 6) or 'nothing finished'}")
+    quantity = described(errors.scenario.headline).quantity
+    return f"{quantity[:1].upper()}{quantity[1:]} {what}: {'; '.join(cells)}."
 
 
 def _places(members: Sequence[Defended]) -> tuple[list[float], list[str]]:
@@ -137,123 +205,55 @@ def _axis(strengths: Sequence[float]) -> list[float]:
     return [math.log10(v) for v in strengths] if low > 0 else list(strengths)
 
 
-def _floor(scenario: Scenario) -> float:
-    positive = [v for v in values(scenario.results, scenario.headline) if v > 0]
-    return min(positive, default=1e-15) / _EXACT
-
-
-def _drawn(scenario: Scenario, floor: float) -> list[float]:
-    """Return every error and bound: the plots of a scenario share their y axis."""
-    bounds = [b for d in scenario.defenses for b in _bounds(scenario, d)]
-    errors = values(scenario.results, scenario.headline)
-    return [max(v, floor) for v in errors] + bounds
-
-
 def _draw_series(
     axes: Axes,
     places: Sequence[float],
     found: Sequence[Sequence[float]],
     index: int,
-    floor: float,
+    least: float,
 ) -> None:
+    """Draw the medians of one attack as a line, and the spread as a band."""
     colour, marker = SERIES[index % len(SERIES)]
-    errors = [[max(e, floor) for e in one] for one in found]
-    drawn = sorted((p, e) for p, e in zip(places, errors, strict=True) if e)
-    if not drawn:
-        return
-    x = [place for place, _ in drawn]
-    lows, highs = (
-        [float(np.quantile(e, q, method="nearest")) for _, e in drawn] for q in _SPREAD
-    )
-    axes.fill_between(x, lows, highs, color=colour, alpha=0.14, linewidth=0)
-    axes.vlines(x, lows, highs, color=colour, alpha=0.45, linewidth=1.2)
-    middle = [median(e) or floor for _, e in drawn]
-    axes.plot(
-        x, middle, color=colour, marker=marker, markersize=5.5, linewidth=1.8, zorder=3
-    )
-
-
-def _baselines(scenario: Scenario) -> list[str]:
-    """Return the chance levels, the prior mean first."""
-    return [a for a in scenario.attacks if a in scenario.baselines]
+    rows = []
+    for place, errors in sorted(zip(places, found, strict=True)):
+        if errors:
+            seen = np.maximum(errors, least)
+            spread = np.quantile(seen, _SPREAD, method="nearest")
+            rows.append((place, *spread, median(seen)))
+    if rows:
+        x, lows, highs, middle = zip(*rows, strict=True)
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.14, linewidth=0)
+        axes.vlines(x, lows, highs, color=colour, alpha=0.45, linewidth=1.2)
+        style = {"color": colour, "marker": marker, "markersize": 5.5}
+        axes.plot(x, middle, **style, linewidth=1.8, zorder=3)
 
 
 def _draw_chance(
-    axes: Axes, scenario: Scenario, members: Sequence[Defended], places: Sequence[float]
+    axes: Axes, errors: _Errors, members: Sequence[Defended], places: Sequence[float]
 ) -> None:
     """Draw the prior mean as a band over the whole width, other guesses as lines."""
-    for index, baseline in enumerate(_baselines(scenario)):
-        cells = [scenario.done(d, baseline) for d in members]
-        found = [values(cell, scenario.headline) for cell in cells]
-        errors = [error for one in found for error in one]
-        if not any(errors):
+    for index, baseline in enumerate(errors.scenario.baselines):
+        cells = [errors.cells[d.label, baseline] for d in members]
+        found = [error for cell in cells for error in cell]
+        if not any(found):
             continue
         if index == 0:
-            middle = median(errors) or 0.0
-            low, high = (float(np.quantile(errors, q)) for q in _SPREAD)
+            low, high = np.quantile(found, _SPREAD)
             axes.axhspan(low, high, color=MUTED, alpha=0.15, linewidth=0, zorder=0)
-            axes.axhline(middle, color=MUTED, linewidth=1.3, zorder=1)
+            axes.axhline(median(found) or 0.0, color=MUTED, linewidth=1.3, zorder=1)
         else:
-            middle = [median(one) for one in found]
+            middle = [median(cell) for cell in cells]
             x, y = _level([(p, m) for p, m in zip(places, middle, strict=True) if m])
             axes.plot(x, y, color=MUTED, linestyle=":", linewidth=1.6, zorder=1)
 
 
-def _level(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def _level(points: Sequence[tuple[float, float]]) -> tuple[Sequence[float], ...]:
     """Join points from weak to strong; a single one becomes a short level line."""
-    x, y = [p for p, _ in sorted(points)], [v for _, v in sorted(points)]
-    return ([x[0] - 0.3, x[0] + 0.3], [y[0], y[0]]) if len(x) == 1 else (x, y)
-
-
-def _bounds(scenario: Scenario, defense: Defended) -> list[float]:
-    """Return the bounds on the squared error that no attack of any kind beats.
-
-    There are none where attacks are ranked by another error.
-    """
-    if scenario.headline != BOUNDED_METRIC:
-        return []
-    cells = [scenario.done(defense, bound) for bound in scenario.bounds]
-    strict = [[r for r in c if is_error(r) and binds_every_attack(r)] for c in cells]
-    found = [level(cell) for cell in strict]
-    return [b.value for b in found if b is not None and 0 < b.value < math.inf]
-
-
-def _draw_bound(
-    axes: Axes, scenario: Scenario, members: Sequence[Defended], places: Sequence[float]
-) -> None:
-    """Draw the highest bound at every strength where one holds."""
-    found = {p: _bounds(scenario, d) for p, d in zip(places, members, strict=True)}
-    points = [(p, max(bounds)) for p, bounds in found.items() if bounds]
-    if not points:
-        return
-    x, y = _level(points)
-    axes.plot(x, y, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.7, zorder=4)
-    bottom = axes.get_ylim()[0]
-    axes.fill_between(x, y, bottom, color=INK, alpha=0.06, linewidth=0)
-    axes.set_ylim(bottom=bottom)
-
-
-def _by_attack(scenario: Scenario, name: str) -> Plot:
-    floor = _floor(scenario)
-    with canvas(4.6, 3.0) as (figure, axes):
-        log_axis(axes, _drawn(scenario, floor))
-        ends = [-0.5, max(1, len(scenario.contenders)) - 0.5]
-        axes.set_xlim(*ends)
-        _draw_chance(axes, scenario, scenario.defenses[:1] * 2, ends)
-        for index, attack in enumerate(scenario.contenders):
-            cells = [scenario.done(d, attack) for d in scenario.defenses]
-            errors = [values(cell, scenario.headline) for cell in cells]
-            _draw_series(axes, [float(index)], errors, index, floor)
-        axes.set_xticks(range(len(scenario.contenders)), scenario.contenders)
-        axes.set_ylabel(described(scenario.headline).axis("of an example"))
-        text = svg(figure, name)
-    told = "; ".join(_told(scenario, d) for d in scenario.defenses)
-    return Plot("No defense", text, f"{_quantity(scenario)} of each attack: {told}.")
-
-
-def _quantity(scenario: Scenario) -> str:
-    quantity = described(scenario.headline).quantity
-    return quantity[:1].upper() + quantity[1:]
+    if len(points) == 1:
+        place, value = points[0]
+        return [place - 0.3, place + 0.3], [value, value]
+    x, y = zip(*sorted(points), strict=True)
+    return x, y
 
 
 def convergence(scenario: Scenario, name: str) -> tuple[str, list[Plot]]:
@@ -265,45 +265,43 @@ def convergence(scenario: Scenario, name: str) -> tuple[str, list[Plot]]:
     Returns:
         the setting in words, and one plot per attack that left a trace there.
     """
-    courses = {
-        (number_of, defense.label, seed): [
-            (index, attack, r)
-            for index, attack in enumerate(scenario.contenders)
-            for r in scenario.done(defense, attack)
-            if r.spec.seed == seed and _drawable(r)
-        ]
-        for number_of, defense in enumerate(scenario.defenses)
-        for seed in scenario.seeds
-    }
-    if not any(courses.values()):
-        return "", []
-    # The setting with most traces; of equal ones the first: no defense, first seed.
-    chosen = max(courses, key=lambda key: (len(courses[key]), -key[0], -key[2]))
+    where, courses = "", list[tuple[int, TrialResult, np.ndarray]]()
+    for defense in scenario.defenses:
+        for seed in scenario.seeds:
+            found = []
+            for index, attack in enumerate(scenario.contenders):
+                result = scenario.trial(defense, attack, seed)
+                if result is not None and result.status == "done":
+                    rows = np.reshape(result.trace, (-1, 4))
+                    rows = rows[np.isfinite(rows[:, 3])]
+                    if len(rows) > 1:
+                        found.append((index, result, rows))
+            # The setting with most traces; of equal ones no defense, the first seed.
+            if len(found) > len(courses):
+                where, courses = f"{defense.label}, seed {seed}", found
     plots = [
-        _course(attack, index, result, f"{name}-{place}")
-        for place, (index, attack, result) in enumerate(courses[chosen])
+        _course(scenario.contenders[index], index, result, rows, f"{name}-{place}")
+        for place, (index, result, rows) in enumerate(courses)
     ]
-    return f"{chosen[1]}, seed {chosen[2]}", plots
+    return where, plots
 
 
-def _drawable(result: TrialResult) -> bool:
-    return sum(math.isfinite(row[3]) for row in result.trace) > 1
-
-
-def _course(attack: str, index: int, result: TrialResult, name: str) -> Plot:
-    colour = SERIES[index % len(SERIES)][0]
-    at_truth = result.objective_at_truth
-    levels = [row[3] for row in result.trace if math.isfinite(row[3])]
+def _course(
+    attack: str, index: int, result: TrialResult, rows: np.ndarray, name: str
+) -> Plot:
+    """Draw the rows of a trace whose objective is finite, one line per restart."""
+    at_truth, levels = result.objective_at_truth, rows[:, 3].tolist()
     positive = min(levels) > 0
     drawable = at_truth is not None and (at_truth > 0 or not positive)
     with canvas(3.2, 2.4) as (figure, axes):
         if positive:
             log_axis(axes, [*levels, at_truth] if drawable and at_truth else levels)
-        for restart in sorted({row[0] for row in result.trace}):
-            seconds, objective = _curve(result, restart)
+        for restart in np.unique(rows[:, 0]):
+            seconds, objective = rows[rows[:, 0] == restart].T[2:]
+            colour = SERIES[index % len(SERIES)][0]
             axes.plot(seconds, objective, color=colour, linewidth=1.6, alpha=0.85)
         if at_truth is not None and drawable:
-            axes.axhline(at_truth, color=INK, linestyle=(0, (4, 2.5)), linewidth=1.2)
+            axes.axhline(at_truth, color=INK, linestyle=_DASHED, linewidth=1.2)
         axes.set_xlabel("CPU seconds")
         axes.set_ylabel("own objective")
         text = svg(figure, name)
@@ -312,10 +310,3 @@ def _course(attack: str, index: int, result: TrialResult, name: str) -> Plot:
         f"at the truth {number(at_truth)}"
     )
     return Plot(attack, text, alt)
-
-
-def _curve(
-    result: TrialResult, restart: int
-) -> tuple[Sequence[float], Sequence[float]]:
-    rows = [r for r in result.trace if r[0] == restart and math.isfinite(r[3])]
-    return [row[2] for row in rows], [row[3] for row in rows]

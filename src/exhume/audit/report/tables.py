@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from exhume.audit.report.described import described
-from exhume.audit.report.grouping import Defended, Scenario, examples, values
+from exhume.audit.report.grouping import Defended, Scenario, values
 from exhume.audit.report.verdict import Flags
 from exhume.report.words import count, finite, median, number, score
 from exhume.runs.records import Flag, TrialResult
@@ -22,6 +22,9 @@ __all__ = [
     "flag_groups",
     "result_rows",
 ]
+
+#: the gravest first
+SEVERITIES = ("alarm", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,18 @@ def _result_row(
 ) -> ResultRow:
     tried = scenario.trials[defense.label, attack]
     done = scenario.done(defense, attack)
-    ended = Counter(r.outcome[1] if r.outcome else r.reason or r.status for r in tried)
+    ended = [r.outcome[1] if r.outcome else r.reason or r.status for r in tried]
     return ResultRow(
         defense=defense.label,
         place=scenario.defenses.index(defense),
         attack=attack,
         baseline=attack in scenario.baselines,
         adaptive=bool(done) and all(r.adaptive for r in done),
-        trials=f"{examples(done)}" if done else "0",
+        trials=str(sum([max(map(len, r.scores.values()), default=0) for r in done])),
         scores=tuple(_scored(done, metric) for metric in metrics),
         objective=_number(r.objective for r in done),
         at_truth=_number(r.objective_at_truth for r in done),
-        outcomes=tuple(sorted(ended.items(), key=lambda item: (-item[1], item[0]))),
+        outcomes=tuple(Counter(sorted(ended)).most_common()),
         notes=tuple(dict.fromkeys(note for r in done for note in r.notes)),
         cpu=_number((r.cost.get("cpu_seconds") for r in done), 2),
         evaluations=_number(r.cost.get("evaluations") for r in done),
@@ -132,19 +135,18 @@ def _number(found: Iterable[float | None], digits: int = 3) -> Number:
 
 
 def _chips(results: Sequence[TrialResult], flags: Flags) -> tuple[Chip, ...]:
-    raised = [flag for r in results for flag in flags.get(r.spec.id, ())]
+    """Count the flags of a cell by kind, the gravest first."""
     kinds: dict[str, list[Flag]] = {}
-    for flag in raised:
-        kinds.setdefault(flag.kind, []).append(flag)
-    chips = [
-        Chip(kind, group[0].severity, len(group), group[0].sentence)
-        for kind, group in kinds.items()
-    ]
-    return tuple(sorted(chips, key=lambda c: (SEVERITIES.index(c.severity), c.kind)))
+    for result in results:
+        for flag in flags.get(result.spec.id, ()):
+            kinds.setdefault(flag.kind, []).append(flag)
+    ranked = sorted(
+        (SEVERITIES.index(g[0].severity), kind) for kind, g in kinds.items()
+    )
+    groups = [kinds[kind] for _, kind in ranked]
+    return tuple(Chip(g[0].kind, g[0].severity, len(g), g[0].sentence) for g in groups)
 
 
-#: the gravest first
-SEVERITIES = ("alarm", "warning", "note")
 #: attack or bound → defense → trials
 _Places = dict[str, Counter[str]]
 
@@ -161,31 +163,33 @@ class FlagGroup:
 
 def flag_groups(listed: Sequence[Scenario], flags: Flags) -> list[FlagGroup]:
     """Gather the flags by kind, alarms first."""
-    kinds: dict[tuple[str, str], dict[str, _Places]] = {}
+    kinds: dict[tuple[int, str], dict[str, _Places]] = {}
+    raised = Counter[tuple[int, str]]()
     for scenario in listed:
         prefix = f"{scenario.name}, " if len(listed) > 1 else ""
         for (defense, name), results in scenario.trials.items():
             for flag in (f for r in results for f in flags.get(r.spec.id, ())):
-                group = kinds.setdefault((flag.severity, flag.kind), {})
-                places = group.setdefault(flag.sentence, {})
+                rank = SEVERITIES.index(flag.severity), flag.kind
+                raised[rank] += 1
+                places = kinds.setdefault(rank, {}).setdefault(flag.sentence, {})
                 places.setdefault(prefix + name, Counter())[defense] += 1
     return [
         FlagGroup(
-            kind,
-            severity,
-            sum(n for p in group.values() for c in p.values() for n in c.values()),
-            tuple((sentence, _told(places)) for sentence, places in group.items()),
+            rank[1],
+            SEVERITIES[rank[0]],
+            raised[rank],
+            tuple(
+                (sentence, _where(places)) for sentence, places in kinds[rank].items()
+            ),
         )
-        for (severity, kind), group in sorted(
-            kinds.items(), key=lambda item: (SEVERITIES.index(item[0][0]), item[0][1])
-        )
+        for rank in sorted(kinds)
     ]
 
 
-def _told(places: _Places) -> tuple[str, ...]:
+def _where(places: _Places) -> tuple[str, ...]:
     """Write where a flag was raised: attack: defense (×trials), defense."""
-    return tuple(
-        f"{name}: "
-        + "; ".join(d if n == 1 else f"{d} (×{n})" for d, n in counts.items())
-        for name, counts in places.items()
-    )
+    told = []
+    for name, counts in places.items():
+        cells = [d if n == 1 else f"{d} (×{n})" for d, n in counts.items()]
+        told.append(f"{name}: {'; '.join(cells)}")
+    return tuple(told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 from exhume.audit.report.described import described
@@ -116,7 +117,7 @@ def _least(
         for name, results in candidates.items()
         if (error := median(values(results, metric))) is not None
     ]
-    return min(ranked, key=lambda entry: entry[0], default=None)
+    return min(ranked, key=itemgetter(0), default=None)
 
 
 def _in_words(results: Sequence[TrialResult], metric: str) -> Reached:
@@ -132,13 +133,9 @@ def verdict(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> str:
     """Say in one paragraph what leaked, and how far the numbers can be trusted."""
     if not found:
         return "No attack was run, so nothing can be said about what leaks."
-    return " ".join(
-        [
-            *(_undefended(scenario, f) for f in found if f.defense.is_none),
-            *_defended([f for f in found if not f.defense.is_none]),
-            *_caveats(scenario, found, flags),
-        ]
-    )
+    sentences = [_undefended(scenario, f) for f in found if f.defense.is_none]
+    sentences += _defended([f for f in found if not f.defense.is_none])
+    return " ".join(sentences + _caveats(scenario, found, flags))
 
 
 def _undefended(scenario: Scenario, finding: Finding) -> str:
@@ -167,30 +164,29 @@ def _median(reached: Reached | None) -> str:
 
 
 def _defended(found: Sequence[Finding]) -> list[str]:
-    leaking, slight, chance, unfinished = (
-        [f for f in found if f.level == level]
-        for level in ("leak", "slight", "chance", "open")
-    )
+    levels: dict[Level, list[Finding]] = {}
+    for finding in found:
+        levels.setdefault(finding.level, []).append(finding)
     sentences = []
-    if leaking:
-        attacks = dict.fromkeys(f.attack for f in leaking)
-        parts = [
-            f"{attack} still reaches "
-            + several([_reach(group) for group in _families(leaking, attack)])
-            for attack in attacks
-        ]
+    if "leak" in levels:
+        parts = []
+        for attack in dict.fromkeys([f.attack for f in levels["leak"]]):
+            groups = _families(levels["leak"], attack)
+            reached = [f"{_span(group)} with {_names(group)}" for group in groups]
+            parts.append(f"{attack} still reaches {several(reached)}")
         sentences.append(f"With a defense, {'; '.join(parts)}.")
-    if slight:
-        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in _families(slight)]
+    if "slight" in levels:
+        groups = _families(levels["slight"])
+        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in groups]
         sentences.append(f"Little more than a guess is left with {also(parts)}.")
-    if chance:
-        guesses = several(sorted({f.baseline for f in chance}), "or")
+    if "chance" in levels:
+        names = also([_names(g) for g in _families(levels["chance"])])
+        guesses = several(sorted({f.baseline for f in levels["chance"]}), "or")
         sentences.append(
-            f"With {also([_names(g) for g in _families(chance)])}, no attack is better "
-            f"than guessing ({guesses})."
+            f"With {names}, no attack is better than guessing ({guesses})."
         )
-    if unfinished:
-        names = also([_names(g) for g in _families(unfinished)])
+    if "open" in levels:
+        names = also([_names(g) for g in _families(levels["open"])])
         sentences.append(f"No attack finished with {names}.")
     return sentences
 
@@ -202,10 +198,6 @@ def _families(found: Sequence[Finding], attack: str = "") -> list[list[Finding]]
         if not attack or finding.attack == attack:
             families.setdefault(finding.defense.family, []).append(finding)
     return list(families.values())
-
-
-def _reach(group: Sequence[Finding]) -> str:
-    return f"{_span(group)} with {_names(group)}"
 
 
 def _span(group: Sequence[Finding]) -> str:
@@ -247,6 +239,6 @@ def _caveats(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> list
             f"{count(len(alarms), 'result').capitalize()} {raised}: read the flags "
             f"before quoting a number."
         )
-    if not any(f.baseline for f in found):
+    if not [f for f in found if f.baseline]:
         sentences.append("No baseline finished, so the chance level is not known.")
     return sentences
