@@ -85,6 +85,32 @@ def test_a_spec_that_says_how_many_public_examples_is_another():
 # Expansion
 
 
+def test_metrics_of_an_audit_score_beside_the_registered_ones():
+    named = [
+        {"name": "audit_lab.within", "tolerance": 0.5},
+        "audit_lab.within",
+        "psnr",
+    ]
+    plain, asked = expand(TINY), expand(replace(TINY, metrics=named))
+    assert [s.setting for s in asked] == [s.setting for s in plain]
+    for with_metrics, without in zip(asked, plain, strict=True):
+        assert (with_metrics.id == without.id) == (without.attack is None)
+    first, second = run_trial(plain[0]), run_trial(asked[0])
+    loose, usual = "audit_lab.within(tolerance=0.5)", "audit_lab.within"
+    assert second.scores.keys() - first.scores.keys() == {loose, usual}
+    error = np.abs(second.arrays["guess"] - second.arrays["truth"]).reshape(1, -1)
+    assert second.scores[loose] == [float((error <= 0.5).mean())]
+    assert second.scores[usual] == [float((error <= 0.1).mean())]
+    assert first.scores.items() <= second.scores.items()
+
+
+def test_a_wrong_metric_is_told_before_anything_runs():
+    wrong = replace(TINY, metrics=["pnsr", {"name": "audit_lab.within", "toll": 1}])
+    with pytest.raises(InvalidInput, match="did you mean 'psnr'") as told:
+        expand(wrong)
+    assert "has no option 'toll'; it has: tolerance" in str(told.value)
+
+
 def test_a_sweep_is_the_product_of_its_lists():
     settings = replace(
         TINY,

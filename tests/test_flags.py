@@ -276,6 +276,14 @@ def test_a_bound_of_another_setting_does_not_count():
     assert kinds(attacks + other, attacks[0]) == set()
 
 
+def test_metrics_that_score_an_attack_do_not_take_its_bound_away():
+    scored = ({"name": "my_lab.hit_rate"},)
+    attacks = [
+        replace(a, spec=replace(a.spec, metrics=scored)) for a in attacked(BELOW)
+    ]
+    assert "below-bound" in kinds(attacks + floors(0.01, 6), attacks[0])
+
+
 def test_unfinished_trials_have_no_flags():
     failed = replace(trial(mse=CHANCE), status="failed", scores={})
     absent = replace(bound(0.1), status="not-applicable", bound=None)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import audit_lab
 from exhume import registry
 from plugin import write_package
 from test_docs import NEW, page_members
@@ -67,6 +68,7 @@ defenses = [[
   { name = "uniform-noise", width = 1e-3 },
 ]]
 bounds = ["two-point-test"]
+metrics = [{ name = "desk.within", tolerance = 0.2 }]
 """
 TRACKS = """
 title = "Tracks"
@@ -82,6 +84,9 @@ def lab(tmp_path_factory):
     """A folder on nobody's path but that of the processes that a test starts."""
     folder = tmp_path_factory.mktemp("lab")
     write_package(folder, {**page_members(), ("data", "walks.py"): WALKS})
+    (folder / "desk").mkdir()
+    within = (Path(audit_lab.__file__).parent / "within.py").read_text(encoding="utf-8")
+    (folder / "desk" / "within.py").write_text(within, encoding="utf-8")
     (folder / "everything.toml").write_text(EVERYTHING, encoding="utf-8")
     (folder / "tracks.toml").write_text(TRACKS, encoding="utf-8")
     return folder
@@ -94,7 +99,12 @@ def run(lab: Path, *command: str, where: Path | None = None) -> str:
         capture_output=True,
         text=True,
         cwd=where or lab,
-        env={**os.environ, "PYTHONPATH": str(lab), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(lab),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "150",
+        },
         timeout=900,
         check=False,
     )
@@ -131,7 +141,6 @@ def test_each_is_described_by_its_docstrings(lab):
 
 
 def test_a_module_that_is_not_installed_is_shown_by_its_dotted_path(lab):
-    (lab / "desk").mkdir()
     text = page_members()["defense", "uniform_noise.py"]
     (lab / "desk" / "mine.py").write_text(f"raise SystemExit\n{text}", "utf-8")
     shown = run(lab, "exhume", "list", "defenses", "desk.mine")
@@ -148,6 +157,7 @@ def everything(lab):
 def test_an_audit_uses_them_and_prints_them(everything):
     (heading,) = [line for line in everything.splitlines() if "MSE bound" in line]
     assert "largest error" in heading
+    assert "within (tolerance=0.2)" in heading
     assert "uniform noise, width 0.001" in everything
     assert "spectral-gradient " in everything
     assert "gauss-newton" in everything
@@ -163,10 +173,12 @@ def test_the_report_names_and_cites_them(lab, everything):
     for name in ("ridge", "summed-gradient", "tanh-box", "two-point-test"):
         assert name in page
     assert "largest error" in page
-    for key in ("barzilai1988two", "dong2022gaussian"):
+    assert "within (tolerance=0.2)" in page
+    for key in ("barzilai1988two", "dong2022gaussian", "within2026"):
         assert key in page
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     text = json.dumps(results)
+    assert "desk.within(tolerance=0.2)" in text
     for name in ("spectral-gradient", "uniform-noise", "largest-error", "tanh-box"):
         assert name in text
 

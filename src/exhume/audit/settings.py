@@ -44,6 +44,8 @@ class AuditSettings(RunSettings):
         defenses: stacks of defenses; a stack is a list, ``[]`` is no defense, and a
             defense that stands alone needs no list.
         bounds: bounds to evaluate for every defense.
+        metrics: metrics with options of your own, or modules of your own; every
+            registered metric that fits the data is computed anyway.
         seeds: seeds of the sweep, or how many.
         batch_size: B.
         classes: number K of outputs; 0 takes it from the labels (at least 2).
@@ -72,6 +74,7 @@ class AuditSettings(RunSettings):
         default_factory=lambda: [[]]
     )
     bounds: list[Options | str] = field(default_factory=list)
+    metrics: list[Options | str] = field(default_factory=list)
     seeds: list[int] | int = 1
     batch_size: int = 1
     classes: int = 0
@@ -158,6 +161,7 @@ def expand(
     stacks = [s for given in settings.defenses for s in _stacks(given, checked)]
     attacks = [checked.options("attack", a) for a in settings.attacks]
     bounds = [checked.options("bound", b) for b in settings.bounds]
+    metrics = tuple(checked.options("metric", m) for m in settings.metrics)
     chance = [checked.options("attack", name) for name in BASELINES]
     named = any(options.get("name") == _READS_SCALE for options in attacks)
     reads_scale = [] if named else [checked.options("attack", _READS_SCALE)]
@@ -173,6 +177,8 @@ def expand(
         cells = itertools.product(seeds, data, chosen, over)
         for seed, source, options, stack in cells:
             what = {"seed": seed, "data": source, "defenses": stack, kind: options}
+            if kind == "attack":
+                what["metrics"] = metrics
             yield TrialSpec(**common, **what)
 
     seeds = settings.seed_list

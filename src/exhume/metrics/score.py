@@ -6,9 +6,10 @@ Batches are unordered, so estimates are assigned to truths before they are compa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,13 +101,19 @@ class Scores:
         }
 
 
-def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
+def score(
+    reconstruction: Reconstruction,
+    batch: Batch,
+    metrics: Sequence[str | Mapping[str, Any] | Metric] = (),
+) -> Scores:
     """Match estimates to the true examples and apply every registered metric.
 
     Args:
         reconstruction: an attack's answer: B̂ estimates, any order.
         batch: the truth, B examples. If B̂ < B, truths without an estimate score None;
             if B̂ > B, the surplus estimates are ignored.
+        metrics: beside the registered ones with their defaults: a name, a name with
+            options, or an object. ``Metric.key`` is the name of its scores.
 
     Raises:
         InvalidInput: the estimates have another shape, or are not finite.
@@ -121,8 +128,8 @@ def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
     estimates = {**found, "targets": align_labels(found["targets"], truth["targets"])}
     values: dict[str, Values] = {}
     not_applicable: dict[str, str] = {}
-    for name in names("metric"):
-        metric: Metric = build("metric", name)
+    applied = [_metric(given) for given in (*names("metric"), *metrics)]
+    for name, metric in {metric.key: metric for metric in applied}.items():
         what = metric.compares
         given = apply(metric, estimates[what], truth[what], batch.spec)
         if isinstance(given, NotApplicable):
@@ -136,6 +143,10 @@ def score(reconstruction: Reconstruction, batch: Batch) -> Scores:
         values=values,
         not_applicable=not_applicable,
     )
+
+
+def _metric(given: str | Mapping[str, Any] | Metric) -> Metric:
+    return given if isinstance(given, Metric) else build("metric", given)
 
 
 def match(guess: Tensor, truth: Tensor, spec: EventSpec) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from exhume.config import default_options, describe
 from exhume.member import Member
 from exhume.problem.bound import NotApplicable
 from exhume.problem.event import EventSpec
@@ -32,6 +33,18 @@ class Metric(Member, ABC):
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool]
     compares: ClassVar[Literal["inputs", "targets"]] = "inputs"
+
+    @property
+    def key(self) -> str:
+        """The name of its scores, with options that are not the defaults.
+
+        For example ``psnr``, or ``my_lab.hit_rate(tolerance=0.05)``.
+        """
+        usual = default_options(type(self))
+        record = describe(self)
+        name = record.pop("name")
+        chosen = [f"{n}={v}" for n, v in record.items() if usual.get(n, usual) != v]
+        return f"{name}({', '.join(chosen)})" if chosen else name
 
     @abstractmethod
     def __call__(

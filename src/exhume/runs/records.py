@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import repeat
 from typing import Any, Literal, TypedDict
 
@@ -114,16 +114,25 @@ class TrialSpec(SettingSpec):
         threat: name of a threat model.
         attack: the attack of this trial, or None.
         bound: the bound of this trial, or None; exactly one of the two is set.
+        metrics: that score the attack beside the registered ones.
     """
 
     threat: str = "labels-known"
     attack: Options | None = None
     bound: Options | None = None
+    metrics: tuple[Options, ...] = ()
 
     @property
     def setting(self) -> str:
         """Hash of everything but the attack and the bound: the same observation."""
-        return content_hash({**self._record(), "attack": None, "bound": None})
+        facing = replace(self, attack=None, bound=None, metrics=())
+        return content_hash(facing._record())
+
+    def _record(self) -> dict[str, Any]:
+        record = super()._record()
+        if not self.metrics:  # likewise
+            del record["metrics"]
+        return record
 
     @property
     def released(self) -> SettingSpec:
@@ -141,7 +150,11 @@ class TrialSpec(SettingSpec):
             "observation": self.observation,
             "prior": self.prior,
         }
-        named = [*single.items(), *zip(repeat("defense"), self.defenses)]
+        named = [
+            *single.items(),
+            *zip(repeat("defense"), self.defenses),
+            *zip(repeat("metric"), self.metrics),
+        ]
         return [(kind, options) for kind, options in named if options is not None]
 
 
@@ -243,7 +256,8 @@ class TrialResult:
         objective_at_truth: the same function at the private batch.
         adaptive: the attack used the declared law.
         notes: sentences of the attack.
-        scores: metric → one value per example (matched); None where undefined.
+        scores: metric (``Metric.key``) → one value per example (matched); None where
+            undefined.
         not_applicable: metric → why it does not fit this data.
         event: record of the ``EventSpec`` of an example; None in results of versions
             that did not keep it.

@@ -192,7 +192,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _scored(result: TrialResult, guess: Reconstruction, batch: Batch) -> TrialResult:
-    scores = score(guess, batch)
+    scores = score(guess, batch, result.spec.metrics)
     facts = dict(result.facts)
     ordered = ordered_error(guess, batch)
     if ordered is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,12 +53,15 @@ class Described:
 
 
 def described(metric: str) -> Described:
-    """Describe a metric; one that is not known here by its name alone."""
+    """Describe a metric, given its key; one that is not known here by the key alone."""
+    name, bracket, options = metric.partition("(")
+    with_options = f" {bracket}{options}" if options else ""
     try:
-        found: Any = find("metric", metric, own="loaded")
+        found: Any = find("metric", name, own="loaded")
     except UnknownName:
         found = None
-    label = getattr(found, "label", "") or metric.replace("-", " ")
+    words = re.sub("[-_]", " ", name.rpartition(".")[2])
+    label = (getattr(found, "label", "") or words) + with_options
     if found is None:
         return Described(label, label)
     first = "descending" if found.higher_is_better else "ascending"
@@ -75,12 +79,15 @@ def headline(results: Sequence[TrialResult]) -> str:
 def metrics_of(results: Sequence[TrialResult]) -> list[str]:
     """List the metrics of some trials in the order of the columns.
 
-    The usual ones are there even where they do not fit the data, and say why.
+    The usual ones and those that the audit names are there even where they do not fit
+    the data, and say why.
     """
     scored = set[str]().union(*(r.scores for r in results))
     known = scored.union(*(r.not_applicable for r in results))
     first = dict.fromkeys([*(r.headline for r in results if r.scores), *_ORDER])
-    return [m for m in first if m in known] + sorted(scored.difference(first))
+    asked = {options["name"] for r in results for options in r.spec.metrics}
+    others = scored | {metric for metric in known if metric.partition("(")[0] in asked}
+    return [m for m in first if m in known] + sorted(others.difference(first))
 
 
 def event_of(result: TrialResult) -> EventSpec | None:

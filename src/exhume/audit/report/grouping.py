@@ -146,11 +146,14 @@ def _canonical(value: object) -> str:
 def grouped(
     results: Iterable[TrialResult], *ignored: str
 ) -> dict[str, list[TrialResult]]:
-    """Group trials by everything in their specs but some fields."""
+    """Group trials by everything in their specs but some fields.
+
+    What scores an attack never counts: it stands beside bounds, which have no scores.
+    """
     groups: dict[str, list[TrialResult]] = {}
     for result in results:
         spec = asdict(result.spec)
-        for name in ignored:
+        for name in ("metrics", *ignored):
             del spec[name]
         groups.setdefault(content_hash(spec), []).append(result)
     return groups
@@ -172,7 +175,7 @@ def ordered(
 def scenarios(
     settings: AuditSettings, results: Sequence[TrialResult]
 ) -> list[Scenario]:
-    """Group results by everything but seed, defense, attack and bound."""
+    """Group results by everything but seed, defense, attack, metrics and bound."""
     by_id = sorted(results, key=attrgetter("spec.id"))
     groups = grouped(by_id, "seed", "defenses", "attack", "bound").values()
     names = {
