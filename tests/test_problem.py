@@ -18,15 +18,17 @@ from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.errors import Inconsistent, InvalidInput, MissingKnowledge, UnknownName
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
-from exhume.problem.knowledge import UNKNOWN, Fact, Problem
+from exhume.problem.knowledge import _FIELDS, UNKNOWN, Fact, Problem
 from exhume.problem.reconstruction import Outcome, Stopwatch
 from exhume.problem.threat import PRESETS, ThreatModel, sorted_targets
 from exhume.problem.tree import (
     add,
     check_finite,
     check_same_layout,
+    detached,
     dot,
     flatten,
+    leaves,
     norm,
     scale,
     size,
@@ -197,6 +199,7 @@ def test_unknown_is_no_boolean_and_survives_pickling():
 def test_every_fact_is_a_field_of_the_problem():
     problem = Problem({}, GRAY)
     names = {f.name for f in dataclasses.fields(Problem)} - {"observed", "spec"}
+    assert {_FIELDS[fact][0] for fact in Fact} == names
     assert len(names) == len(Fact)
     assert all(getattr(problem, name) is UNKNOWN for name in names)
     for fact in Fact:
@@ -240,6 +243,18 @@ def test_trees_are_vectors():
     assert float(norm(a)) == pytest.approx(float(va.norm()))
     assert size(a) == 3
     assert torch.equal(unflatten(va, a)["w"], a["w"])
+
+
+def test_trees_lose_their_history_or_begin_one():
+    tree = {"w": torch.ones(2, requires_grad=True) * 3, "b": torch.zeros(1)}
+    for changed, differentiable in ((detached(tree), False), (leaves(tree), True)):
+        assert list(changed) == ["w", "b"]
+        for name, tensor in changed.items():
+            assert torch.equal(tensor, tree[name])
+            assert tensor.is_leaf
+            assert tensor.requires_grad is differentiable
+    assert tree["w"].requires_grad
+    assert not tree["b"].requires_grad
 
 
 def test_layout_and_values_are_checked_with_every_problem_listed():

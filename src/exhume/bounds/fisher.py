@@ -14,7 +14,7 @@ from exhume.keys import generator
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, flatten, scale, size
+from exhume.problem.tree import Tree, detached, flatten, scale, size
 
 __all__ = [
     "MeanMap",
@@ -120,7 +120,7 @@ def information_map(
     Raises:
         ValueError: a kept coordinate has no noise.
     """
-    like = {name: t.detach() for name, t in mean(at).items()}
+    like = detached(mean(at))
     if variance is None:
         whiten, root = law.whitener(like), law.information_factor**0.5
         if root == 1:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exhume.bounds.fisher import MeanMap, images, pushforward
 from exhume.formula import formula
-from exhume.problem.tree import Tree, flatten, unflatten
+from exhume.problem.tree import Tree, detached, flatten, unflatten
 
 __all__ = ["Ellipse", "Unexplained", "unexplained_changes"]
 
@@ -189,7 +189,7 @@ def _measured(
     """Measure intervals by Gauss-Legendre quadrature, see above."""
     from numpy.polynomial.legendre import leggauss
 
-    like = {name: t.detach() for name, t in exact(paths[0].centre).items()}
+    like = detached(exact(paths[0].centre))
     observed = sum(t.numel() for t in like.values())
     together = max(1, _BYTES // (8 * observed * (_NODES + 4)))
     ellipses = [torch.stack(parts) for parts in zip(*paths, strict=True)]

@@ -18,7 +18,7 @@ from exhume.keys import fold
 from exhume.problem.bound import NotApplicable
 from exhume.problem.law import Law, TreeMap
 from exhume.problem.prior import Density
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 from exhume.problem.world import World
 
 __all__ = ["information_maps"]
@@ -66,7 +66,7 @@ def information_maps(
     induced = world.mechanism.induced(world.task, plans)
     law, targets = induced.law, world.batch.targets
     mean = mean_map(induced.task, induced.model, law, targets, mixed=True)
-    like = {name: t.detach() for name, t in mean(batches[0]).items()}
+    like = detached(mean(batches[0]))
     refusal = _refusal(law, like)
     if refusal is not None:
         return NotApplicable(refusal)

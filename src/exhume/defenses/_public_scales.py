@@ -17,7 +17,7 @@ from exhume.observations.gradient import Gradient
 from exhume.problem.batch import Batch
 from exhume.problem.sensitivity import squared_sensitivities
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, add, flatten, scale, unflatten
+from exhume.problem.tree import Tree, add, flatten, leaves, scale, unflatten
 
 __all__ = [
     "PRIVATE_SCALES",
@@ -193,7 +193,7 @@ def sampled_label_gradient(task: Task, batch: Batch, key: int) -> Tree:
         key: randomness of labels or signs.
     """
     source = generator(key, "sampled-labels")
-    parameters = {n: p.detach().requires_grad_() for n, p in task.parameters().items()}
+    parameters = leaves(task.parameters())
     outputs = task.predict(_inputs(task, batch), parameters)
     value = task.criterion.random_score(outputs, source)
     grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)

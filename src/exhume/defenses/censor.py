@@ -19,7 +19,7 @@ from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 
 __all__ = ["Censor", "NormAndAngle", "matched_norm", "orthogonal_part"]
 
@@ -199,9 +199,9 @@ class Censor(Defense):
         key: int,
     ) -> Plan:
         """Choose among the trials by the loss after the step, on the private batch."""
-        exact = {n: t.detach() for n, t in model.forward(task, candidate).items()}
+        exact = detached(model.forward(task, candidate))
         covered = {name: exact[name] for name in plan.covers}
-        weights = {name: p.detach() for name, p in task.parameters().items()}
+        weights = detached(task.parameters())
         best, least = 0, math.inf
         for trial in range(self.trials):
             seed = fold(key, "trial", trial)

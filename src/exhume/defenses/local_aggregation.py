@@ -18,7 +18,7 @@ from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, add, scale
+from exhume.problem.tree import Tree, add, detached, scale
 
 __all__ = ["LocalAggregation", "LocalSteps", "sgd_step"]
 
@@ -79,7 +79,7 @@ class LocalSteps(ObservationModel):
         return self.model.hidden(batch_size)
 
     def _unrolled(self, task: Task, candidate: Candidate, *, keep_graph: bool) -> Tree:
-        theta: Tree = {name: p.detach() for name, p in task.parameters().items()}
+        theta: Tree = detached(task.parameters())
         # The first step is taken at fixed weights, where F needs no unrolling.
         first = self.model.forward_func if keep_graph else self.model.forward
         gradient = first(task, candidate)
@@ -87,7 +87,7 @@ class LocalSteps(ObservationModel):
         for _ in range(self.steps - 1):
             theta = sgd_step(theta, gradient, self.rate)
             if not keep_graph:
-                theta = {name: p.detach() for name, p in theta.items()}
+                theta = detached(theta)
             gradient = self.model.forward_at(task, candidate, theta)
             total = add(total, gradient)
         return scale(1 / self.steps, total)

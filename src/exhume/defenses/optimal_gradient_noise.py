@@ -30,7 +30,7 @@ from exhume.problem.law import Law
 from exhume.problem.privacy import Guarantee
 from exhume.problem.sensitivity import squared_sensitivities
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, size
+from exhume.problem.tree import Tree, detached, size
 
 if TYPE_CHECKING:
     from exhume.problem.observation import Candidate, ObservationModel
@@ -224,7 +224,7 @@ class OptimalGradientNoise(Defense):
         if self.scale_source == "public" or not self.adds_noise:
             return plan
         variance = PrivateVariance(self, plan.covers)(task, model, candidate)
-        return replace(plan, arrays={n: v.detach() for n, v in variance.items()})
+        return replace(plan, arrays=detached(variance))
 
     def _release(self, covered: Tree, plan: Plan, key: int) -> Tree:
         if not self.adds_noise:

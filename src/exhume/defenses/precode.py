@@ -19,7 +19,7 @@ from exhume.problem.defense import Defense, Plan, Stage
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 
 __all__ = ["LatentSample", "Precode", "WithLatentNoise", "reparametrise"]
 
@@ -112,7 +112,7 @@ class WithLatentNoise(ObservationModel):
         return {name: values[name] for name in parameters}
 
     def _at_own_weights(self, task: Task, candidate: Candidate) -> Tree:
-        theta = {name: p.detach() for name, p in task.parameters().items()}
+        theta = detached(task.parameters())
         return self.forward_at(task, candidate, theta)
 
 

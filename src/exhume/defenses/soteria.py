@@ -18,7 +18,7 @@ from exhume.problem.law import KeepWhere, Law
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.privacy import Guarantee
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 
 __all__ = ["Soteria", "default_layer", "feature_sensitivity", "sensitivity_score"]
 
@@ -111,7 +111,7 @@ def _read_by(task: Task, layer: str, x: Tensor) -> Tensor:
 
     handle = task.model.get_submodule(layer).register_forward_pre_hook(hook)
     try:
-        task.predict(x, {n: p.detach() for n, p in task.parameters().items()})
+        task.predict(x, detached(task.parameters()))
     finally:
         handle.remove()
     if len(received) != 1 or received[0].dim() != 2:

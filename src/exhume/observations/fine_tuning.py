@@ -15,7 +15,7 @@ from exhume.observations.training import check_descent, check_not_negative, trai
 from exhume.problem.losses import signs
 from exhume.problem.observation import Candidate, ObservationKind, ObservationModel
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, subtract
+from exhume.problem.tree import Tree, detached, subtract
 
 __all__ = ["FineTuning", "kernel_regression", "regression_targets", "tangent_features"]
 
@@ -74,7 +74,7 @@ class FineTuning(ObservationModel):
             return self._closed_form(task, candidate)
         inputs, targets = candidate.inputs.detach(), candidate.targets.detach()
         targets = _trained_on(task, inputs, targets)
-        start = {name: p.detach() for name, p in task.parameters().items()}
+        start = detached(task.parameters())
         trained = train(
             task,
             Candidate(inputs, targets),
@@ -100,7 +100,7 @@ class FineTuning(ObservationModel):
         # In double precision: K is inverted, and the change is compared with its span.
         exact = task.to(torch.float64)
         inputs = candidate.inputs.to(torch.float64)
-        theta = {name: p.detach() for name, p in exact.parameters().items()}
+        theta = detached(exact.parameters())
         outputs = exact.predict(inputs, theta)
         wanted = regression_targets(candidate.targets, outputs)
         change = kernel_regression(
@@ -189,7 +189,7 @@ def flow_rate(task: Task, inputs: Tensor) -> float:
         task: with Θ_0.
         inputs: x, shape [B, *event].
     """
-    theta = {name: p.detach() for name, p in task.parameters().items()}
+    theta = detached(task.parameters())
 
     def outputs(point: Tree) -> Tensor:
         return task.predict(inputs, point)

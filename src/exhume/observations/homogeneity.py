@@ -13,6 +13,7 @@ from exhume.formula import formula
 from exhume.keys import generator
 from exhume.problem.event import EventSpec
 from exhume.problem.task import Task
+from exhume.problem.tree import detached
 
 __all__ = ["Homogeneity", "homogeneity", "homogeneity_order"]
 
@@ -86,7 +87,7 @@ def homogeneity(task: Task, spec: EventSpec) -> Homogeneity:
         spec: shape and range of an example, for the probes.
     """
     inputs = _probes(task, spec)
-    weights = {name: p.detach() for name, p in task.parameters().items()}
+    weights = detached(task.parameters())
     order = homogeneity_order(task, inputs, weights)
     if order is not None:
         text = f"The network is homogeneous of degree {order:.3g} in its weights."

@@ -11,7 +11,7 @@ from torch import Tensor
 from exhume.formula import formula
 from exhume.problem.losses import signs
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, flatten, scale, subtract
+from exhume.problem.tree import Tree, detached, flatten, leaves, scale, subtract
 
 __all__ = [
     "combination",
@@ -107,7 +107,7 @@ def combination(
         weights: Θ by name.
         soft: see :func:`pulled_outputs`.
     """
-    theta = {n: t.detach().requires_grad_() for n, t in weights.items()}
+    theta = leaves(weights)
     graph = inputs.requires_grad or multipliers.requires_grad
     with torch.enable_grad():
         pulled = pulled_outputs(task.predict(inputs, theta), targets, soft=soft)
@@ -137,7 +137,7 @@ def gradient_rows(
         weights: Θ by name.
         soft: see :func:`pulled_outputs`.
     """
-    theta = {n: t.detach().requires_grad_() for n, t in weights.items()}
+    theta = leaves(weights)
     rows = []
     with torch.enable_grad():
         outputs = task.predict(inputs.detach(), theta)
@@ -228,6 +228,6 @@ def decay_residual(
         weights: Θ by name.
         decay: ω > 0.
     """
-    theta = {name: t.detach() for name, t in weights.items()}
+    theta = detached(weights)
     gradient = task.gradient(inputs, targets, theta)
     return subtract(dict(weights), scale(-1 / decay, gradient))

@@ -13,7 +13,7 @@ from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.problem.observation import Candidate
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, norm
+from exhume.problem.tree import Tree, leaves, norm
 
 __all__ = [
     "Trained",
@@ -167,15 +167,13 @@ def stationarity(
 
 
 def _gradient(task: Task, candidate: Candidate, theta: Tree) -> tuple[float, Tree]:
-    leaves = {n: p.detach().requires_grad_() for n, p in theta.items()}
+    at = leaves(theta)
     with torch.enable_grad():
         value = task.loss_value(
-            candidate.inputs.detach(), candidate.targets.detach(), leaves
+            candidate.inputs.detach(), candidate.targets.detach(), at
         )
-        found = torch.autograd.grad(
-            value, list(leaves.values()), materialize_grads=True
-        )
-    return float(value.detach()), dict(zip(leaves, found, strict=True))
+        found = torch.autograd.grad(value, list(at.values()), materialize_grads=True)
+    return float(value.detach()), dict(zip(at, found, strict=True))
 
 
 def check_not_negative(**values: float) -> None:

@@ -17,7 +17,7 @@ from exhume.observations.gradient import Gradient
 from exhume.observations.local_training import Optimiser, OptimiserName, State
 from exhume.problem.observation import Candidate, ObservationKind, ObservationModel
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, subtract
+from exhume.problem.tree import Tree, detached, subtract
 
 __all__ = ["Update"]
 
@@ -184,7 +184,7 @@ class Update(ObservationModel):
 
     def forward_func(self, task: Task, candidate: Candidate) -> Tree:
         """Return Θ_T − Θ_0 (``torch.func`` route)."""
-        start = {name: p.detach() for name, p in task.parameters().items()}
+        start = detached(task.parameters())
         return self.forward_at(task, candidate, start)
 
     def forward_at(
@@ -251,4 +251,4 @@ def _moved(
     """Return Θ − η · direction; a step size of 1 where it is not known."""
     size = 1.0 if rate is None else rate
     moved = {name: p - size * direction[name] for name, p in theta.items()}
-    return moved if graph else {n: p.detach() for n, p in moved.items()}
+    return moved if graph else detached(moved)

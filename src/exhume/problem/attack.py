@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, ClassVar, Self, final
 
 from torch import Tensor
@@ -81,7 +82,7 @@ class Attack(Member, ABC):
             Inconsistent: the observation holds NaN or infinity, or its tensors are not
                 those of the model.
         """
-        for fact in sorted(self.needs, key=lambda f: f.name):
+        for fact in sorted(self.needs, key=attrgetter("name")):
             problem.require(fact)
         check_finite(problem.observed, what="the observation")
         if problem.task is not UNKNOWN:

@@ -118,14 +118,14 @@ class EventSpec(Member, metaclass=_ByKind):
         channels: int, height: int, width: int, low: float = 0.0, high: float = 1.0
     ) -> EventSpec:
         """Describe an image of shape [C, H, W] with values in [low, high]."""
-        return EventSpec.of("image", (channels, height, width), low, high)
+        return find("event", "image")((channels, height, width), low, high)
 
     @staticmethod
     def vector(
         dimension: int, low: float | None = None, high: float | None = None
     ) -> EventSpec:
         """Describe a plain vector of d numbers, unbounded unless a range is given."""
-        return EventSpec.of("vector", (dimension,), low, high)
+        return find("event", "vector")((dimension,), low, high)
 
     @property
     def kind(self) -> str:

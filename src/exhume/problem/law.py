@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exhume.errors import InvalidInput
 from exhume.problem.covariance import Covariance
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 
 if TYPE_CHECKING:
     from exhume.problem.observation import Candidate, ObservationModel
@@ -147,7 +147,7 @@ class Law:
         if self.variance_at is None or self.not_gaussian is not None:
             return dict(self.variance)
         own = self.variance_at(task, model, candidate)
-        return {**self.variance, **{n: v.detach() for n, v in own.items()}}
+        return {**self.variance, **detached(own)}
 
     def mean(self, update: Mapping[str, Tensor]) -> Tree:
         """Return h(update), the mean of the release, void coordinates set to 0."""

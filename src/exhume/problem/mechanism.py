@@ -18,7 +18,7 @@ from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.privacy import Guarantee
 from exhume.problem.release import Observation
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 from exhume.registry import registered_name
 
 __all__ = ["Induced", "Mechanism"]
@@ -246,7 +246,7 @@ class Mechanism:
         for part, secret in self._clients(task, batch, key):
             seen, model, _ = self._personalise(self.shaping, task, part, plans, secret)
             update = model.forward(seen, part)
-            updates.append({name: t.detach() for name, t in update.items()})
+            updates.append(detached(update))
         return tuple(updates)
 
     @property

@@ -16,7 +16,7 @@ from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree, dot, norm, scale, subtract
+from exhume.problem.tree import Tree, detached, dot, norm, scale, subtract
 
 __all__ = ["in_other_mode", "recomputation_findings"]
 
@@ -85,7 +85,7 @@ def recomputation_findings(problem: Problem, own: Batch) -> list[Finding]:
 def _forward(problem: Problem, task: Task, batch: Batch, law: Law) -> Tree:
     model = problem.require(Fact.LOCAL_SCHEDULE)
     exact = model.forward(task, Candidate(batch.inputs.to(task.dtype), batch.targets))
-    return law.mean({name: tensor.detach() for name, tensor in exact.items()})
+    return law.mean(detached(exact))
 
 
 def _variants(task: Task, own: Batch) -> Iterator[tuple[str, Task, Batch]]:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exhume.errors import InvalidInput
 from exhume.problem.losses import Loss, loss_named
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,7 +248,7 @@ class Task:
             parameters: other weights Θ, differentiable too; None for the task's own.
         """
         if parameters is None:
-            parameters = {name: p.detach() for name, p in self.parameters().items()}
+            parameters = detached(self.parameters())
         return torch.func.grad(lambda theta: self.loss_value(inputs, targets, theta))(
             dict(parameters)
         )
@@ -273,7 +273,7 @@ class Task:
         if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
             return {}
         with self._recorded_statistics() as statistics:
-            self.predict(inputs, {n: p.detach() for n, p in self.parameters().items()})
+            self.predict(inputs, detached(self.parameters()))
         return statistics
 
     @contextmanager

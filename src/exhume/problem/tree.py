@@ -14,8 +14,10 @@ __all__ = [
     "add",
     "check_finite",
     "check_same_layout",
+    "detached",
     "dot",
     "flatten",
+    "leaves",
     "norm",
     "scale",
     "size",
@@ -51,6 +53,16 @@ def norm(tree: Mapping[str, Tensor]) -> Tensor:
     return torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(t) for t in tree.values()])
     )
+
+
+def detached(tree: Mapping[str, Tensor]) -> Tree:
+    """Return a tree without its history: the same values, and no derivative."""
+    return {name: tensor.detach() for name, tensor in tree.items()}
+
+
+def leaves(tree: Mapping[str, Tensor]) -> Tree:
+    """Return a tree at which a derivative can be taken, by autograd."""
+    return {name: tensor.detach().requires_grad_() for name, tensor in tree.items()}
 
 
 def size(tree: Mapping[str, Tensor]) -> int:
@@ -103,12 +115,11 @@ def check_same_layout(
 
 def check_finite(tree: Mapping[str, Tensor], *, what: str) -> None:
     """Raise if a tensor holds NaN or infinity, naming each such tensor."""
-    bad = [
-        f"tensor {name!r}: {int((~torch.isfinite(t)).sum())} of {t.numel()} "
-        f"values are NaN or infinite"
-        for name, t in tree.items()
-        if not bool(torch.isfinite(t).all())
-    ]
+    bad = []
+    for name, t in tree.items():
+        if count := int((~torch.isfinite(t)).sum()):
+            values = f"{count} of {t.numel()} values are NaN or infinite"
+            bad.append(f"tensor {name!r}: {values}")
     if bad:
         msg = f"{what} is not finite"
         raise Inconsistent(msg, tuple(bad))

@@ -15,9 +15,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -117,8 +118,8 @@ def _sentence(error: BaseException) -> str:
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     """Return the versions of what computes."""
-    packages = {name: version(name) for name in ("exhume", "torch", "numpy")}
-    return {**packages, "python": platform.python_version()}
+    found = {"exhume": version("exhume"), "torch": version("torch")}
+    return {**found, "numpy": version("numpy"), "python": platform.python_version()}
 
 
 class Executor(Member, ABC):
@@ -175,7 +176,7 @@ def executor_named(name: str, workers: int = 0) -> Executor:
         UnknownName: no executor has the name.
     """
     cls = find("executor", name)
-    takes = {field.name for field in fields(cls)}
+    takes = signature(cls).parameters
     return cls(workers=workers) if "workers" in takes else cls()
 
 

@@ -230,7 +230,11 @@ def toml_value(value: Any, depth: int = 0) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        pairs = (f"{_key(k)} = {toml_value(v, depth + 1)}" for k, v in value.items())
+        pairs = []
+        for key, item in value.items():
+            bare = key.replace("_", "").replace("-", "").isalnum() and key.isascii()
+            name = key if bare else json.dumps(key)
+            pairs.append(f"{name} = {toml_value(item, depth + 1)}")
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list | tuple):
         items = [toml_value(item, depth + 1) for item in value]
@@ -243,11 +247,6 @@ def toml_value(value: Any, depth: int = 0) -> str:
     if value is None:
         return '"none"'
     return repr(value)
-
-
-def _key(key: str) -> str:
-    bare = key.replace("_", "").replace("-", "").isalnum() and key.isascii()
-    return key if bare else json.dumps(key)
 
 
 # --- folder --------------------------------------------------------------------------

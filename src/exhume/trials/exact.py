@@ -23,7 +23,7 @@ from exhume.config import build
 from exhume.errors import InvalidInput
 from exhume.files import read_header
 from exhume.problem.observation import Candidate, ObservationModel
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 from exhume.problem.world import World
 from exhume.runs.executor import Job, measured
 from exhume.runs.records import SettingSpec
@@ -265,4 +265,4 @@ def _compute(world: World, key: int) -> Exact:
         return Exact(clients, clients[0])
     own = Candidate(world.batch.inputs.to(task.dtype), world.batch.targets)
     whole = world.mechanism.observation.forward(task, own)
-    return Exact(clients, {name: tensor.detach() for name, tensor in whole.items()})
+    return Exact(clients, detached(whole))

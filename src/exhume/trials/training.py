@@ -14,7 +14,7 @@ from exhume.keys import fold, generator
 from exhume.problem.batch import Batch
 from exhume.problem.mechanism import Mechanism
 from exhume.problem.task import Task
-from exhume.problem.tree import Tree
+from exhume.problem.tree import Tree, detached
 
 __all__ = [
     "Optimiser",
@@ -196,7 +196,7 @@ def mean_loss(task: Task, batch: Batch, at_once: int = _AT_ONCE) -> float:
 
 
 def _frozen(task: Task) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in task.parameters().items()}
+    return detached(task.parameters())
 
 
 def _parts(
