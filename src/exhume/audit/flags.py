@@ -42,7 +42,7 @@ _CLEARLY_BELOW = 0.5
 #: the attack on noise whose scale depends on the private data
 _READS_SCALE = "covariance-aware"
 
-_Found = dict[str, list[Flag]]
+_Found = dict[str, tuple[Flag, ...]]
 
 
 def find_flags(results: Iterable[TrialResult]) -> dict[str, tuple[Flag, ...]]:
@@ -62,14 +62,14 @@ def find_flags(results: Iterable[TrialResult]) -> dict[str, tuple[Flag, ...]]:
     _settings(attacks, chance, found)
     _undefended(attacks, chance, found)
     _bounds(attacks, [r for r in done if is_error(r) and binds_every_attack(r)], found)
-    return {spec_id: tuple(flags) for spec_id, flags in found.items()}
+    return found
 
 
 def _raise(found: _Found, results: Iterable[TrialResult], flag: Flag) -> None:
     for result in results:
-        flags = found.setdefault(result.spec.id, [])
+        flags = found.get(result.spec.id, ())
         if flag not in flags:
-            flags.append(flag)
+            found[result.spec.id] = (*flags, flag)
 
 
 def _error(result: TrialResult) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -156,40 +157,42 @@ def expand(
     Raises:
         InvalidInput: every name or option that is wrong, in one message.
     """
+    from exhume.problem.losses import loss_named
+    from exhume.problem.threat import ThreatModel
+
     checked = Checked(recorded)
     data = [checked.options("data", d) for d in listed(settings.data)]
     stacks = [s for given in settings.defenses for s in _stacks(given, checked)]
     attacks = [checked.options("attack", a) for a in settings.attacks]
     bounds = [checked.options("bound", b) for b in settings.bounds]
-    metrics = tuple(checked.options("metric", m) for m in settings.metrics)
+    metrics = tuple([checked.options("metric", m) for m in settings.metrics])
     chance = [checked.options("attack", name) for name in BASELINES]
-    named = any(options.get("name") == _READS_SCALE for options in attacks)
+    # Where the noise itself tells, the attack that reads it is always tried.
+    private = [s for s in stacks if "private" in [o.get("scale_source") for o in s]]
+    named = _READS_SCALE in [options.get("name") for options in attacks]
     reads_scale = [] if named else [checked.options("attack", _READS_SCALE)]
     common = _common(settings, checked)
-    checked.run(lambda: _check_names(settings))
+    with checked.gathered():
+        ThreatModel(settings.threat)
+        loss_named(settings.loss)
     for stack in stacks:
         checked.order(common["observation"], stack)
     checked.report()
-
-    def specs(
-        kind: str, chosen: Iterable[Options], seeds: list[int], over: list[Any] = stacks
-    ) -> Any:
-        cells = itertools.product(seeds, data, chosen, over)
+    specs: dict[str, TrialSpec] = {}
+    for kind, chosen, over in (
+        ("attack", chance, stacks),
+        ("bound", bounds, stacks),
+        ("attack", attacks, stacks),
+        ("attack", reads_scale, private),
+    ):
+        cells = itertools.product(settings.seed_list, data, chosen, over)
         for seed, source, options, stack in cells:
             what = {"seed": seed, "data": source, "defenses": stack, kind: options}
             if kind == "attack":
                 what["metrics"] = metrics
-            yield TrialSpec(**common, **what)
-
-    seeds = settings.seed_list
-    ordered = itertools.chain(
-        specs("attack", chance, seeds),
-        specs("bound", bounds, seeds),
-        specs("attack", attacks, seeds),
-        # Where the noise itself tells, the attack that reads it is always tried.
-        specs("attack", reads_scale, seeds, [s for s in stacks if _private(s)]),
-    )
-    return list({spec.id: spec for spec in ordered}.values())
+            spec = TrialSpec(**common, **what)
+            specs[spec.id] = spec
+    return list(specs.values())
 
 
 def _common(settings: AuditSettings, checked: Checked) -> dict[str, Any]:
@@ -207,11 +210,6 @@ def _common(settings: AuditSettings, checked: Checked) -> dict[str, Any]:
         "threat": settings.threat,
         "public_examples": settings.public_examples,
     }
-
-
-def _private(stack: Iterable[Options]) -> bool:
-    """Say whether a defense takes its scales from the private batch."""
-    return any(options.get("scale_source") == "private" for options in stack)
 
 
 def listed(value: Sequence[Options | str] | Options | str) -> Sequence[Options | str]:
@@ -239,26 +237,24 @@ class Checked:
         """What is done for a dotted name."""
         return "import" if self.recorded is None else "loaded"
 
-    def run(self, check: Callable[[], Any]) -> Any:
-        """Return what ``check`` does; on failure keep the sentence, return None."""
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep the sentence of an error instead of raising it."""
         try:
-            return check()
+            yield
         except ExhumeError as error:
             self.problems.append(str(error))
-            return None
 
     def options(self, kind: str, given: Options | str) -> Options:
         """Return complete options in plain JSON types."""
         options = as_options(given)
-
-        def complete() -> Options:
+        full: Options = {}
+        with self.gathered():
             try:
-                return describe(build(kind, options, own=self.own))
+                full = describe(build(kind, options, own=self.own))
             except NotImported:
-                return self._as_recorded(kind, options)
-
-        full = self.run(complete)
-        return _plain({**(full or {}), **{"name": options.get("name")}})
+                full = self._as_recorded(kind, options)
+        return _plain({**full, "name": options.get("name")})
 
     def _as_recorded(self, kind: str, given: Options) -> Options:
         asked = _plain(given)
@@ -272,12 +268,12 @@ class Checked:
         """Keep the sentence if the defenses cannot follow each other."""
         from exhume.problem.mechanism import Mechanism
 
-        try:
+        # What does not build is said by `options`, or an own module of a stored run.
+        with suppress(ExhumeError):
             built = build("observation", observation, own=self.own)
-            defenses = tuple(build("defense", o, own=self.own) for o in stack)
-        except ExhumeError:
-            return  # said by `options`, or an own module of a stored run
-        self.run(lambda: Mechanism(built, defenses))
+            defenses = tuple([build("defense", o, own=self.own) for o in stack])
+            with self.gathered():
+                Mechanism(built, defenses)
 
     def report(self) -> None:
         """Raise every problem in one message, if there is any."""
@@ -295,14 +291,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _check_names(settings: AuditSettings) -> None:
-    from exhume.problem.losses import loss_named
-    from exhume.problem.threat import ThreatModel
-
-    ThreatModel(settings.threat)
-    loss_named(settings.loss)
 
 
 def _stacks(

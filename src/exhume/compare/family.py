@@ -103,7 +103,9 @@ def families(settings: CompareSettings, checked: Checked) -> list[Family]:
     found = []
     observation = as_options(settings.observation)
     for given in settings.defenses:
-        family = checked.run(lambda given=given: _family(given))
+        family = None
+        with checked.gathered():
+            family = _family(given)
         if family is None:
             continue
         for options in family.at(family.strongest):

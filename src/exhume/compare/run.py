@@ -131,8 +131,10 @@ def _prepared(
     checked = Checked(recorded)
     found = families(settings, checked)
     # An audit without defenses has everything else that there is to check.
-    checked.run(lambda: expand(attack_settings(settings, []), recorded=recorded))
-    checked.run(lambda: _check_utility(settings))
+    with checked.gathered():
+        expand(attack_settings(settings, []), recorded=recorded)
+    with checked.gathered():
+        _check_utility(settings)
     checked.report()
     common: dict[str, Any] = {
         name: getattr(settings, name)

@@ -49,8 +49,8 @@ def methods(results: Sequence[TrialResult]) -> list[Method]:
     """List every registered object that occurs, each once, sorted."""
     unique: dict[str, Method] = {}
     for result in results:
-        keys = (key.partition("(")[0] for key in result.scores)
-        scored: list[Method] = [("metric", {"name": name}) for name in keys]
+        names = [key.partition("(")[0] for key in result.scores]
+        scored: list[Method] = [("metric", {"name": name}) for name in names]
         for method in result.spec.objects() + scored:
             unique[json.dumps(method, sort_keys=True)] = method
     return [method for _, method in sorted(unique.items())]

@@ -225,9 +225,10 @@ def _defaults(name: str) -> dict[str, Any]:
 
     The file is parsed, not run: naming needs no torch.
     """
-    found = [entry.path for entry in entries("defense") if entry.name == name]
-    node = member_node("defense", found[0]) if found else None
-    usual = {}
+    node, usual = None, dict[str, Any]()
+    for entry in entries("defense"):
+        if entry.name == name:
+            node = member_node("defense", entry.path)
     for line in node.body if node else ():
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             with suppress(ValueError):

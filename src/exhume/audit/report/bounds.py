@@ -198,11 +198,10 @@ def _promise(
     if not accounts and floor is None:
         return None
     worst = worst_account(accounts)
-    guess = median(
-        float(r.arrays["prior_map"].mean(dtype=np.float64))
-        for r in scenario.results
-        if "prior_map" in r.arrays
-    )
+    priors = [
+        r.arrays["prior_map"] for r in scenario.results if "prior_map" in r.arrays
+    ]
+    guess = median([float(prior.mean(dtype=np.float64)) for prior in priors])
     mean = None if floor is None else floor.mean
     said, promised = _said(worst)
     return Promise(

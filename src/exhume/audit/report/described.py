@@ -117,8 +117,8 @@ def examples_of(results: Sequence[TrialResult]) -> tuple[str, bool]:
         grids of pixels.
     """
     known = [e for e in map(event_of, results) if e is not None]
-    nouns = {event.noun for event in known}
-    noun = nouns.pop() if len(nouns) == 1 else "example"
+    nouns = list(dict.fromkeys(event.noun for event in known))
+    noun = nouns[0] if len(nouns) == 1 else "example"
     return noun, any(event.grid is not None for event in known)
 
 

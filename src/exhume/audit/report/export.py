@@ -58,21 +58,20 @@ def to_json(
 
     Arrays stay in the run's store: the JSON holds their shapes.
     """
-    records = [_record(result, flags) for result in results]
+    records = []
+    for result in results:
+        values = {f.name: getattr(result, f.name) for f in fields(result)}
+        values["spec"] = asdict(result.spec)
+        values["arrays"] = {name: list(a.shape) for name, a in result.arrays.items()}
+        record = {
+            "id": result.spec.id,
+            "setting": result.spec.setting,
+            "defense": defense_label(result.spec.defenses),
+            **values,
+            "flags": [asdict(flag) for flag in flags.get(result.spec.id, ())],
+        }
+        records.append(record)
     return dumps({"settings": asdict(settings), "results": records})
-
-
-def _record(result: TrialResult, flags: Flags) -> dict[str, Any]:
-    values = {f.name: getattr(result, f.name) for f in fields(result)}
-    values["spec"] = asdict(result.spec)
-    values["arrays"] = {name: list(a.shape) for name, a in result.arrays.items()}
-    return {
-        "id": result.spec.id,
-        "setting": result.spec.setting,
-        "defense": defense_label(result.spec.defenses),
-        **values,
-        "flags": [asdict(flag) for flag in flags.get(result.spec.id, ())],
-    }
 
 
 def to_csv(results: Sequence[TrialResult], flags: Flags) -> str:

@@ -60,6 +60,7 @@ class Scenario:
         name: of the data, e.g. "faces".
         spec: one of the specs, for what they share.
         results: every trial.
+        headline: the metric that ranks attacks, smaller for better ones.
         trials: (defense label, attack or bound label) → results by seed.
         contenders: labels of the attacks that are no chance level.
         baselines: labels of the chance levels.
@@ -71,6 +72,7 @@ class Scenario:
     name: str
     spec: TrialSpec
     results: tuple[TrialResult, ...]
+    headline: str
     trials: dict[tuple[str, str], list[TrialResult]]
     contenders: tuple[str, ...]
     baselines: tuple[str, ...]
@@ -82,11 +84,6 @@ class Scenario:
     def attacks(self) -> tuple[str, ...]:
         """Labels of all attacks, chance levels last."""
         return self.contenders + self.baselines
-
-    @property
-    def headline(self) -> str:
-        """The metric that ranks attacks, smaller for better ones."""
-        return headline(self.results)
 
     def done(self, defense: Defended, name: str) -> list[TrialResult]:
         """Return the finished trials of one attack or bound under one defense."""
@@ -224,6 +221,7 @@ def _scenario(
         name=names["data"][_canonical(group[0].spec.data)],
         spec=group[0].spec,
         results=tuple(by_seed),
+        headline=headline(by_seed),
         trials=trials,
         contenders=tuple(label for _, label in ranked if label not in baselines),
         baselines=tuple(label for _, label in ranked if label in baselines),

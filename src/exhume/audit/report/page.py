@@ -286,7 +286,7 @@ def cost_rows(listed: Sequence[Scenario]) -> list[CostRow]:
 def facts(scenario: Scenario) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Tabulate the numbers about each setting: their names, and medians by defense."""
     told = {name for r in scenario.results for name in r.facts}
-    names = sorted(name for name in told if not name.startswith(_OF_ATTACKS))
+    names = sorted([name for name in told if not name.startswith(_OF_ATTACKS)])
     rows = []
     for defense in scenario.defenses:
         cells = [r for (d, _), r in scenario.trials.items() if d == defense.label]

@@ -92,18 +92,18 @@ def _result_row(
 ) -> ResultRow:
     tried = scenario.trials[defense.label, attack]
     done = scenario.done(defense, attack)
-    ended = [r.outcome[1] if r.outcome else r.reason or r.status for r in tried]
+    ended = sorted(r.outcome[1] if r.outcome else r.reason or r.status for r in tried)
     return ResultRow(
         defense=defense.label,
         place=scenario.defenses.index(defense),
         attack=attack,
         baseline=attack in scenario.baselines,
         adaptive=bool(done) and all(r.adaptive for r in done),
-        trials=str(sum([max(map(len, r.scores.values()), default=0) for r in done])),
+        trials=str(sum(max(map(len, r.scores.values()), default=0) for r in done)),
         scores=tuple(_scored(done, metric) for metric in metrics),
         objective=_number(r.objective for r in done),
         at_truth=_number(r.objective_at_truth for r in done),
-        outcomes=tuple(Counter(sorted(ended)).most_common()),
+        outcomes=tuple(Counter(ended).most_common()),
         notes=tuple(dict.fromkeys(note for r in done for note in r.notes)),
         cpu=_number((r.cost.get("cpu_seconds") for r in done), 2),
         evaluations=_number(r.cost.get("evaluations") for r in done),
@@ -140,11 +140,12 @@ def _chips(results: Sequence[TrialResult], flags: Flags) -> tuple[Chip, ...]:
     for result in results:
         for flag in flags.get(result.spec.id, ()):
             kinds.setdefault(flag.kind, []).append(flag)
-    ranked = sorted(
-        (SEVERITIES.index(g[0].severity), kind) for kind, g in kinds.items()
-    )
-    groups = [kinds[kind] for _, kind in ranked]
-    return tuple(Chip(g[0].kind, g[0].severity, len(g), g[0].sentence) for g in groups)
+    ranked = sorted([(SEVERITIES.index(g[0].severity), k) for k, g in kinds.items()])
+    chips = []
+    for _, kind in ranked:
+        first = kinds[kind][0]
+        chips.append(Chip(kind, first.severity, len(kinds[kind]), first.sentence))
+    return tuple(chips)
 
 
 #: attack or bound → defense → trials
@@ -168,22 +169,18 @@ def flag_groups(listed: Sequence[Scenario], flags: Flags) -> list[FlagGroup]:
     for scenario in listed:
         prefix = f"{scenario.name}, " if len(listed) > 1 else ""
         for (defense, name), results in scenario.trials.items():
-            for flag in (f for r in results for f in flags.get(r.spec.id, ())):
-                rank = SEVERITIES.index(flag.severity), flag.kind
-                raised[rank] += 1
-                places = kinds.setdefault(rank, {}).setdefault(flag.sentence, {})
-                places.setdefault(prefix + name, Counter())[defense] += 1
-    return [
-        FlagGroup(
-            rank[1],
-            SEVERITIES[rank[0]],
-            raised[rank],
-            tuple(
-                (sentence, _where(places)) for sentence, places in kinds[rank].items()
-            ),
-        )
-        for rank in sorted(kinds)
-    ]
+            for result in results:
+                for flag in flags.get(result.spec.id, ()):
+                    rank = SEVERITIES.index(flag.severity), flag.kind
+                    raised[rank] += 1
+                    places = kinds.setdefault(rank, {}).setdefault(flag.sentence, {})
+                    places.setdefault(prefix + name, Counter())[defense] += 1
+    groups = []
+    for rank in sorted(kinds):
+        told = [(sentence, _where(places)) for sentence, places in kinds[rank].items()]
+        severity, kind = SEVERITIES[rank[0]], rank[1]
+        groups.append(FlagGroup(kind, severity, raised[rank], tuple(told)))
+    return groups
 
 
 def _where(places: _Places) -> tuple[str, ...]:

@@ -89,15 +89,13 @@ def findings(scenario: Scenario) -> list[Finding]:
 
 def _finding(scenario: Scenario, defense: Defended) -> Finding:
     metric = scenario.headline
-    best = _least({a: scenario.done(defense, a) for a in scenario.contenders}, metric)
+    attacks = [(name, scenario.done(defense, name)) for name in scenario.contenders]
+    best = _least(attacks, metric)
     if best is None:
         return Finding(defense)
     error, attack, results = best
-    seeds = [r.spec.seed for r in results]
-    guess = _least(
-        {b: scenario.chance(b, defense, seeds) for b in sorted(scenario.baselines)},
-        metric,
-    )
+    seeds, names = [r.spec.seed for r in results], sorted(scenario.baselines)
+    guess = _least([(b, scenario.chance(b, defense, seeds)) for b in names], metric)
     reached = _in_words(results, metric)
     if guess is None:
         return Finding(defense, attack, error, reached, level="leak")
@@ -110,11 +108,11 @@ def _finding(scenario: Scenario, defense: Defended) -> Finding:
 
 
 def _least(
-    candidates: Mapping[str, list[TrialResult]], metric: str
+    candidates: Sequence[tuple[str, list[TrialResult]]], metric: str
 ) -> tuple[float, str, list[TrialResult]] | None:
     ranked = [
         (error, name, results)
-        for name, results in candidates.items()
+        for name, results in candidates
         if (error := median(values(results, metric))) is not None
     ]
     return min(ranked, key=itemgetter(0), default=None)
