@@ -9,7 +9,7 @@ from torch import nn
 
 from exhume import EventSpec, Task
 from exhume.config import build, describe
-from exhume.errors import InvalidInput
+from exhume.errors import InvalidInput, NotImported, UnknownName
 from exhume.keys import generator
 from exhume.models._activations import ACTIVATIONS, quadratic_cubic
 from exhume.models._init import default_bound, fresh
@@ -281,3 +281,41 @@ def test_any_layer_of_pytorch_has_its_own_initialisation(layer):
     assert {n: v.shape for n, v in plain.state_dict().items()} == {
         n: v.shape for n, v in one.state_dict().items()
     }
+
+
+def test_a_function_of_one_s_own_is_a_model_that_draws_by_the_key():
+    source = build("model", "audit_lab.nets:build")
+    assert describe(source) == {"name": "audit_lab.nets:build"}
+    before = torch.get_rng_state()
+    spec = EventSpec.vector(64)
+    one, same, other = (source.build(spec, 10, key)[1].weight for key in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "sentence"),
+    [
+        ("model", "audit_lab.nets:missing", "has no function 'missing'"),
+        ("model", "audit_lab.nets:WIDTH", "has no function 'WIDTH'"),
+        ("model", "no_such_lab:build", "'no_such_lab' cannot be imported"),
+        ("attack", "audit_lab.nets:build", "an own attack is a class"),
+    ],
+)
+def test_what_is_no_function_of_a_model_is_refused(kind, name, sentence):
+    with pytest.raises(UnknownName, match=sentence):
+        find(kind, name)
+
+
+def test_a_function_that_returns_no_network_is_told():
+    source = build("model", "audit_lab.nets:forgotten")
+    with pytest.raises(InvalidInput, match=r"returned NoneType; .*torch\.nn\.Module"):
+        source.build(EventSpec.vector(64), 10, key=0)
+
+
+def test_no_file_has_a_function_imported():
+    name = "audit_lab.never_imported:build"
+    for own in ("loaded", "refused"):
+        with pytest.raises(NotImported):
+            build("model", name, own=own)

@@ -2,7 +2,8 @@
 
 ``attacks/gauss_newton.py`` is the attack ``gauss-newton``. Names are read from the
 folders, so listing them imports nothing. A module holds exactly one public class of its
-kind; a name with a dot (``my_lab.my_attack``) is a module of the user's own.
+kind; a name with a dot (``my_lab.my_attack``) is a module of the user's own, and one
+with a colon (``my_lab.nets:build``) a function in it, where the kind takes functions.
 
 A distribution that is installed beside exhume adds names: a package that it names as an
 entry point of the group ``exhume`` has the same folders (``my_lab/attacks/mine.py`` is
@@ -235,21 +236,25 @@ def find(kind: str, name: str, *, own: OwnModules = "import") -> type[Any]:
 
     Args:
         kind: one of ``KINDS``.
-        name: a registered name, or ``package.module`` of the user's own.
-        own: what is done for a dotted name, unless :func:`own_modules` is stricter.
+        name: a registered name, or ``package.module`` of the user's own, or
+            ``module:function`` for a model.
+        own: what is done for a module of the user's own, unless :func:`own_modules` is
+            stricter.
 
     Raises:
         UnknownName: no such name; the message lists the nearest ones.
-        NotImported: a dotted name, and ``own`` forbids to import it.
+        NotImported: a module of the user's own that ``own`` forbids to import.
     """
     _, base_module, base_name = KINDS[_known(kind)]
+    base = getattr(importlib.import_module(base_module), base_name)
+    if ":" in name:
+        return _class_of_function(kind, base, name, _stricter(own))
     if "." in name:
         module = _own_module(kind, name, _stricter(own))
     elif name in (files := _files(kind)):
         module = importlib.import_module(files[name][0])
     else:
         raise UnknownName(did_you_mean(kind, name, sorted(files)))
-    base = getattr(importlib.import_module(base_module), base_name)
     members = [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
@@ -265,6 +270,24 @@ def find(kind: str, name: str, *, own: OwnModules = "import") -> type[Any]:
         )
         raise UnknownName(msg)
     return members[0]
+
+
+def _class_of_function(
+    kind: str, base: type[Any], name: str, rule: OwnModules
+) -> type[Any]:
+    """Return the class that stands for a function of the user's own."""
+    module, _, function = name.partition(":")
+    if not hasattr(base, "of_function"):
+        msg = (
+            f"{shown(name)} is a function; an own {kind} is a class, named by the "
+            f"dotted path of its module"
+        )
+        raise UnknownName(msg)
+    found = getattr(_own_module(kind, module, rule), function, None)
+    if not callable(found):
+        msg = f"the module {shown(module)} has no function {shown(function)}"
+        raise UnknownName(msg)
+    return base.of_function(name, found)
 
 
 def _own_module(kind: str, name: str, rule: OwnModules) -> ModuleType:
@@ -321,8 +344,10 @@ def registered_name(cls: type[Any]) -> str:
     """Return the name under which a class is found.
 
     It is that of its file with hyphens, or the dotted path of a module that lies in no
-    folder of the registry.
+    folder of the registry, or ``module:function``.
     """
+    if function := getattr(cls, "function_name", ""):
+        return function
     package, _, stem = cls.__module__.rpartition(".")
     home, _, room = package.rpartition(".")
     ours = {package for package, _, _ in KINDS.values()}

@@ -40,7 +40,7 @@ class AuditSettings(RunSettings):
     Attributes:
         title: of the report.
         data: one data source, or several.
-        model: the network.
+        model: the network; ``module:function`` for one of your own.
         attacks: attacks to run; the baselines are always added.
         defenses: stacks of defenses; a stack is a list, ``[]`` is no defense, and a
             defense that stands alone needs no list.

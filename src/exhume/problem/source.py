@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import nn
 
+from exhume.errors import InvalidInput
 from exhume.member import Member
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
@@ -62,6 +66,43 @@ class ModelSource(Member, ABC):
             classes: number K of outputs.
             key: randomness of the weights; nothing seeds globally.
         """
+
+    @classmethod
+    def of_function(cls, name: str, function: Callable[[], Any]) -> type[ModelSource]:
+        """Return the source of what a function of the user's own makes.
+
+        Args:
+            name: ``module:function``.
+            function: without arguments; returns a network.
+        """
+        attributes = {"function_name": name, "function": staticmethod(function)}
+        return type("FunctionSource", (_FunctionSource,), attributes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FunctionSource(ModelSource):
+    """A function that returns a network."""
+
+    function_name: ClassVar[str]
+    function: ClassVar[Callable[[], Any]]
+
+    def build(self, spec: EventSpec, classes: int, key: int) -> nn.Module:
+        """Return what the function makes; PyTorch's layers draw by the key.
+
+        Raises:
+            InvalidInput: it is no network.
+        """
+        del spec, classes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key)  # noqa: TID251 - forgotten when the fork ends
+            made = self.function()
+        if not isinstance(made, nn.Module):
+            msg = (
+                f"the model {self.function_name!r} returned {type(made).__name__}; "
+                f"expected a torch.nn.Module"
+            )
+            raise InvalidInput(msg)
+        return made
 
 
 class RelaxationSource(Member, ABC):
