@@ -16,7 +16,7 @@ from exhume.attacks.dlg import DeepLeakage
 from exhume.attacks.engine.discrepancy import (
     make_discrepancy,
 )
-from exhume.attacks.engine.smoothness import mean_total_variation
+from exhume.attacks.engine.objective import mean_total_variation
 from exhume.attacks.gradinversion import GradInversion
 from exhume.attacks.idlg import ImprovedDeepLeakage
 from exhume.attacks.inverting_gradients import InvertingGradients

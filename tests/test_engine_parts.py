@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_worlds import make_problem, make_world, network, tree
+from exhume.attacks.engine.adam import cosine_decay, step_decay
 from exhume.attacks.engine.discrepancy import (
     absolute_deviation,
     cosine_distance,
@@ -26,9 +27,7 @@ from exhume.attacks.engine.group import (
     match_order,
     translation,
 )
-from exhume.attacks.engine.schedule import cosine_decay, step_decay
 from exhume.attacks.engine.start import _in_order, initial, initial_with_note
-from exhume.attacks.relaxations.units import standard_units
 from exhume.errors import InvalidInput, MissingKnowledge
 from exhume.keys import generator
 from exhume.problem.batch import Batch
@@ -36,6 +35,7 @@ from exhume.problem.event import EventSpec
 from exhume.problem.knowledge import UNKNOWN
 from exhume.problem.law import Law
 from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
+from exhume.problem.relaxation import Units
 from exhume.problem.task import Normalisation, Task
 from exhume.problem.tree import scale
 
@@ -99,10 +99,10 @@ def test_learning_rates_follow_the_published_schedules():
 
 def test_standard_units_are_the_models_or_a_quarter_of_the_range():
     spec = EventSpec.image(3, 4, 4)
-    plain = standard_units(Task(network(spec)), spec)
+    plain = Units.standard(Task(network(spec)), spec)
     assert (float(plain.centre), float(plain.scale)) == (0.5, 0.25)
     normalise = Normalisation((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
-    own = standard_units(Task(network(spec), normalise=normalise), spec)
+    own = Units.standard(Task(network(spec), normalise=normalise), spec)
     x = torch.rand(2, 3, 4, 4, generator=generator(0))
     assert torch.allclose(own.from_data(x), normalise(x))
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import exhume
-from exhume.attacks.engine.conjugate_gradient import conjugate_gradient
-from exhume.attacks.engine.levenberg_marquardt import Limits, levenberg_marquardt
+from exhume.attacks.engine.levenberg_marquardt import (
+    Limits,
+    conjugate_gradient,
+    levenberg_marquardt,
+)
 from exhume.attacks.engine.map_residual import (
     map_objective,
     profile_objective,

@@ -17,7 +17,7 @@ import torch
 import exhume
 from conformance.test_members import global_state
 from exhume import Batch, Mechanism, Task, ThreatModel, World, registry
-from exhume.attacks.engine.smoothness import EuclideanNorm
+from exhume.attacks.engine.objective import EuclideanNorm
 from exhume.audit.settings import AuditSettings, expand
 from exhume.config import build
 from exhume.keys import generator

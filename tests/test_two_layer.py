@@ -33,7 +33,6 @@ from exhume.attacks.two_layer.features import recover_features
 from exhume.attacks.two_layer.fit import Neurons, misfit, predicted, residuals
 from exhume.attacks.two_layer.implied import implied_targets
 from exhume.attacks.two_layer.joint_signs import joint_signs
-from exhume.attacks.two_layer.lengths import bias_factors, consistent_norms
 from exhume.attacks.two_layer.locate import locate
 from exhume.attacks.two_layer.moments import (
     first_moment,
@@ -47,7 +46,7 @@ from exhume.attacks.two_layer.moments import (
 from exhume.attacks.two_layer.polish import gauss_newton_step
 from exhume.attacks.two_layer.recovery import TwoLayerView, recover_inputs
 from exhume.attacks.two_layer.search import span_confidence
-from exhume.attacks.two_layer.signs import softmax_sign
+from exhume.attacks.two_layer.signs import bias_factors, consistent_norms, softmax_sign
 from exhume.attacks.two_layer.subspace import noise_threshold, row_subspace
 from exhume.attacks.two_layer.totals import residual_total, signs_of_total
 from exhume.errors import Inconsistent, InvalidInput

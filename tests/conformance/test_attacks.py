@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import exhume
-from exhume.attacks.engine.matching_attack import MatchingAttack
+from exhume.attacks.engine.driver import MatchingAttack
 from exhume.attacks.prior_mean import PriorMean
 from exhume.errors import Inconsistent, MissingKnowledge
 from exhume.problem.knowledge import UNKNOWN, Problem

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.centre import centre, placeholder_targets
 from exhume.attacks.engine.labels import LabelStrategy, label_note, recover_labels
 from exhume.attacks.engine.linear_inversion import (
     class_split,
@@ -23,6 +22,7 @@ from exhume.attacks.engine.linear_layer import (
     scale_is_unknown,
 )
 from exhume.attacks.engine.peeling import peel
+from exhume.attacks.engine.start import centre, placeholder_targets
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.problem.attack import Attack

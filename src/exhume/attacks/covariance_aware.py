@@ -8,21 +8,19 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.centre import centre
-from exhume.attacks.engine.driver import check_options
 from exhume.attacks.engine.levenberg_marquardt import (
     Descent,
     Limits,
     levenberg_marquardt,
 )
 from exhume.attacks.engine.map_residual import release_weights
-from exhume.attacks.engine.start import drawn_variable, initial
+from exhume.attacks.engine.start import centre, drawn_variable, initial
 from exhume.attacks.engine.variance_residual import VarianceResidual
 from exhume.attacks.relaxations.identity import InUnits
 from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
 from exhume.config import chosen
 from exhume.keys import fold, generator
-from exhume.problem.attack import Attack
+from exhume.problem.attack import Attack, check_options
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import Candidate
 from exhume.problem.reconstruction import (

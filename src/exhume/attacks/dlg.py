@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from exhume.attacks.engine.driver import Design, Limits, check_options
+from exhume.attacks.engine.driver import Design, Limits, MatchingAttack
 from exhume.attacks.engine.lbfgs import LBFGS
-from exhume.attacks.engine.matching_attack import MatchingAttack
 from exhume.attacks.engine.objective import make_objective
 from exhume.attacks.engine.start import StartKind
 from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
 from exhume.config import chosen
+from exhume.problem.attack import check_options
 from exhume.problem.knowledge import Problem
 from exhume.problem.relaxation import Units
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from exhume.attacks.engine.adam import Adam
-from exhume.attacks.engine.driver import Design, Limits, check_options
+from exhume.attacks.engine.driver import Design, Limits, MatchingAttack
 from exhume.attacks.engine.epochs import (
     Invariant,
     OrderInvariance,
@@ -23,13 +23,10 @@ from exhume.attacks.engine.local_steps import (
     local_steps,
     schedule_notes,
 )
-from exhume.attacks.engine.matching_attack import MatchingAttack
-from exhume.attacks.engine.objective import make_objective
+from exhume.attacks.engine.objective import make_objective, mean_total_variation
 from exhume.attacks.engine.restart import Restart
 from exhume.attacks.engine.rounds import not_lost
-from exhume.attacks.engine.smoothness import mean_total_variation
 from exhume.attacks.engine.start import StartKind, drawn_variable
-from exhume.attacks.relaxations.units import standard_units
 from exhume.attacks.unknowns import (
     InferredLabels,
     RelaxationChoice,
@@ -40,6 +37,7 @@ from exhume.attacks.unknowns import (
 from exhume.config import chosen
 from exhume.keys import generator
 from exhume.observations.update import Update
+from exhume.problem.attack import check_options
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.prior import Density
 from exhume.problem.reconstruction import (
@@ -48,6 +46,7 @@ from exhume.problem.reconstruction import (
     Stopwatch,
     TracePoint,
 )
+from exhume.problem.relaxation import Units
 
 __all__ = ["FedavgEpochs"]
 
@@ -141,7 +140,7 @@ class FedavgEpochs(MatchingAttack):
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
-        units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
+        units = Units.standard(problem.require(Fact.WEIGHTS), problem.spec)
         size: int = problem.require(Fact.BATCH_SIZE)
         smooth, notes = mean_total_variation(problem, self.total_variation)
         priors = (*(PerCopy(of=p, size=size) for p in smooth), *self._tie(problem))

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.driver import check_options
 from exhume.attacks.engine.levenberg_marquardt import (
     Descent,
     Limits,
@@ -22,7 +21,7 @@ from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
 from exhume.config import chosen
 from exhume.errors import InvalidInput
 from exhume.keys import generator
-from exhume.problem.attack import Attack
+from exhume.problem.attack import Attack, check_options
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.law import Law
 from exhume.problem.observation import Candidate, ObservationKind

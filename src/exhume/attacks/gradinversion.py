@@ -10,18 +10,22 @@ from exhume.attacks.engine.driver import (
     Design,
     Group,
     Limits,
-    check_options,
+    MatchingAttack,
 )
-from exhume.attacks.engine.matching_attack import MatchingAttack
-from exhume.attacks.engine.objective import Objective, make_objective
-from exhume.attacks.engine.smoothness import EuclideanNorm, mean_total_variation
+from exhume.attacks.engine.objective import (
+    EuclideanNorm,
+    Objective,
+    make_objective,
+    mean_total_variation,
+)
 from exhume.attacks.engine.start import StartKind
-from exhume.attacks.relaxations.units import standard_units
 from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
 from exhume.config import chosen
 from exhume.priors.batch_norm_statistics import BatchNormStatisticsDensity
+from exhume.problem.attack import check_options
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.prior import Density
+from exhume.problem.relaxation import Units
 
 __all__ = ["GradInversion"]
 
@@ -139,7 +143,7 @@ class GradInversion(MatchingAttack):
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
-        units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
+        units = Units.standard(problem.require(Fact.WEIGHTS), problem.spec)
         aligned = self.align and problem.spec.grid is not None
         return Design(
             objective=self._objective(problem),
@@ -175,7 +179,7 @@ class GradInversion(MatchingAttack):
     def _norm(self, problem: Problem) -> tuple[Density, ...]:
         if self.euclidean_norm == 0:
             return ()
-        units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
+        units = Units.standard(problem.require(Fact.WEIGHTS), problem.spec)
         return (EuclideanNorm(self.euclidean_norm, units),)
 
     def _statistics(self, problem: Problem) -> tuple[Density, ...]:

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
-from exhume.attacks.engine.driver import Design, Limits, check_options
-from exhume.attacks.engine.matching_attack import MatchingAttack
-from exhume.attacks.engine.objective import make_objective
-from exhume.attacks.engine.smoothness import mean_total_variation
+from exhume.attacks.engine.driver import Design, Limits, MatchingAttack
+from exhume.attacks.engine.objective import make_objective, mean_total_variation
 from exhume.attacks.engine.start import StartKind
-from exhume.attacks.relaxations.units import standard_units
 from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
 from exhume.config import chosen
+from exhume.problem.attack import check_options
 from exhume.problem.knowledge import Fact, Problem
+from exhume.problem.relaxation import Units
 
 __all__ = ["InvertingGradients"]
 
@@ -98,7 +97,7 @@ class InvertingGradients(MatchingAttack):
 
     def design(self, problem: Problem) -> Design:
         """Return the parts of the attack for a problem."""
-        units = standard_units(problem.require(Fact.WEIGHTS), problem.spec)
+        units = Units.standard(problem.require(Fact.WEIGHTS), problem.spec)
         priors, notes = mean_total_variation(problem, self.total_variation)
         return Design(
             objective=make_objective(problem, "cosine", priors=priors),

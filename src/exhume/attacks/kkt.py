@@ -9,16 +9,15 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.centre import centre, placeholder_targets
-from exhume.attacks.engine.driver import check_options
+from exhume.attacks.engine.start import centre, placeholder_targets
 from exhume.attacks.unknowns import RelaxationChoice
 from exhume.attacks.weights.answer import (
     choose,
+    diagnosis,
     pool_candidates,
     raw_candidates,
 )
 from exhume.attacks.weights.descent import Cloud, Solver, StepRule, descend, start
-from exhume.attacks.weights.diagnosis import diagnosis
 from exhume.attacks.weights.setting import (
     MisfitName,
     Setting,
@@ -28,7 +27,7 @@ from exhume.attacks.weights.setting import (
 )
 from exhume.config import chosen
 from exhume.keys import generator
-from exhume.problem.attack import Attack
+from exhume.problem.attack import Attack, check_options
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from exhume.attacks.engine.centre import centre, placeholder_targets
+from exhume.attacks.engine.start import centre, placeholder_targets
 from exhume.problem.attack import Attack
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.observation import ObservationKind

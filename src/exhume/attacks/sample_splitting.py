@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from exhume.attacks.engine.driver import check_options
 from exhume.attacks.kkt import Kkt, finish
 from exhume.attacks.subspace import Subspace
 from exhume.attacks.tangent_kernel import TangentKernel
@@ -20,7 +19,7 @@ from exhume.attacks.weights.splitting import split, splits_of
 from exhume.config import build, chosen
 from exhume.errors import InvalidInput, Unsuited
 from exhume.keys import generator
-from exhume.problem.attack import Attack
+from exhume.problem.attack import Attack, check_options
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.observation import ObservationKind, ObservationModel
 from exhume.problem.reconstruction import (

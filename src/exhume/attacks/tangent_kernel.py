@@ -9,13 +9,12 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.centre import centre, placeholder_targets
-from exhume.attacks.engine.driver import check_options
 from exhume.attacks.engine.projection_descent import (
     POLISH_RIDGE,
     ProjectionDescent,
     explain,
 )
+from exhume.attacks.engine.start import centre, placeholder_targets
 from exhume.attacks.engine.tangent_notes import agreement, tangent_notes
 from exhume.attacks.engine.tangent_splitting import split_apart
 from exhume.attacks.engine.tangent_view import TangentView, tangent_view
@@ -23,7 +22,7 @@ from exhume.attacks.unknowns import RelaxationChoice, Unknowns, fit_relaxation
 from exhume.config import chosen
 from exhume.errors import InvalidInput
 from exhume.keys import generator
-from exhume.problem.attack import Attack
+from exhume.problem.attack import Attack, check_options
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import (

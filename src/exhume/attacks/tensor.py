@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from exhume.attacks.engine.centre import centre, placeholder_targets
+from exhume.attacks.engine.start import centre, placeholder_targets
 from exhume.attacks.two_layer.features import Features, recover_features
 from exhume.attacks.two_layer.recovery import Source, SubspaceKind
 from exhume.errors import InvalidInput

@@ -169,8 +169,8 @@ def expand(
     chance = [checked.options("attack", name) for name in BASELINES]
     # Where the noise itself tells, the attack that reads it is always tried.
     private = [s for s in stacks if "private" in [o.get("scale_source") for o in s]]
-    named = _READS_SCALE in [options.get("name") for options in attacks]
-    reads_scale = [] if named else [checked.options("attack", _READS_SCALE)]
+    wanted = private and _READS_SCALE not in [o.get("name") for o in attacks]
+    reads_scale = [checked.options("attack", _READS_SCALE)] if wanted else []
     common = _common(settings, checked)
     with checked.gathered():
         ThreatModel(settings.threat)

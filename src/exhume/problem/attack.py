@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,14 +11,14 @@ from typing import Any, ClassVar, Self, final
 
 from torch import Tensor
 
-from exhume.errors import Unsuited
+from exhume.errors import InvalidInput, Unsuited
 from exhume.member import Member
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import ObservationKind
 from exhume.problem.reconstruction import Reconstruction
 from exhume.problem.tree import check_finite, check_same_layout
 
-__all__ = ["Attack"]
+__all__ = ["Attack", "check_options"]
 
 _KINDS: dict[ObservationKind, str] = {
     "gradient": "a gradient",
@@ -135,3 +136,28 @@ class Attack(Member, ABC):
         """
         del problem, inputs, targets
         return None
+
+
+def check_options(
+    *,
+    at_least_one: Mapping[str, int],
+    positive: Mapping[str, float | None],
+    not_negative: Mapping[str, float] | None = None,
+) -> None:
+    """Raise unless every option is in its range (None stands for no limit).
+
+    Raises:
+        InvalidInput: names the option, its value and what was expected.
+    """
+    for name, count in at_least_one.items():
+        if count < 1:
+            msg = f"{name} is {count}; it must be at least 1"
+            raise InvalidInput(msg)
+    for name, number in positive.items():
+        if number is not None and not 0 < number < math.inf:
+            msg = f"{name} is {number}; it must be a positive number"
+            raise InvalidInput(msg)
+    for name, number in (not_negative or {}).items():
+        if not 0 <= number < math.inf:
+            msg = f"{name} is {number}; it must be zero or a positive number"
+            raise InvalidInput(msg)

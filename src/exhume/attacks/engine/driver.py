@@ -1,10 +1,11 @@
-"""The one loop of all optimisation attacks: restarts, budgets, groups, the answer."""
+"""Optimisation attacks: what a preset chooses, and the one loop that carries it out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +18,13 @@ from exhume.attacks.engine.start import drawn_variable, initial_with_note
 from exhume.attacks.unknowns import InferredLabels, Unknowns, resolve_targets
 from exhume.errors import InvalidInput
 from exhume.keys import generator
+from exhume.problem.attack import Attack
 from exhume.problem.knowledge import Fact, Problem
-from exhume.problem.observation import Candidate
+from exhume.problem.observation import Candidate, ObservationKind
 from exhume.problem.reconstruction import Outcome, Reconstruction, Stopwatch
 from exhume.problem.relaxation import Relaxation, Units
 
-__all__ = ["Design", "Group", "Limits", "check_options", "reconstruct"]
+__all__ = ["Design", "Group", "Limits", "MatchingAttack", "reconstruct"]
 
 # Spread that parts the examples of a deterministic start, as a share of the range.
 _JITTER = 0.05
@@ -247,26 +249,38 @@ def _check_start(problem: Problem, count: int, inputs: Tensor | None) -> None:
         raise InvalidInput(msg)
 
 
-def check_options(
-    *,
-    at_least_one: Mapping[str, int],
-    positive: Mapping[str, float | None],
-    not_negative: Mapping[str, float] | None = None,
-) -> None:
-    """Raise unless every option is in its range (None stands for no limit).
+class MatchingAttack(Attack):
+    """An optimisation attack that matches the observation; presets choose the parts."""
 
-    Raises:
-        InvalidInput: names the option, its value and what was expected.
-    """
-    for name, count in at_least_one.items():
-        if count < 1:
-            msg = f"{name} is {count}; it must be at least 1"
-            raise InvalidInput(msg)
-    for name, number in positive.items():
-        if number is not None and not 0 < number < math.inf:
-            msg = f"{name} is {number}; it must be a positive number"
-            raise InvalidInput(msg)
-    for name, number in (not_negative or {}).items():
-        if not 0 <= number < math.inf:
-            msg = f"{name} is {number}; it must be zero or a positive number"
-            raise InvalidInput(msg)
+    needs: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.WEIGHTS, Fact.LOCAL_SCHEDULE, Fact.BATCH_SIZE}
+    )
+    uses: ClassVar[frozenset[Fact]] = frozenset(
+        {
+            Fact.LABELS,
+            Fact.LEARNING_RATE,
+            Fact.BATCH_ORDER,
+            Fact.DEFENSE,
+            Fact.PRIOR,
+            Fact.PUBLIC_DATA,
+        }
+    )
+    inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient", "update"})
+
+    @abstractmethod
+    def design(self, problem: Problem) -> Design:
+        """Return the parts of the attack for a problem."""
+
+    def run(self, problem: Problem, key: int) -> Reconstruction:
+        """Reconstruct from drawn starts."""
+        return self.run_from(problem, key, None)
+
+    def run_from(
+        self, problem: Problem, key: int, inputs: Tensor | None
+    ) -> Reconstruction:
+        """Reconstruct with an explicit first start, shape [B, *event]."""
+        return reconstruct(problem, self.design(problem), key, inputs)
+
+    def objective(self, problem: Problem, inputs: Tensor, targets: Tensor) -> float:
+        """Return the function that the design minimises, at a candidate."""
+        return self.design(problem).objective.value(inputs, targets)

@@ -1,9 +1,13 @@
-"""The function that an optimisation attack minimises: discrepancy plus priors."""
+"""The function that an optimisation attack minimises: discrepancy plus priors.
+
+Among the priors are those of published attacks, in their own units.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +17,18 @@ from exhume.attacks.engine.discrepancy import (
     DiscrepancyName,
     make_discrepancy,
 )
+from exhume.priors.total_variation import TotalVariationDensity
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.observation import Candidate, ObservationModel
 from exhume.problem.prior import Density
+from exhume.problem.relaxation import Units
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree
 
-__all__ = ["Objective", "make_objective"]
+__all__ = ["EuclideanNorm", "Objective", "make_objective", "mean_total_variation"]
+
+# Jumps below this share of the range count as their square.
+_SMOOTHING = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,3 +125,49 @@ def make_objective(
         weight=weight,
         priors=priors,
     )
+
+
+def mean_total_variation(
+    problem: Problem, weight: float
+) -> tuple[tuple[Density, ...], tuple[str, ...]]:
+    """Return α · (mean over entries of the total variation in normalised units).
+
+    Args:
+        problem: with the batch size, for images.
+        weight: α; 0 leaves the prior out.
+
+    Returns:
+        the prior, or none; and a note where the data have no neighbours.
+    """
+    if weight == 0:
+        return (), ()
+    if problem.spec.grid is None:
+        why = f"a {problem.spec.kind} is no grid of pixels"
+        return (), (f"Total variation is left out: {why}.",)
+    units = Units.standard(problem.require(Fact.WEIGHTS), problem.spec)
+    entries = problem.require(Fact.BATCH_SIZE) * problem.spec.dimension
+    # Channels with different scales share one weight: their mean.
+    scale = 1.0 if units.scale is None else float(units.scale.mean())
+    prior = TotalVariationDensity(
+        weight=weight / (entries * scale),
+        smoothing=_SMOOTHING * (problem.spec.peak or 1.0),
+    )
+    return (prior,), ()
+
+
+@dataclass(frozen=True, eq=False)
+class EuclideanNorm(Density):
+    """−log p(x) = w ‖x‖₂ in given units.
+
+    Attributes:
+        weight: w.
+        units: in which the norm is taken.
+    """
+
+    name: ClassVar[str] = "euclidean-norm"
+    weight: float
+    units: Units
+
+    def energy(self, inputs: Tensor) -> Tensor:
+        """Return w ‖x‖₂ over the whole batch, a scalar."""
+        return self.weight * torch.linalg.vector_norm(self.units.from_data(inputs))

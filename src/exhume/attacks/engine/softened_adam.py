@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from exhume.attacks.engine.centre import centre, placeholder_targets
 from exhume.attacks.engine.local_steps import LocalSteps
+from exhume.attacks.engine.start import centre, placeholder_targets
 from exhume.observations.update import Update
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.tree import norm

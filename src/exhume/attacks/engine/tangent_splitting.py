@@ -15,9 +15,9 @@ from exhume.formula import formula
 
 __all__ = ["split_apart", "splitting_matrix"]
 
-# Distances of the halves that are tried, as shares of how far a candidate is from the
-# centre: large ones jump, small ones keep what the second order promises.
-_SHARES = tuple(2.0**-k for k in range(9))
+# Halves are tried at 1, 1/2, ..., 1/256 of the distance from a candidate to the centre:
+# large ones jump, small ones keep what the second order promises.
+_HALVINGS = 9
 
 
 @formula(
@@ -104,8 +104,8 @@ def split_apart(
     # Rounding leaves curvatures of either sign where there is none.
     chosen = sorted((f for f in found if f[0] < 0), key=lambda f: f[0])[:most]
     best, residual = None, before.residual
-    for share in _SHARES:
-        halves = _halves(points, centre, chosen, share)
+    for k in range(_HALVINGS):
+        halves = _halves(points, centre, chosen, 2.0**-k)
         value = explain(features, unknowns.inputs([halves])).residual
         if value < residual:
             best, residual = halves, value

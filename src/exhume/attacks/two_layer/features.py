@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from exhume.attacks.two_layer.implied import implied_targets
-from exhume.attacks.two_layer.lengths import bias_factors, consistent_norms
 from exhume.attacks.two_layer.locate import Located, locate
 from exhume.attacks.two_layer.recovery import (
     Method,
@@ -18,7 +17,12 @@ from exhume.attacks.two_layer.recovery import (
     recover_inputs,
     with_sign,
 )
-from exhume.attacks.two_layer.signs import resolve_signs, scale_unknown
+from exhume.attacks.two_layer.signs import (
+    bias_factors,
+    consistent_norms,
+    resolve_signs,
+    scale_unknown,
+)
 from exhume.errors import InvalidInput
 from exhume.problem.knowledge import UNKNOWN, Fact, Problem
 from exhume.problem.task import Task

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from exhume.attacks.two_layer.checks import Weights
+from exhume.attacks.two_layer.contraction import channel_weights
 from exhume.attacks.two_layer.view import Rows, TwoLayerView
+from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import generator
 
-__all__ = ["Subspace", "moment_subspace", "noise_threshold", "row_subspace"]
+__all__ = [
+    "Subspace",
+    "SubspaceKind",
+    "channels",
+    "moment_subspace",
+    "noise_threshold",
+    "row_subspace",
+    "subspaces",
+]
 
 _MORE = 8  # directions beyond the wanted ones, to see the gap
 _EXACT = 1e-3  # a gap this large means that the rest is rounding
 _ROUNDING = 1e-5  # of single precision, relative to the largest singular value
+SubspaceKind = Literal["auto", "svd", "moments"]
+
+_CLEAR_GAP = 2.0  # singular gap above which moments cannot give a better subspace
+_CHANNELS = 4  # output units that are tried, the largest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,3 +231,75 @@ class _Sums:
             total += (weighted.T @ own.to(lefts)).double().cpu()
         power = 2 if left == "output" else 1
         return total / (view.width * self.scale**power)
+
+
+def subspaces(
+    view: TwoLayerView,
+    batch_size: int | None,
+    source: str,
+    wanted: SubspaceKind,
+    weights: Weights,
+    key: int,
+) -> Iterator[Subspace]:
+    """Yield the spans to try: of rows, of moments, or both where rows are not clear.
+
+    Args:
+        view: the gradient, whitened.
+        batch_size: B; None counts what stands out of the noise.
+        source: ``hidden`` or ``output``, the gradient that is averaged.
+        wanted: ``svd``, ``moments`` or ``auto``.
+        weights: what the hidden weights look like.
+        key: randomness of sketches.
+
+    Raises:
+        InvalidInput: the gradient does not have what is wanted, or B is missing.
+    """
+    if wanted not in ("auto", "svd", "moments"):
+        msg = f"subspace is {wanted!r}; choose 'auto', 'svd' or 'moments'"
+        raise InvalidInput(msg)
+    first = None
+    if view.hidden_gradient is not None and wanted != "moments":
+        first = row_subspace(view, batch_size, key)
+        if not float(first.values[0]) > 0:
+            msg = (
+                "the gradient of the hidden weights is zero (equal rows of the output "
+                "layer make it vanish, for softmax residuals sum to 0); use "
+                "source='output'"
+            )
+            raise InvalidInput(msg)
+        yield first
+        batch_size = first.basis.shape[1]
+    elif wanted == "svd":
+        msg = "subspace='svd' needs the gradient of the hidden weights; use 'moments'"
+        raise InvalidInput(msg)
+    if batch_size is None:
+        msg = "without the hidden gradient the batch size must be given"
+        raise InvalidInput(msg)
+    if first is None or (wanted == "auto" and first.gap < _CLEAR_GAP):
+        for channel in channels(view, source):
+            gradient = view.output_gradient
+            shown = None if gradient is None else gradient[channel]
+            yield moment_subspace(
+                weights.centred(view),
+                channel_weights(view.output[channel], shown, source),
+                batch_size,
+                source=source,
+                scale=weights.scale,
+            )
+
+
+def channels(view: TwoLayerView, source: str) -> list[int]:
+    """Return the output units with the largest gradient, a few.
+
+    Args:
+        view: the gradient.
+        source: ``hidden`` or ``output``, the gradient that is averaged.
+    """
+    gradient = view.output_gradient
+    size = torch.ones(len(view.output), dtype=torch.float64)
+    if gradient is not None:
+        size = gradient.double().square().sum(dim=1).cpu()
+    # Nothing of a unit passes to the hidden gradient where its weights are zero.
+    passing = (view.output != 0).any(dim=1).cpu() if source == "hidden" else size > 0
+    order = size.argsort(descending=True, stable=True)
+    return order[passing[order]][:_CHANNELS].tolist()
