@@ -20,17 +20,15 @@ from exhume.priors.batch_norm_statistics import (
     BatchNormStatisticsDensity,
     batch_norm_discrepancy,
 )
-from exhume.priors.covariance import (
+from exhume.priors.gaussian import (
+    Gaussian,
+    GaussianDensity,
     gaussian_log_likelihood,
+    mahalanobis_per_dimension,
     precision_product,
     principal_directions,
     probabilistic_principal_components,
     shrunk_covariance,
-)
-from exhume.priors.gaussian import (
-    Gaussian,
-    GaussianDensity,
-    mahalanobis_per_dimension,
 )
 from exhume.priors.total_variation import (
     TotalVariation,

@@ -128,14 +128,17 @@ def score(
     estimates = {**found, "targets": align_labels(found["targets"], truth["targets"])}
     values: dict[str, Values] = {}
     not_applicable: dict[str, str] = {}
-    applied = [_metric(given) for given in (*names("metric"), *metrics)]
-    for name, metric in {metric.key: metric for metric in applied}.items():
+    applied: dict[str, Metric] = {n: build("metric", n) for n in names("metric")}
+    for given in metrics:
+        metric = given if isinstance(given, Metric) else build("metric", given)
+        applied[metric.key] = metric
+    for name, metric in applied.items():
         what = metric.compares
-        given = apply(metric, estimates[what], truth[what], batch.spec)
-        if isinstance(given, NotApplicable):
-            not_applicable[name] = given.reason
+        scored = apply(metric, estimates[what], truth[what], batch.spec)
+        if isinstance(scored, NotApplicable):
+            not_applicable[name] = scored.reason
         else:
-            values[name] = _spread(given, rows, len(batch))
+            values[name] = _spread(scored, rows, len(batch))
     return Scores(
         assignment=tuple(None if i == UNMATCHED else i for i in index.tolist()),
         inputs=_place(found["inputs"], rows, len(batch)),
@@ -143,10 +146,6 @@ def score(
         values=values,
         not_applicable=not_applicable,
     )
-
-
-def _metric(given: str | Mapping[str, Any] | Metric) -> Metric:
-    return given if isinstance(given, Metric) else build("metric", given)
 
 
 def match(guess: Tensor, truth: Tensor, spec: EventSpec) -> Tensor:
