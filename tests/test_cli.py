@@ -86,22 +86,17 @@ def test_listing_and_inspecting_import_no_torch(here):
         from typer.testing import CliRunner
         from exhume.cli import app
         for arguments in (["--help"], ["list"], ["list", "attacks", "gauss-newton"],
-                          ["inspect", "plain.safetensors"],
-                          ["inspect", "small.toml"]):
+                          ["inspect", "plain.safetensors"]):
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, result.output
             print(arguments[0], "torch" in sys.modules)
         """
     )
-    assert (
-        out.split()
-        == ["--help", "False", *["list", "False"] * 2]
-        + [
-            "inspect",
-            "False",
-        ]
-        * 2
-    )
+    assert out.split() == [
+        *("--help", "False"),
+        *["list", "False"] * 2,
+        *("inspect", "False"),
+    ]
 
 
 def test_list_shows_every_registered_name_with_its_summary():
@@ -117,6 +112,8 @@ def test_list_of_one_shows_its_options_and_defaults():
     assert "iterations" in text
     assert "Levenberg" in text
     assert "(required)" in run("list", "defense", "gaussian-noise").output
+    own = run("list", "model", "audit_lab.nets:build").output
+    assert own == "Networks of a user's own, as functions.\n"
     assert "Knows: weights" in run("list", "threat-models", "eavesdropper").output
 
 
@@ -191,6 +188,66 @@ def test_ctrl_c_keeps_what_is_finished(here):
     assert "Traceback" not in err
     assert (here / "r" / "report.html").exists()
     assert "9 trials (6 done, 3 not-applicable)" in run("inspect", "r").stdout
+
+
+WRONG = """
+title = "Wrong"
+data = "digit"
+model = "ownnet:bild"
+attacks = [{ name = "gauss-newton", iteration = 3 }, "no.such_attack", "ownnet:build"]
+bounds = [{ name = "bayesian-cramer-rao", draws = -4 }]
+metrics = ["pnsr"]
+executor = "ownlab.cluster"
+threat = "label-known"
+"""
+
+
+def test_inspect_checks_every_name_and_option_of_settings_and_imports_nothing(here):
+    (here / "own.toml").write_text(AUDIT.replace('"mlp"', '"ownnet:build"'))
+    shown = run("inspect", "own.toml").stdout
+    assert "settings of an audit, titled 'Small'" in shown
+    assert "not imported for this: ownnet:build" in shown
+    (here / "wrong.toml").write_text(WRONG)
+    told = run("inspect", "wrong.toml", code=2).stderr
+    for sentence in (
+        "ownnet.py defines no 'bild'",
+        "the module 'no.such_attack' cannot be imported",
+        "'ownnet:build' is a function; an own attack is a class",
+        "the module 'ownlab.cluster' cannot be imported",
+        "did you mean 'digits'",
+        "did you mean 'iterations'",
+        "draws is -4",
+        "did you mean 'psnr'",
+        "did you mean 'labels-known'",
+    ):
+        assert sentence in told
+    assert "ownnet" not in sys.modules
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "wrong", "sentence"),
+    [
+        (
+            'budgets = [0.1]\ndefenses = [{name = "gaussian-noise", '
+            "std = {weakest = 0.1, strongest = 1}}]",
+            "settings of a comparison",
+            'attacks = ["gaus-newton"]',
+            "did you mean 'gauss-newton'",
+        ),
+        (
+            'experiments = [{row = "none", sweep = "m", values = [10, 20]}]',
+            "settings of a scaling experiment",
+            "depth = 3",
+            "has no option 'depth'",
+        ),
+    ],
+)
+def test_inspect_knows_the_settings_of_every_run(here, text, what, wrong, sentence):
+    (here / "s.toml").write_text(text)
+    assert what in run("inspect", "s.toml").stdout
+    (here / "s.toml").write_text(f"{wrong}\n{text}")
+    assert sentence in run("inspect", "s.toml", code=2).stderr
 
 
 # --- bring your own ----------------------------------------------------------------

@@ -27,8 +27,8 @@ from exhume.audit.settings import (
     expand,
 )
 from exhume.compare import CompareSettings
-from exhume.compare.run import _prepared
 from exhume.compare.run import attack_settings as compared_attacks
+from exhume.compare.run import prepared
 from exhume.config import validate
 from exhume.problem.presets import PRESETS
 from exhume.recipes import load, names
@@ -120,7 +120,7 @@ def audits():
 
 def comparison(label, settings):
     """Give measurements and trials of each family at three strengths."""
-    loss, found = _prepared(settings)
+    loss, found = prepared(settings)
     table = {f"{label}, utility, no defense": digest(loss.specs(()))}
     stacks = []
     for place, family in enumerate(found):

@@ -194,23 +194,42 @@ def entries(kind: str) -> list[Entry]:
 
 
 def entry(kind: str, name: str) -> Entry:
-    """Return one registered name, or a module of the user's own, without importing it.
+    """Return one registered name, or a member of the user's own, without importing it.
 
     Raises:
         UnknownName: there is no such name, or no such module, or it defines no member.
     """
-    if "." not in name:
+    if not re.search("[.:]", name):
         known = {one.name: one for one in entries(kind)}
         if name not in known:
             raise UnknownName(did_you_mean(kind, name, sorted(known)))
         return known[name]
-    path = located(name) if _is_module(name) else None
+    module, _, function = name.partition(":")
+    path = located(module) if _is_module(module) else None
+    if path is not None and path.is_dir():
+        path /= "__init__.py"
     if path is None or not path.is_file():
-        raise UnknownName(_absent(kind, name))
-    if not _defines_member(_known(kind), path):
+        raise UnknownName(_absent(kind, module))
+    if function and function not in _bound(path):
+        msg = f"{path} defines no {shown(function)}"
+        raise UnknownName(msg)
+    if not function and not _defines_member(_known(kind), path):
         msg = f"{path} defines no class derived from {KINDS[kind][2]}"
         raise UnknownName(msg)
     return Entry(kind, name, path, _summary(path))
+
+
+def _bound(path: Path) -> set[str]:
+    """List the names that a module defines or imports at its top level."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            found |= {ast.unparse(target) for target in node.targets}
+    return found
 
 
 @contextmanager

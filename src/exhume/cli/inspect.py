@@ -1,13 +1,18 @@
-"""``exhume inspect``: what is in a file, without loading it and without torch."""
+"""``exhume inspect``: what is in a file, without loading it, and what is wrong in it.
+
+Settings are checked as a run would check them; nothing runs.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
-import tomllib
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +21,7 @@ import typer
 from exhume.cli.console import columns, say
 from exhume.errors import InvalidInput
 from exhume.files import Header, kind_of, read_header, refuse_pickle, require_file
+from exhume.registry import KINDS, entry
 
 if TYPE_CHECKING:
     from exhume.observations.metadata import Metadata
@@ -28,13 +34,15 @@ def inspect(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A .safetensors, .npz, results.sqlite or audit .toml file.",
+            help="A .safetensors, .npz or results.sqlite file, or .toml settings.",
         ),
     ],
 ) -> None:
     """Show names, shapes and types in a file, what it says about itself, what it lacks.
 
-    Nothing is loaded and no code in the file is ever executed.
+    Nothing is loaded and no code in the file is ever executed. Settings are checked:
+    every name, option and range that is wrong is said, and no module of your own is
+    imported.
     """
     if path.is_dir():
         path = _of_run(path)
@@ -52,7 +60,7 @@ def inspect(
     else:
         msg = (
             f"{str(path)!r} is not a file that exhume knows; it reads .safetensors, "
-            f".npz, results.sqlite of a run, and the .toml of an audit"
+            f".npz, results.sqlite of a run, and .toml settings"
         )
         raise InvalidInput(msg)
 
@@ -180,9 +188,51 @@ def _stack(spec: dict[str, Any]) -> str:
 
 
 def _settings(path: Path) -> None:
-    from exhume.audit.settings import AuditSettings
+    from exhume.audit.settings import AuditSettings, Checked, expand
+    from exhume.compare.run import prepared
+    from exhume.compare.settings import CompareSettings
+    from exhume.runs.settings import read_toml
+    from exhume.theory.settings import TheorySettings
 
-    settings = AuditSettings.read(path)
-    given = tomllib.loads(path.read_text(encoding="utf-8"))
-    say(f"{path.name}: settings of an audit, titled {settings.title!r}")
+    given = read_toml(path)
+    # The schema that knows most of its keys; an audit if two know as many.
+    schemas = {
+        "an audit": AuditSettings,
+        "a comparison": CompareSettings,
+        "a scaling experiment": TheorySettings,
+    }
+    known = {what: {f.name for f in fields(cls)} for what, cls in schemas.items()}
+    what = max(known, key=lambda what: len(known[what] & given.keys()))
+    settings = schemas[what].read(path)
+    say(f"{path.name}: settings of {what}, titled {settings.title!r}")
     columns((key, str(value)) for key, value in given.items())
+    checked, own = Checked(recorded=()), list(_own_members(given))
+    for kind, name in own:
+        with checked.gathered():
+            entry(kind, name)
+    with checked.gathered():
+        if isinstance(settings, AuditSettings):
+            expand(settings, recorded=())
+        elif isinstance(settings, CompareSettings):
+            prepared(settings, recorded=())
+    checked.report()
+    if own:
+        names = ", ".join(dict.fromkeys(name for _, name in own))
+        say(f"Found, and not imported for this: {names}.")
+    say("Every name is known, and every option of a registered one fits.")
+
+
+def _own_members(given: Any, kind: str = "") -> Iterator[tuple[str, str]]:
+    """List kind and name of the members in settings that are modules of one's own."""
+    if isinstance(given, str) and kind and re.search("[.:]", given):
+        yield kind, given
+    if isinstance(given, dict) and kind:
+        yield from _own_members(given.get("name"), kind)
+    elif isinstance(given, dict):
+        for key, value in given.items():
+            named = key if key in KINDS else key.removesuffix("s")
+            if named in KINDS:
+                yield from _own_members(value, named)
+    if isinstance(given, list):
+        for item in given:
+            yield from _own_members(item, kind)

@@ -116,6 +116,8 @@ def _describe(kind: str, name: str) -> None:
 
 def _describe_member(member: Entry) -> None:
     say(member.summary, style="bold")
+    if ":" in member.name:  # a function without options
+        return
     document, options = read_class(member)
     say(document)
     if options:

@@ -52,7 +52,7 @@ def run(
 
     settings = CompareSettings.given(settings)
     where, tell = settings.where, progress or silent
-    loss, families = _prepared(settings)
+    loss, families = prepared(settings)
     folder = made(settings.folder(out))
     # A default that changes later leaves what this folder asks for as it is.
     complete = to_toml(_completed(settings, families), complete=True)
@@ -90,7 +90,7 @@ def load(folder: str | Path) -> Comparison:
         msg = f"{str(folder)!r} holds no comparison; exhume compare makes one"
         raise InvalidInput(msg)
     settings = CompareSettings.read(folder / SETTINGS_FILE)
-    loss, families = _prepared(settings, recorded=())
+    loss, families = prepared(settings, recorded=())
     unfinished = InvalidInput(
         f"the comparison in {str(folder)!r} has not finished; run it again with "
         f"exhume compare {folder / SETTINGS_FILE} --out {folder}"
@@ -117,12 +117,18 @@ def load(folder: str | Path) -> Comparison:
     return comparison
 
 
-def _prepared(
+def prepared(
     settings: CompareSettings, *, recorded: Sequence[TrialSpec] | None = None
 ) -> tuple[UtilityLoss, list[Family]]:
     """Check every name and option at once, and complete them.
 
-    The settings in a folder are complete, so there nothing need be ``recorded``.
+    Args:
+        settings: of the comparison.
+        recorded: as in :func:`exhume.audit.settings.expand`; the settings in a folder
+            are complete, so there nothing need be recorded.
+
+    Raises:
+        InvalidInput: every name or option that is wrong, in one message.
     """
     from exhume.audit.settings import Checked, as_options, expand
     from exhume.compare.family import families
