@@ -17,7 +17,7 @@ from exhume.runs.records import TrialResult, TrialSpec
 
 NOISE = ({"name": "gaussian-noise", "std": 0.125, "only": ["*"]},)
 CLIPPING = [({"name": "clipping", "max_norm": m, "only": ["*"]},) for m in (10.0, 0.1)]
-BASELINES = {"prior-mean", "nearest-public"}
+BASELINES = {"prior-mean", "public-centres"}
 
 
 def spec(attack=None, defenses=(), seed=0, **changes) -> TrialSpec:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from exhume.audit import AuditSettings, TrialSpec, run, run_trial
+from exhume.audit.report.grouping import scenarios
+from exhume.audit.report.verdict import findings
 from exhume.audit.settings import (
     example_names,
     example_settings,
@@ -133,6 +135,7 @@ def test_a_sweep_is_the_product_of_its_lists():
     assert names == dict.fromkeys(
         [
             "prior-mean",
+            "public-centres",
             "nearest-public",
             "gauss-newton",
             "audit_lab.guesses",
@@ -155,8 +158,10 @@ def test_chance_and_bounds_come_first_then_whole_seeds():
     order = [((s.attack or s.bound or {})["name"], s.seed) for s in expand(settings)]
     assert order == [
         ("prior-mean", 0),
+        ("public-centres", 0),
         ("nearest-public", 0),
         ("prior-mean", 1),
+        ("public-centres", 1),
         ("nearest-public", 1),
         ("bayesian-cramer-rao", 0),
         ("bayesian-cramer-rao", 1),
@@ -165,9 +170,17 @@ def test_chance_and_bounds_come_first_then_whole_seeds():
     ]
 
 
+def test_a_stored_run_has_the_chance_levels_of_its_time():
+    specs = expand(TINY)
+    old = [s for s in specs if s.attack != {"name": "public-centres"}]
+    assert len(expand(TINY, recorded=old)) == len(old) == len(specs) - 1
+    # One that was interrupted in its first trials lacks what it lacks.
+    assert len(expand(TINY, recorded=old[:1])) == len(specs)
+
+
 def test_repeated_choices_run_once():
     twice = replace(TINY, attacks=["prior-mean", "prior-mean", "audit_lab.guesses"])
-    assert len(expand(twice)) == 3
+    assert len(expand(twice)) == 4
 
 
 def test_specs_hold_every_option_so_that_a_default_is_part_of_the_id():
@@ -505,7 +518,7 @@ def test_a_run_leaves_settings_results_and_report_and_resumes(tmp_path):
         told.append((done, total, what, seconds_left))
 
     first = run(TINY, out=tmp_path / "run", progress=tell)
-    assert [t[:2] for t in told] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [t[:2] for t in told] == [(done, 4) for done in range(5)]
     assert told[0][2:] == ("", None)
     assert told[1][2] == "prior-mean, no defense, seed 0"
     assert told[-1][3] == 0
@@ -514,7 +527,7 @@ def test_a_run_leaves_settings_results_and_report_and_resumes(tmp_path):
     assert [r.spec.id for r in first.results] == [s.id for s in expand(TINY)]
 
     again = run(tmp_path / "run" / "audit.toml", out=tmp_path / "run", progress=tell)
-    assert told[4:] == [(3, 3, "", None)]
+    assert told[5:] == [(4, 4, "", None)]
     assert [r.seconds for r in again.results] == [r.seconds for r in first.results]
 
 
@@ -522,11 +535,31 @@ def test_a_failed_trial_is_tried_again_on_resume(tmp_path):
     settings = replace(TINY, attacks=["audit_lab.raises", "audit_lab.guesses"])
     for runs in (1, 2):
         result = run(settings, out=tmp_path)
-        assert [r.status for r in result.results] == ["done", "done", "failed", "done"]
+        ended = [r.status for r in result.results]
+        assert ended == ["done", "done", "done", "failed", "done"]
         with Store(tmp_path / "results.sqlite") as store:
-            failed = result.results[2].spec.id
+            failed = result.results[3].spec.id
             assert store.runs().pop(failed) == runs
-            assert sum(store.runs().values()) == 3 + runs
+            assert sum(store.runs().values()) == 4 + runs
+
+
+def test_what_a_guess_might_explain_gets_a_placebo(tmp_path):
+    settings = replace(TINY, attacks=["audit_lab.halfway"], seeds=8)
+    done = run(settings, out=tmp_path)
+    placebos = [r for r in done.results if r.spec.placebo]
+    assert {r.spec.attack["name"] for r in placebos if r.spec.attack} == {
+        "audit_lab.halfway"
+    }
+    assert len(placebos) == 8
+    (scenario,) = scenarios(settings, done.results)
+    (found,) = findings(scenario)
+    assert (found.attack, found.level) == ("audit_lab.halfway", "leak")
+    assert found.gain is not None
+    assert found.gain.recovered == 0
+    assert len(found.gain.placebos) == 8
+    told = []
+    run(settings, out=tmp_path, progress=lambda *given: told.append(given))
+    assert {(done, total) for _, done, total, *_ in told} == {(32, 32), (8, 8)}
 
 
 def test_the_default_folder_is_named_after_the_title(tmp_path, monkeypatch):
@@ -544,11 +577,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
 
 @pytest.mark.parametrize("threat", ["eavesdropper", "parameter-aware"])
 def test_chance_levels_have_the_public_data_whatever_the_threat(threat):
-    for name in ("prior-mean", "nearest-public"):
+    for name in ("prior-mean", "public-centres"):
         told = run_trial(replace(SPEC, attack={"name": name}, threat=threat))
-        informed = run_trial(replace(SPEC, attack={"name": name}))
         assert told.status == "done"
-        assert told.scores["mse"] == informed.scores["mse"]
+        if name == "prior-mean":  # the other uses labels, where they are known
+            informed = run_trial(replace(SPEC, attack={"name": name}))
+            assert told.scores["mse"] == informed.scores["mse"]
 
 
 @pytest.mark.parametrize("name", example_names())

@@ -123,11 +123,11 @@ def test_an_audit_prints_a_table_and_the_report_and_resumes(here):
         assert words in first.output
     assert "report: r/report.html" in first.stdout
     assert "no bound bayesian-cramer-rao (no defense" in first.stdout
-    assert "24/24" in first.stderr
+    assert "30/30" in first.stderr
     assert (here / "r" / "report.html").stat().st_size > 10_000
     again = run("audit", "small.toml", "--out", "r", "--seeds", "2")
     # Nothing ran: the only line of progress is the start.
-    assert again.stderr.splitlines() == ["attacking 24/24"]
+    assert again.stderr.splitlines() == ["attacking 30/30"]
 
 
 def test_a_report_is_rebuilt_from_the_store_alone(here):
@@ -138,7 +138,7 @@ def test_a_report_is_rebuilt_from_the_store_alone(here):
     assert "report: r/report.html" in run("report", "r").stdout
     assert report.read_bytes() == before
     shown = run("inspect", "r").stdout
-    assert "12 trials (9 done, 3 not-applicable)" in shown
+    assert "15 trials (12 done, 3 not-applicable)" in shown
     assert "gaussian-noise" in shown
 
 
@@ -152,7 +152,7 @@ def test_a_failed_trial_shows_in_the_exit_code(here, monkeypatch):
     monkeypatch.setattr(AnalyticLinear, "run", fail)
     result = run("audit", "small.toml", "--out", "r", code=1)
     assert "the sky fell" in result.stderr
-    assert "3 of 12 trials failed" in result.stderr
+    assert "3 of 15 trials failed" in result.stderr
 
 
 def hears_ctrl_c():
@@ -176,7 +176,9 @@ def test_ctrl_c_keeps_what_is_finished(here):
     )
     try:
         for line in process.stderr:
-            if line.startswith("attacking 9/12"):  # chance levels and bounds have ended
+            if line.startswith(
+                "attacking 12/15"
+            ):  # chance levels and bounds have ended
                 break
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
@@ -184,10 +186,10 @@ def test_ctrl_c_keeps_what_is_finished(here):
     finally:
         process.kill()
     assert process.returncode == 130, (out, err)
-    assert "9 of 12 trials are kept in r" in err
+    assert "12 of 15 trials are kept in r" in err
     assert "Traceback" not in err
     assert (here / "r" / "report.html").exists()
-    assert "9 trials (6 done, 3 not-applicable)" in run("inspect", "r").stdout
+    assert "12 trials (9 done, 3 not-applicable)" in run("inspect", "r").stdout
 
 
 WRONG = """

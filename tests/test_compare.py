@@ -36,9 +36,10 @@ from exhume.compare.frontier import (
     Point,
     Strongest,
     error_interval,
+    rivals,
     strongest,
 )
-from exhume.compare.leaderboard import boards, rivals
+from exhume.compare.leaderboard import boards
 from exhume.compare.places import (
     at_budget,
     at_point,
@@ -551,6 +552,12 @@ LOW, HIGH = point(0.1, 0.01, 0.01, 0.004), point(1.0, 0.1, 0.04, 0.02)
 FRONTIER = Frontier(family(), (), (LOW, HIGH))
 
 
+def measured(strength, loss, errors) -> Point:
+    """Return a point with the errors of its seeds."""
+    found = strongest({"gauss-newton": list(map(float, errors))}, frozenset())
+    return replace(point(strength, loss, 1.0), strongest=found)
+
+
 def ask(min_error, max_loss, frontiers=(FRONTIER,), undefended=NOBODY, chance=0.06):
     return advise(
         undefended,
@@ -630,6 +637,41 @@ def test_equal_losses_are_broken_by_the_error_and_others_are_named():
     assert found.family == "clipping"
     assert "of 0.5 %: Gaussian noise (std 0.1, 1.0 % lost)." in str(found)
     assert "There is no bound because there is no noise." in str(found)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_the_interval_of_the_family_that_looks_best_covers_its_error(spread, seeds):
+    """Twelve families with one true error: the luckiest is recommended."""
+    random = np.random.default_rng(seeds)
+    logs = 0.7 * random.normal(size=(1000, 1, seeds))
+    logs = logs + 0.7 * random.normal(size=(1000, 12, seeds))
+    errors = 0.05 * np.exp(spread * logs - 0.98 * spread**2 / 2)
+    best = [rows[rows.mean(1).argmax()].tolist() for rows in errors]
+    ends = [error_interval(row, tests=12) for row in best]
+    assert fmean(low <= 0.05 <= high for low, high in ends) >= 0.93
+    if spread < 0.2:  # the skew of the others makes up for the choice
+        alone = [error_interval(row) for row in best]
+        assert fmean(low <= 0.05 <= high for low, high in alone) < 0.93
+    sure = [
+        not rivals([(str(i), row) for i, row in enumerate(sorted(rows.tolist()))][::-1])
+        for rows in errors[:200]
+    ]
+    assert fmean(sure) <= 0.1
+
+
+def test_advice_says_how_sure_it_is_that_the_first_is_the_best():
+    seeds = (0.05, 0.052, 0.048, 0.051)
+    best = Frontier(family(), (), (measured(0.1, 0.02, seeds),))
+    worse = measured(1.0, 0.02, [e - 0.01 for e in seeds])
+    close = measured(1.0, 0.02, [0.03, 0.07, 0.04, 0.055])
+    clear = ask(0.01, 0.1, (best, Frontier(family(CLIP), (), (worse,))))
+    assert "It keeps more error than the 1 of equal cost (95 % sure)." in str(clear)
+    level = ask(0.01, 0.1, (best, Frontier(family(CLIP), (), (close,))))
+    assert level.rivals == ("clipping",)
+    assert "Of equal cost, clipping may keep as much" in str(level)
+    assert "for all 2 families at once" in str(level)
+    assert level.interval == error_interval(seeds, tests=2)
 
 
 @pytest.mark.parametrize(("error", "loss"), [(0.0, 0.1), (-1, 0.1), (0.1, -0.1)])
@@ -850,6 +892,23 @@ def collected(*results: TrialResult) -> Point:
 
 
 GUESSES = tuple(trial("prior-mean", seed, "done", 0.5) for seed in (0, 1))
+
+
+def test_an_attack_that_is_exact_on_some_examples_is_no_harmless_one():
+    """Worse than guessing on average, and yet it has two of three examples."""
+    mixed = [
+        replace(trial("gauss-newton", s, "done"), scores={"mse": [0.0, 9.0, 0.0]})
+        for s in (0, 1)
+    ]
+    guesses = [
+        replace(trial("prior-mean", s, "done"), scores={"mse": [0.3, 0.6, 0.9]})
+        for s in (0, 1)
+    ]
+    found = collected(*guesses, *mixed)
+    assert found.strongest is not None
+    assert found.strongest.attack == "gauss-newton"
+    assert found.strongest.error == pytest.approx(0.2)
+    assert found.strongest.guesses == pytest.approx((0.6,))
 
 
 def test_a_guess_stands_in_for_what_does_not_apply_but_not_for_what_failed():

@@ -408,9 +408,9 @@ def test_the_new_executor_survives_a_death_and_gives_the_same_bits(here):
         executor="my_lab.fresh_process",
     )
     done = exhume.audit.run(settings, out=here / "run")
-    assert [r.status for r in done.results] == ["done", "done", "failed"]
-    assert done.results[2].reason == "the process of this trial has died"
-    for result in done.results[:2]:
+    assert [r.status for r in done.results] == ["done", "done", "done", "failed"]
+    assert done.results[3].reason == "the process of this trial has died"
+    for result in done.results[:3]:
         assert exhume.audit.run_trial(result.spec).scores == result.scores
 
 

@@ -248,7 +248,11 @@ def test_an_audit_of_padded_examples_shows_and_ranks_them(tmp_path):
     noisy = [r for r in done.results if r.spec.defenses]
     results = {(r.spec.attack or r.spec.bound)["name"]: r for r in noisy}
     found, bound = results["gauss-newton"], results["bayesian-cramer-rao"]
-    assert {r.status for r in done.results if r.spec.attack} == {"done"}
+    # Examples of unequal size have no centre.
+    centres = [r for r in done.results if r.spec.attack == {"name": "public-centres"}]
+    assert {r.status for r in centres} == {"not-applicable"}
+    others = [r for r in done.results if r.spec.attack and r not in centres]
+    assert {r.status for r in others} == {"done"}
     assert found.event == {
         "kind": "audit_lab.ragged", "shape": [2, 6], "range": None
     }  # fmt: skip
@@ -290,10 +294,11 @@ def test_the_headline_ranks_attacks_in_words_pictures_and_flags(tmp_path):
     (scenario,) = scenarios(SETTINGS, results)
     assert scenario.headline == "share-wrong"
     (found,) = findings(scenario)
-    assert (found.attack, found.error, found.level) == ("gauss-newton", 0.125, "leak")
+    assert (found.attack, found.error, found.level) == ("gauss-newton", 0.125, "unsure")
     assert verdict(scenario, [found], {}).startswith(
-        "Without a defense, gauss-newton recovers the faces with a median share wrong "
-        "of 0.125 (guessing, prior-mean: a share wrong of 0.75)."
+        "Without a defense, gauss-newton comes nearer than guessing (a share wrong of "
+        "0.125), which one seed cannot tell from chance: run more (guessing, "
+        "prior-mean: a share wrong of 0.75)."
     )
     (row,) = gallery(scenario, 99).panels[0].rows
     best = {p.alt.split(": ")[1].split(",")[0]: p.best for p in row.guesses}

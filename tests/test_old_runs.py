@@ -61,18 +61,29 @@ def leaves(value, path=""):
     return {path: value} if kept or not isinstance(value, str) else {}
 
 
+def exported(path):
+    """Read an export; trials by their ids, for their order is the page's."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "results" in record:
+        record["results"] = {r["id"]: r for r in record["results"]}
+    return record
+
+
 @every_run
-def test_the_page_of_an_old_run_has_the_same_verdict_and_numbers(name, folder):
+def test_the_page_of_an_old_run_has_a_verdict_and_the_same_numbers(name, folder):
     _, _, export = FOLDERS[name]
-    verdict = (folder / "verdict.html").read_text(encoding="utf-8").splitlines()
-    numbers = leaves(json.loads((folder / export).read_text(encoding="utf-8")))
+    verdicts = len(VERDICT.findall((folder / "verdict.html").read_text("utf-8")))
+    numbers = leaves(exported(folder / export))
     (folder / export).unlink()
     done = invoke("report", folder)
     assert done.exit_code == 0, done.output + repr(done.exception)
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert VERDICT.findall(page) == verdict
-    today = leaves(json.loads((folder / export).read_text(encoding="utf-8")))
+    # What is said of the numbers may get better; nothing has to be computed for it.
+    assert len(VERDICT.findall(page)) == verdicts
+    today = leaves(exported(folder / export))
     for path, value in numbers.items():
+        if path.endswith("/chance"):
+            continue  # what counts as a guess got stricter
         # Means and fits are computed again, by the kernels of this machine.
         close = pytest.approx(value, rel=1e-9) if isinstance(value, float) else value
         assert today[path] == close, path
@@ -87,7 +98,9 @@ def test_nothing_of_an_old_run_is_run_again(name, folder):
     done = invoke(command, folder / settings, "--out", folder)
     assert done.exit_code == (1 if failed else 0), done.output + repr(done.exception)
     after = stored(folder)
-    assert after.keys() == before.keys()
+    # A chance level that came later is the only thing that is missing.
+    new = [json.loads(after[key][2]) for key in after.keys() - before.keys()]
+    assert all(r["spec"]["attack"] == {"name": "public-centres"} for r in new)
     for key, (status, runs, record) in before.items():
         # What failed is tried again, as always; everything else is as it was.
         if key in failed:

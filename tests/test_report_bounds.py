@@ -120,7 +120,7 @@ def test_only_bounds_on_the_error_of_every_attack_are_drawn():
 def test_the_terminal_shows_the_tightest_bound_and_tells_the_others():
     higher = bound(0.015, name="another-bound")
     results = [*several_bounds(), higher]
-    (table,) = tables(SETTINGS, results)
+    _, table = tables(SETTINGS, results)
     (column,) = (c for c in table.columns if c.header == "MSE bound")
     assert next(iter(column.cells)) == "0.015"
     lines = other_bounds(SETTINGS, results)

@@ -292,7 +292,7 @@ def statuses(done):
 def test_an_audit_trains_once_per_seed(tmp_path, monkeypatch, executor):
     log, folder = tmp_path / "log", tmp_path / "run"
     done = run_audit(audit_of_trainings(log, executor), out=folder)
-    assert statuses(done) == {"done": 6, "not-applicable": 12}
+    assert statuses(done) == {"done": 12, "not-applicable": 12}
     assert trainings(log) == 2
     forget(monkeypatch)
     more = replace(audit_of_trainings(log, executor), bounds=["bayes-security"])
@@ -324,7 +324,7 @@ def test_a_killed_audit_does_not_train_again(tmp_path):
     before = trainings(log)
     assert kept
     done = run_audit(audit_of_trainings(log, "processes"), out=folder)
-    assert statuses(done) == {"done": 6, "not-applicable": 12}
+    assert statuses(done) == {"done": 12, "not-applicable": 12}
     assert trainings(log) == before + 2 - kept
 
 
@@ -336,7 +336,7 @@ def test_a_failing_training_fails_each_of_its_trials_and_is_tried_again(tmp_path
         assert {(r.status, r.reason) for r in done.results} == {
             ("failed", "training diverged on 2 examples")
         }
-        assert len(done.results) == 18
+        assert len(done.results) == 24
         assert trainings(log) == 2 * attempt
 
 
@@ -344,7 +344,7 @@ def test_a_training_that_kills_its_worker_fails_its_trials(tmp_path):
     log = tmp_path / "log"
     settings = audit_of_trainings(log, "processes", dies=True)
     done = run_audit(settings, out=tmp_path / "run")
-    assert statuses(done) == {"failed": 18}
+    assert statuses(done) == {"failed": 24}
     assert all("died twice" in result.reason for result in done.results)
 
 

@@ -1,4 +1,4 @@
-"""Chance level: the public examples whose own gradients are nearest to the observed."""
+"""Recognise public examples: those whose own gradients are nearest to the observed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class NearestPublic(Attack):
     """Answer with public examples: what a gallery alone explains of the update.
 
     A greedy choice, revised a few times, makes the mean of the examples' own gradients
-    (pushed through the defense where it is known) nearest to the observation. An attack
-    that does no better has recovered what is typical, not what is private.
+    (pushed through the defense where it is known) nearest to the observation. It reads
+    the observation, so it is no chance level; but it can only recognise what is public,
+    or nearly so.
 
     Attributes:
         gradients: how many candidate gradients may be computed.
@@ -48,7 +49,7 @@ class NearestPublic(Attack):
         {Fact.LABELS, Fact.LEARNING_RATE, Fact.BATCH_ORDER, Fact.DEFENSE}
     )
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient", "update"})
-    baseline: ClassVar[bool] = True
+    recognises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.gradients < 1:

@@ -54,7 +54,7 @@ def find_flags(results: Iterable[TrialResult]) -> dict[str, tuple[Flag, ...]]:
     Returns:
         id of a spec → its flags; ids without any are absent.
     """
-    done = [r for r in results if r.status == "done"]
+    done = [r for r in results if r.status == "done" and not r.spec.placebo]
     attacks = [r for r in done if {*r.scores.get(r.headline, ())} - {None}]
     found: _Found = {}
     _each(attacks, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ class AuditRun:
 
     Attributes:
         folder: of the run.
-        results: one per trial, in the order of the sweep.
+        results: one per trial, in the order of the sweep; placebos come last.
         report: path of report.html.
     """
 
@@ -69,8 +69,11 @@ def run(
     folder = made(settings.folder(out))
     with Store(folder / RESULTS_FILE) as store:
         write_text(folder / SETTINGS_FILE, to_toml(settings))
+        tell = progress or silent
         try:
-            _carry_out(specs, store, folder, where=where, tell=progress or silent)
+            _carry_out(specs, store, folder, where=where, tell=tell)
+            if placebos := _placebos(settings, specs, store):
+                _carry_out(placebos, store, folder, where=where, tell=tell)
         except KeyboardInterrupt:
             _report(settings, specs, store, folder)
             raise
@@ -115,6 +118,27 @@ def _carry_out(
     carry_out(plan, trial_job(folder), store, where=where, tell=tell)
 
 
+def _placebos(
+    settings: AuditSettings, specs: Sequence[TrialSpec], store: Store
+) -> list[TrialSpec]:
+    """List the placebos of attacks that come nearer than guesses and recover nothing.
+
+    Which attacks these are is known only when all trials have ended.
+    """
+    from exhume.audit.report.grouping import scenarios
+    from exhume.audit.report.verdict import gains
+
+    results = [r for spec in specs if (r := store.get(spec.id)) is not None]
+    return [
+        replace(result.spec, placebo=True)
+        for scenario in scenarios(settings, results)
+        for cell, gain in gains(scenario).items()
+        if gain.needs_placebo
+        for result in scenario.trials[cell]
+        if result.status == "done"
+    ]
+
+
 def _training(spec: SettingSpec) -> str:
     return f"{spec.observation['name']}, seed {spec.seed}"
 
@@ -122,7 +146,8 @@ def _training(spec: SettingSpec) -> str:
 def _label(spec: TrialSpec) -> str:
     from exhume.report.words import defense_label
 
-    return f"{_method(spec)}, {defense_label(spec.defenses)}, seed {spec.seed}"
+    placebo = ", placebo" if spec.placebo else ""
+    return f"{_method(spec)}, {defense_label(spec.defenses)}, seed {spec.seed}{placebo}"
 
 
 def _method(spec: TrialSpec) -> str:
@@ -134,6 +159,7 @@ def _report(
 ) -> AuditRun:
     from exhume.audit.report.export import write_report
 
-    found = [store.get(spec.id) for spec in specs]
+    asked = [*specs, *(replace(spec, placebo=True) for spec in specs if spec.attack)]
+    found = [store.get(spec.id) for spec in asked]
     results = [result for result in found if result is not None]
     return AuditRun(folder, tuple(results), write_report(settings, results, folder))

@@ -104,8 +104,8 @@ def as_options(value: Options | str) -> dict[str, Any]:
     return {"name": value} if isinstance(value, str) else dict(value)
 
 
-#: chance levels that every sweep runs beside its attacks
-BASELINES = ("prior-mean", "nearest-public")
+#: that every sweep runs beside its attacks: chance levels, and recognition
+BASELINES = ("prior-mean", "public-centres", "nearest-public")
 
 Stack = tuple[Options, ...]
 
@@ -166,7 +166,14 @@ def expand(
     attacks = [checked.options("attack", a) for a in settings.attacks]
     bounds = [checked.options("bound", b) for b in settings.bounds]
     metrics = tuple([checked.options("metric", m) for m in settings.metrics])
-    chance = [checked.options("attack", name) for name in BASELINES]
+    had = {spec.attack["name"] for spec in recorded or () if spec.attack is not None}
+    # A stored run had the chance levels of its time; they ran before any attack.
+    began = had - set(BASELINES)
+    chance = [
+        checked.options("attack", name)
+        for name in BASELINES
+        if name in had or not began
+    ]
     # Where the noise itself tells, the attack that reads it is always tried.
     private = [s for s in stacks if "private" in [o.get("scale_source") for o in s]]
     wanted = private and _READS_SCALE not in [o.get("name") for o in attacks]

@@ -19,12 +19,12 @@ _SHORT = {"label-accuracy": "labels"}
 
 
 def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Table]:
-    """Make one table per data source: medians over examples, beside the bound and ε.
+    """Make two tables per data source: what leaked, and the medians behind it.
 
-    Labels are right or wrong, so theirs is the share that is right.
-
-    Rows of chance levels (the prior mean, the nearest public example) are marked: an
-    attack that is no better has read nothing that is private.
+    The first has the strongest attack on each defense, and how many examples it
+    recovers. The second has medians over examples, beside the bound and ε; labels are
+    right or wrong, so theirs is the share that is right. Rows of chance levels are
+    marked: an attack that is no better has read nothing that is private.
     """
     from exhume.audit.report.described import metrics_of
     from exhume.audit.report.grouping import scenarios
@@ -32,7 +32,11 @@ def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Tabl
     # PSNR and SSIM of vectors are not defined: no column of dashes for them.
     scored = {metric for result in results for metric in result.scores}
     metrics = [m for m in metrics_of(results) if m in scored]
-    return [_table(scenario, metrics) for scenario in scenarios(settings, results)]
+    return [
+        table
+        for scenario in scenarios(settings, results)
+        for table in (_findings(scenario), _table(scenario, metrics))
+    ]
 
 
 def other_bounds(settings: AuditSettings, results: Sequence[TrialResult]) -> list[str]:
@@ -61,6 +65,28 @@ def other_bounds(settings: AuditSettings, results: Sequence[TrialResult]) -> lis
         f"no bound {bound} ({', '.join(at)}): {why}"
         for (bound, why), at in missing.items()
     ]
+
+
+def _findings(scenario: Scenario) -> Table:
+    from exhume.audit.report.verdict import findings
+
+    table = Table(title=f"{scenario.name}: what leaks", box=None, pad_edge=False)
+    table.add_column("defense", overflow="fold")
+    table.add_column("strongest attack", overflow="fold")
+    for heading in ("recovered", "95 % interval", "median", "a guess"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for found in findings(scenario):
+        table.add_row(
+            found.defense.label,
+            f"{found.attack} (recognition)" if found.recognises else found.attack,
+            found.share,
+            found.interval,
+            "–" if found.reached is None else found.reached.measured,
+            "–" if found.guessed is None else found.guessed.measured,
+            found.word,
+        )
+    return table
 
 
 def _table(scenario: Scenario, metrics: list[str]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from exhume.compare.frontier import Frontier, Point
+from exhume.compare.frontier import Frontier, Point, error_interval, rivals
 from exhume.compare.places import Between, crossing, places
 from exhume.compare.wording import shown, told_loss
 from exhume.errors import InvalidInput
@@ -27,6 +27,9 @@ class Advice:
         stack: the recommended defenses as options; empty if none is recommended, or
             none is needed.
         place: on the frontier, or None.
+        interval: 95 % interval of the error there, for all families at once: that of
+            the family with the largest error would else be too good.
+        rivals: families of equal cost that may keep the error as high.
     """
 
     min_error: float
@@ -36,6 +39,8 @@ class Advice:
     family: str | None = None
     stack: tuple[dict[str, object], ...] = ()
     place: Between | None = None
+    interval: tuple[float, float] | None = None
+    rivals: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -90,20 +95,54 @@ def advise(
         told = _none(frontiers, asked, min_error, max_loss, utility, chance)
         return Advice(min_error, max_loss, tuple(told))
     most = min(place.loss for _, place in found) + tolerance
-    frontier, place = max(
+    equal = sorted(
         (pair for pair in found if pair[1].loss <= most),
-        key=lambda pair: _error_at(*pair, most),
+        key=lambda pair: -_error_at(*pair, most),
     )
-    told = _recommended(frontier, place, asked, min_error, utility)
+    frontier, place = equal[0]
+    interval = _interval(place, len(frontiers))
+    told = _recommended(frontier, place, asked, utility)
+    seeds = min(p.strongest.seeds for p in place.points if p.strongest is not None)
+    told.append(_doubt(interval, seeds, min_error, len(frontiers)))
     others = [pair for pair in found if pair[0] is not frontier]
+    ranked = [(f.family.label, _seeds_at(f, p, most)) for f, p in equal]
     return Advice(
         min_error,
         max_loss,
-        (*told, *_others(others, utility, most, tolerance)),
+        (*told, *_others(others, utility, most, tolerance), *_sure(ranked)),
         family=frontier.family.label,
         stack=frontier.family.at(place.strength),
         place=place,
+        interval=interval,
+        rivals=rivals(ranked),
     )
+
+
+def _interval(place: Between, families: int) -> tuple[float, float]:
+    """Return the interval of the chosen place: the best of several looks too good."""
+    if not place.per_seed:
+        return place.interval
+    return error_interval(place.per_seed, tests=families)
+
+
+def _seeds_at(frontier: Frontier, place: Between, loss: float) -> tuple[float, ...]:
+    """Return the errors by seed where the family has its largest error."""
+    best = max(places(frontier, loss), key=lambda p: p.error, default=place)
+    return best.per_seed
+
+
+def _sure(ranked: list[tuple[str, tuple[float, ...]]]) -> list[str]:
+    """Say how sure it is that the first is the best of those that cost as little."""
+    if len(ranked) < 2:
+        return []
+    close = rivals(ranked)
+    if not close:
+        others = len(ranked) - 1
+        return [f"It keeps more error than the {others} of equal cost (95 % sure)."]
+    return [
+        f"Of equal cost, {several(list(close))} may keep as much: the seeds do not "
+        f"tell them apart."
+    ]
 
 
 def _check(min_error: float, max_loss: float) -> None:
@@ -159,7 +198,7 @@ def _error_at(frontier: Frontier, place: Between, loss: float) -> float:
 
 
 def _recommended(
-    frontier: Frontier, place: Between, asked: str, min_error: float, utility: str
+    frontier: Frontier, place: Between, asked: str, utility: str
 ) -> list[str]:
     stack = defense_label(frontier.family.at(place.strength))
     floor = "no bound is known to hold"
@@ -187,17 +226,20 @@ def _recommended(
     reasons = [p.floor.reason for p in place.points if p.floor.reason]
     if place.floor is None and reasons:
         told.append(f"There is no bound because {reasons[0]}.")
-    seeds = min(s.seeds for s in reached)
-    told.append(_doubt(place.interval, seeds, min_error))
-    return [sentence for sentence in told if sentence]
+    return told
 
 
-def _doubt(interval: tuple[float, float], seeds: int, min_error: float) -> str:
+def _doubt(
+    interval: tuple[float, float], seeds: int, min_error: float, families: int = 1
+) -> str:
     """Say how sure the error is."""
     low, high = interval
     if seeds < 2:
         return "One seed only: the error may be quite different on other data."
-    told = f"The 95 % interval over {seeds} seeds is {number(low)} to {number(high)}"
+    told = f"The 95 % interval over {seeds} seeds"
+    if families > 1:
+        told += f", for all {families} families at once,"
+    told += f" is {number(low)} to {number(high)}"
     if low < min_error:
         return f"{told}, which includes errors below what you ask: run more seeds."
     return f"{told}."

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 
 from exhume.formula import formula
@@ -71,20 +72,27 @@ class Settled:
     r"\bar u \pm t_{n-1,\,0.975}\; s / \sqrt n",
     reference="Student, Biometrika 1908",
 )
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+def mean_interval(values: Sequence[float], tests: int = 1) -> tuple[float, float]:
     """Return the 95 % interval of a mean over seeds, by Student's t.
 
     Args:
         values: one per seed; fewer than two leave the interval unbounded.
+        tests: intervals that hold at once, by Bonferroni.
     """
     middle, n = fmean(values), len(values)
     if n < 2 or not math.isfinite(middle):
         return -math.inf, math.inf
+    spread = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1))
+    half = _student((1 - _CONFIDENCE) / (2 * tests), n - 1) * spread / math.sqrt(n)
+    return middle - half, middle + half
+
+
+@lru_cache(maxsize=256)
+def _student(tail: float, freedom: int) -> float:
+    """Return the quantile of Student's t that leaves a tail above it."""
     from scipy.stats import t
 
-    spread = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1))
-    half = float(t.ppf((1 + _CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
-    return middle - half, middle + half
+    return float(t.isf(tail, freedom))
 
 
 def _bracket(steps: Sequence[Step], budget: float) -> tuple[Step, Step] | None:

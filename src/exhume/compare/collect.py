@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from exhume.audit.report.bounds import worst_account
 from exhume.audit.report.described import described
@@ -30,8 +30,6 @@ from exhume.trials.utility import UtilityResult
 
 __all__ = ["collect"]
 
-_GUESS = "prior-mean"
-
 
 def collect(
     settings: CompareSettings,
@@ -53,6 +51,7 @@ def collect(
     """
     (scenario,) = scenarios(attacks, results)
     undefended = _point(scenario, (), None, 0.0, 0.0, (0.0, 0.0))
+    guesses = undefended.strongest.guesses if undefended.strongest else []
     names = sorted(set.intersection(*(set(result.values) for result in plain)))
     return Comparison(
         folder=folder,
@@ -60,9 +59,7 @@ def collect(
         undefended=undefended,
         frontiers=tuple(_frontier(settings, scenario, found) for found in searches),
         baseline={n: fmean(result.values[n] for result in plain) for n in names},
-        chance=None
-        if undefended.strongest is None
-        else undefended.strongest.errors.get(_GUESS),
+        chance=min(guesses, default=None),
         report=folder / "report.html",
         metric=scenario.headline,
     )
@@ -96,11 +93,7 @@ def _point(
     loss: float,
     interval: tuple[float, float],
 ) -> Point:
-    found, dropped = _strongest(scenario, stack, _headline)
-    in_order = found
-    # Of a single example there is nothing to pair.
-    if scenario.spec.batch_size > 1:
-        in_order, _ = _strongest(scenario, stack, _ordered_mse)
+    found, dropped = _strongest(scenario, stack)
     return Point(
         strength=strength,
         position=position,
@@ -109,7 +102,7 @@ def _point(
         strongest=found,
         floor=_floor(scenario, stack),
         privacy=None if strength is None else _privacy(scenario, stack),
-        in_order=in_order,
+        in_order=_in_order(scenario, stack),
         dropped=dropped,
     )
 
@@ -120,52 +113,101 @@ def _cells(
     return scenario.trials.get((defense_label(stack), name), [])
 
 
-#: error of a trial that ended, or None if it has no finite one
-_Error = Callable[[TrialResult], float | None]
-
-
 def _strongest(
-    scenario: Scenario, stack: tuple[Options, ...], error: _Error
+    scenario: Scenario, stack: tuple[Options, ...]
 ) -> tuple[Strongest | None, dict[str, str]]:
-    """Return the strongest attack, and why others are left out."""
-    guess = _errors(_cells(scenario, stack, _GUESS), error)
-    table: dict[str, list[float]] = {}
+    """Return the strongest attack, and why others are left out.
+
+    Whoever attacks can guess as well: of each example counts the smaller error of the
+    two, so that an attack that is exact on a few examples and lost on the others is
+    not taken for a harmless one.
+    """
+    guesses = {
+        name: _by_seed(_cells(scenario, stack, name), _each)
+        for name in sorted(scenario.baselines)
+    }
+    complete = {n: g for n, g in guesses.items() if set(g) == set(scenario.seeds)}
+    table = {n: [fmean(g[s]) for s in scenario.seeds] for n, g in complete.items()}
+    least = min(table, key=lambda name: fmean(table[name]), default=None)
     dropped: dict[str, str] = {}
-    for label in scenario.attacks:
+    for label in scenario.contenders:
         cell = _cells(scenario, stack, label)
         failed = [r.reason for r in cell if r.status == "failed"]
         if failed:
             # A guess in its place would make a crash look like protection.
             dropped[label] = failed[0]
             continue
-        found = _errors(cell, error)
+        found = _by_seed(cell, _each)
         if not found:
             continue
         # Where an attack has no answer, its user still has the guess.
-        silent = {r.spec.seed for r in cell if _headline(r) is None}
-        fallback = {seed: guess.get(seed) for seed in silent}
-        row = [found.get(seed, fallback.get(seed)) for seed in scenario.seeds]
-        complete = [value for value in row if value is not None]
-        if len(complete) == len(row):
-            table[label] = complete
+        answers = {r.spec.seed for r in cell}
+        fallback = {} if least is None else complete[least]
+        row = [
+            _better(found.get(seed), fallback.get(seed))
+            for seed in scenario.seeds
+            if seed in answers
+        ]
+        errors = [value for value in row if value is not None]
+        if len(errors) == len(scenario.seeds):
+            table[label] = errors
     return strongest(table, frozenset(scenario.baselines)), dropped
 
 
-def _headline(result: TrialResult) -> float | None:
+def _in_order(scenario: Scenario, stack: tuple[Options, ...]) -> Strongest | None:
+    """Return the strongest attack by the errors that a bound is about.
+
+    Of a single example there is nothing to pair. The better of an attack and a guess is
+    no attack, for the truth chooses: it may lie below a bound that holds.
+    """
+    error = _ordered_mse if scenario.spec.batch_size > 1 else _mean
+    cells = {label: _cells(scenario, stack, label) for label in scenario.attacks}
+    found = {label: _by_seed(cell, error) for label, cell in cells.items()}
+    guesses = [found[label] for label in sorted(scenario.baselines)]
+    guess = next((g for g in guesses if set(g) == set(scenario.seeds)), {})
+    table = {}
+    for label, errors in found.items():
+        silent = {r.spec.seed for r in cells[label] if r.status == "not-applicable"}
+        row = {s: e for s, e in guess.items() if s in silent} | errors
+        if errors and set(row) == set(scenario.seeds):
+            table[label] = [row[seed] for seed in scenario.seeds]
+    return strongest(table, frozenset(scenario.baselines))
+
+
+_T = TypeVar("_T")
+
+
+def _by_seed(
+    results: Sequence[TrialResult], measure: Callable[[TrialResult], _T | None]
+) -> dict[int, _T]:
+    """Return what trials that ended have, by seed."""
+    done = [(r.spec.seed, measure(r)) for r in results if r.status == "done"]
+    return {seed: value for seed, value in done if value is not None}
+
+
+def _each(result: TrialResult) -> list[float] | None:
+    """Return the error of every example, if all have one."""
     values = result.scores.get(result.headline, [])
     finite = [v for v in values if v is not None and math.isfinite(v)]
-    return fmean(finite) if finite and len(finite) == len(values) else None
+    return finite if finite and len(finite) == len(values) else None
+
+
+def _mean(result: TrialResult) -> float | None:
+    values = _each(result)
+    return None if values is None else fmean(values)
+
+
+def _better(errors: list[float] | None, guess: list[float] | None) -> float | None:
+    """Return the mean over examples of the smaller error; None if neither is known."""
+    if errors is None or guess is None:
+        known = errors or guess
+        return None if known is None else fmean(known)
+    return fmean(map(min, errors, guess))
 
 
 def _ordered_mse(result: TrialResult) -> float | None:
     value = result.facts.get("ordered_mse")
     return value if value is not None and math.isfinite(value) else None
-
-
-def _errors(results: Sequence[TrialResult], error: _Error) -> dict[int, float]:
-    """Return the error by seed, of the trials that ended."""
-    done = [(r.spec.seed, error(r)) for r in results if r.status == "done"]
-    return {seed: value for seed, value in done if value is not None}
 
 
 def _floor(scenario: Scenario, stack: tuple[Options, ...]) -> Floor:

@@ -17,6 +17,7 @@ __all__ = [
     "Point",
     "Strongest",
     "error_interval",
+    "rivals",
     "strongest",
 ]
 
@@ -28,12 +29,14 @@ class Strongest:
     Attributes:
         attack: label of the attack with the smallest mean error. It is chosen by the
             true errors, as nobody without the private data could: an oracle.
-        error: its mean error over examples, averaged over the seeds.
+        error: mean over examples of the better of attack and guess, averaged over the
+            seeds.
         interval: 95 % interval of its mean over seeds.
         errors: mean error of every attack by label, chance levels included.
         chance: the attack is a chance level: it read nothing from the update.
         seeds: number of seeds.
         per_seed: error of the strongest attack for every seed, in order.
+        guesses: mean error of every chance level.
     """
 
     attack: str
@@ -43,6 +46,7 @@ class Strongest:
     chance: bool
     seeds: int
     per_seed: tuple[float, ...] = ()
+    guesses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Frontier:
         return next((p for p in self.points if p.strength in wanted), None)
 
 
-def error_interval(errors: Sequence[float]) -> tuple[float, float]:
+def error_interval(errors: Sequence[float], tests: int = 1) -> tuple[float, float]:
     """Return the 95 % interval of a mean error over seeds, by Student's t, at least 0.
 
     With few seeds it covers better than a bootstrap: of log-normal errors (σ = 0.5) and
@@ -123,9 +127,40 @@ def error_interval(errors: Sequence[float]) -> tuple[float, float]:
 
     Args:
         errors: of one attack, one per seed.
+        tests: of how many the best was chosen: all intervals hold at once
+            (Bonferroni), so that of the one chosen holds too.
     """
-    low, high = mean_interval(errors)
+    low, high = mean_interval(errors, tests)
     return max(low, 0.0), high
+
+
+@formula(
+    r"0 \in \overline{e^\star - e}"
+    r" \pm t_{n-1,\,1 - 0.025/m}\; s_{e^\star - e} / \sqrt n",
+    reference="Student, Biometrika 1908, for paired samples; Bonferroni over m others",
+)
+def rivals(ranked: Sequence[tuple[str, Sequence[float]]]) -> tuple[str, ...]:
+    """Name those that may be as good as the first, by the differences seed by seed.
+
+    The seeds are shared, so what they have in common cancels out of a difference. The
+    first is first by its errors, so all m differences from it are tested at once.
+
+    Args:
+        ranked: label and errors per seed, of the same seeds; the best first. Whoever
+            has no errors may be anything.
+    """
+    if not ranked:
+        return ()
+    best = ranked[0][1]
+    named = []
+    for label, errors in ranked[1:]:
+        if len(errors) == len(best) > 0:
+            gaps = [b - e for b, e in zip(best, errors, strict=True)]
+            low, high = mean_interval(gaps, tests=len(ranked) - 1)
+            if not low <= 0 <= high:
+                continue
+        named.append(label)
+    return tuple(named)
 
 
 @formula(
@@ -153,4 +188,5 @@ def strongest(
         chance=best in chance,
         seeds=len(errors[best]),
         per_seed=tuple(errors[best]),
+        guesses=tuple(means[label] for label in sorted(chance & set(means))),
     )

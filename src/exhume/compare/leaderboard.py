@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exhume.audit.report.bounds import told_epsilon
-from exhume.compare.calibration import mean_interval
 from exhume.compare.findings import Comparison
-from exhume.compare.frontier import Floor, Strongest
+from exhume.compare.frontier import Floor, Strongest, rivals
 from exhume.compare.places import Between, at_budget
 from exhume.compare.remarks import Ranked, absent, cautions
 from exhume.compare.wording import shown, told_loss, told_range
-from exhume.formula import formula
 from exhume.report.words import number
 from exhume.runs.records import BOUNDED_METRIC
 
@@ -23,7 +20,6 @@ __all__ = [
     "attack_name",
     "attack_names",
     "boards",
-    "rivals",
     "undefended_row",
 ]
 
@@ -124,33 +120,6 @@ def _board(comparison: Comparison, budget: float) -> Board:
     title = f"{told_loss(utility, budget)} lost (± {tolerance})"
     names = rivals([(entry.label, entry.per_seed) for entry in ranked])
     return Board(budget, title, tuple(rows), tuple(remarks), names)
-
-
-@formula(
-    r"0 \in \overline{e^\star - e} \pm t_{n-1,\,0.975}\; s_{e^\star - e} / \sqrt n",
-    reference="Student, Biometrika 1908, for paired samples",
-)
-def rivals(ranked: Sequence[tuple[str, Sequence[float]]]) -> tuple[str, ...]:
-    """Name those that may be as good as the first, by the differences seed by seed.
-
-    The seeds are shared, so what they have in common cancels out of a difference.
-
-    Args:
-        ranked: label and errors per seed, of the same seeds; the best first. Whoever
-            has no errors may be anything.
-    """
-    if not ranked:
-        return ()
-    best = ranked[0][1]
-    named = []
-    for label, errors in ranked[1:]:
-        if len(errors) == len(best) > 0:
-            gaps = [b - e for b, e in zip(best, errors, strict=True)]
-            low, high = mean_interval(gaps)
-            if not low <= 0 <= high:
-                continue
-        named.append(label)
-    return tuple(named)
 
 
 def _row(

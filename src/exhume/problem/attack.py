@@ -48,6 +48,8 @@ class Attack(Member, ABC):
         inverts: kinds of observations that it can invert. One that inverts gradients
             gets the gradient behind an update of one plain step.
         baseline: a chance level that every table shows, not an attack.
+        recognises: it answers with public examples: what it finds is recognised among
+            them, not reconstructed.
         small_world: fields of a trial (``model``, ``observation``, ``defenses``,
             ``prior``) that make the small world which its examples suit; without them
             a smooth network shares the first of ``inverts``, a gradient if it can.
@@ -58,6 +60,7 @@ class Attack(Member, ABC):
     events: ClassVar[frozenset[str]] = frozenset()
     inverts: ClassVar[frozenset[ObservationKind]] = frozenset({"gradient"})
     baseline: ClassVar[bool] = False
+    recognises: ClassVar[bool] = False
     small_world: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod

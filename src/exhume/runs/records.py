@@ -97,9 +97,10 @@ class SettingSpec:
 
     def _record(self) -> dict[str, Any]:
         record = asdict(self)
-        if not self.public_examples:
-            # It came later: specs that do not use it keep their ids.
-            del record["public_examples"]
+        # They came later: specs that do not use them keep their ids.
+        for name in ("public_examples", "metrics", "placebo"):
+            if not record.get(name):
+                record.pop(name, None)
         return record
 
 
@@ -115,24 +116,21 @@ class TrialSpec(SettingSpec):
         attack: the attack of this trial, or None.
         bound: the bound of this trial, or None; exactly one of the two is set.
         metrics: that score the attack beside the registered ones.
+        placebo: the attack gets the release of other examples with the same labels, and
+            is scored against these.
     """
 
     threat: str = "labels-known"
     attack: Options | None = None
     bound: Options | None = None
     metrics: tuple[Options, ...] = ()
+    placebo: bool = False
 
     @property
     def setting(self) -> str:
         """Hash of everything but the attack and the bound: the same observation."""
         facing = replace(self, attack=None, bound=None, metrics=())
         return content_hash(facing._record())
-
-    def _record(self) -> dict[str, Any]:
-        record = super()._record()
-        if not self.metrics:  # likewise
-            del record["metrics"]
-        return record
 
     @property
     def released(self) -> SettingSpec:
@@ -251,6 +249,7 @@ class TrialResult:
         status: ``done``, ``not-applicable`` or ``failed``.
         reason: one sentence if not done, else "".
         baseline: the attack is a chance level, see ``Attack.baseline``.
+        recognises: the attack answers with public examples, see ``Attack.recognises``.
         outcome: name of the :class:`Outcome`, and its sentence.
         objective: the attack's own objective at its answer.
         objective_at_truth: the same function at the private batch.
@@ -287,6 +286,7 @@ class TrialResult:
     status: Literal["done", "not-applicable", "failed"]
     reason: str = ""
     baseline: bool = False
+    recognises: bool = False
     outcome: tuple[str, str] | None = None
     objective: float | None = None
     objective_at_truth: float | None = None

@@ -30,6 +30,7 @@ from exhume.problem.world import World
 from exhume.runs.executor import Job, measured
 from exhume.runs.records import TrialResult, TrialSpec, binds
 from exhume.trials.memorised import memorised
+from exhume.trials.placebo import placebo_of
 from exhume.trials.setting import labels_identify_order, make_setting
 from exhume.trials.world import client_of, release_key
 
@@ -145,11 +146,13 @@ def _attacked(
         # A chance level is the evaluator's own: it shows what guessing achieves, so it
         # has the public data whatever the threat.
         threat = replace(threat, facts=threat.known | {Fact.PUBLIC_DATA, Fact.PRIOR})
-    problem = threat.reveal(world, observation)
+    seen = placebo_of(world, spec.released) if spec.placebo else (world, observation)
+    problem = threat.reveal(*seen)
     guess = attack(problem, key=fold(spec.seed, "attack"))
     told = replace(
         result,
         baseline=attack.baseline,
+        recognises=attack.recognises,
         outcome=(guess.outcome.name, guess.outcome.value),
         adaptive=guess.adaptive,
         notes=guess.notes,
@@ -158,6 +161,8 @@ def _attacked(
     if guess.outcome is Outcome.NOT_APPLICABLE:
         reason = guess.notes[0] if guess.notes else guess.outcome.value
         return replace(told, status="not-applicable", reason=reason)
+    if spec.placebo:
+        return _scored(told, guess, world.batch)
     # Only now, after the attack has ended, is the truth looked at.
     known = problem.restricted(attack.needs | attack.uses)
     inputs = world.batch.inputs.to(world.task.dtype)

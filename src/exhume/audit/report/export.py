@@ -118,6 +118,7 @@ def _rows(
     }
     after = {
         "baseline": result.baseline,
+        "placebo": result.spec.placebo,
         "outcome": result.outcome[0] if result.outcome else None,
         "objective": result.objective,
         "objective_at_truth": result.objective_at_truth,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -67,6 +67,7 @@ class Scenario:
         bounds: labels.
         defenses: no defense first, then by family and strength.
         seeds: ascending.
+        placebos: (defense label, attack label) → trials on the release of others.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Scenario:
     bounds: tuple[str, ...]
     defenses: tuple[Defended, ...]
     seeds: tuple[int, ...]
+    placebos: dict[tuple[str, str], list[TrialResult]] = field(default_factory=dict)
 
     @property
     def attacks(self) -> tuple[str, ...]:
@@ -165,7 +167,8 @@ def ordered(
         for scenario in scenarios(settings, results)
         for defense in scenario.defenses
         for name in (*scenario.attacks, *scenario.bounds)
-        for result in scenario.trials.get((defense.label, name), [])
+        for cells in (scenario.trials, scenario.placebos)
+        for result in cells.get((defense.label, name), [])
     ]
 
 
@@ -174,7 +177,8 @@ def scenarios(
 ) -> list[Scenario]:
     """Group results by everything but seed, defense, attack, metrics and bound."""
     by_id = sorted(results, key=attrgetter("spec.id"))
-    groups = grouped(by_id, "seed", "defenses", "attack", "bound").values()
+    varied = ("seed", "defenses", "attack", "bound", "placebo")
+    groups = grouped(by_id, *varied).values()
     names = {
         kind: labels(map(attrgetter(f"spec.{kind}"), results))
         for kind in ("data", "attack", "bound")
@@ -196,15 +200,23 @@ def _scenario(
     trials: dict[tuple[str, str], list[TrialResult]] = {}
     attacks: dict[str, str] = {}
     baselines, bounds = set[str](), set[str]()
+    placebos: dict[tuple[str, str], list[TrialResult]] = {}
     defenses: dict[str, tuple[tuple[Any, ...], Defended]] = {}
     stacks = [_names(entry) for entry in settings.defenses]
     by_seed = sorted(group, key=attrgetter("spec.seed"))
     for result in by_seed:
         spec = result.spec
+        if spec.placebo:
+            cell = (
+                defense_label(spec.defenses),
+                names["attack"][_canonical(spec.attack)],
+            )
+            placebos.setdefault(cell, []).append(result)
+            continue
         if spec.attack is not None:
             name = names["attack"][_canonical(spec.attack)]
             attacks[name] = spec.attack["name"]
-            if result.baseline or (result.status != "done" and _is_baseline(spec)):
+            if _is_guess(result):
                 baselines.add(name)
         else:
             name = names["bound"][_canonical(spec.bound)]
@@ -220,7 +232,7 @@ def _scenario(
     return Scenario(
         name=names["data"][_canonical(group[0].spec.data)],
         spec=group[0].spec,
-        results=tuple(by_seed),
+        results=tuple(r for r in by_seed if not r.spec.placebo),
         headline=headline(by_seed),
         trials=trials,
         contenders=tuple(label for _, label in ranked if label not in baselines),
@@ -229,6 +241,7 @@ def _scenario(
         # Labels differ, so that defenses themselves are never compared.
         defenses=tuple(defense for _, defense in sorted(defenses.values())),
         seeds=tuple(dict.fromkeys(r.spec.seed for r in by_seed)),
+        placebos=placebos,
     )
 
 
@@ -249,9 +262,14 @@ def is_upper_limit(option: str) -> bool:
     return option.startswith("max") or option == "epsilon"
 
 
-def _is_baseline(spec: TrialSpec) -> bool:
-    """Look up what a trial that did not end could not record."""
+def _is_guess(result: TrialResult) -> bool:
+    """Look up whether an attack is a chance level; a trial that failed cannot say.
+
+    Nor can one of an older version, which took recognition for a guess.
+    """
+    assert result.spec.attack is not None
     try:
-        return bool(find("attack", (spec.attack or {})["name"], own="loaded").baseline)
+        name = result.spec.attack["name"]
+        return bool(find("attack", name, own="loaded").baseline)
     except UnknownName:  # an own module, which is not imported for a page
-        return False
+        return result.baseline

@@ -26,7 +26,7 @@ from exhume.audit.report.grouping import Scenario, scenarios
 from exhume.audit.report.memory import Memory, memory
 from exhume.audit.report.plots import convergence, error_plots, legend
 from exhume.audit.report.tables import ResultRow, flag_groups, result_rows
-from exhume.audit.report.verdict import Flags, findings, verdict
+from exhume.audit.report.verdict import Finding, Flags, findings, verdict
 from exhume.audit.settings import AuditSettings
 from exhume.errors import ExhumeError, UnknownName
 from exhume.problem.presets import PRESETS
@@ -61,6 +61,7 @@ class Section:
     noun: str
     pixels: bool
     verdict: str
+    findings: list[Finding]
     hero: list[tuple[str, Picture]]
     setting: tuple[tuple[str, str], ...]
     gallery: Gallery
@@ -114,7 +115,7 @@ def _unfinished(settings: AuditSettings, results: Sequence[TrialResult]) -> str:
         planned = {spec.id for spec in expand(settings, recorded=recorded)}
     except ExhumeError:  # made elsewhere, from settings that do not build here
         return ""
-    ended = {result.spec.id for result in results}
+    ended = {result.spec.id for result in results if not result.spec.placebo}
     if not ended < planned:
         return ""
     return (
@@ -133,6 +134,7 @@ def _section(
         noun=noun,
         pixels=pixels,
         verdict=verdict(scenario, found, flags),
+        findings=found,
         hero=hero(pictures, found),
         setting=_setting(scenario),
         gallery=pictures,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Literal
 
 from exhume.audit.report.described import described
 from exhume.audit.report.grouping import Defended, Scenario, values
 from exhume.report.words import also, count, median, score, several
 from exhume.runs.records import BOUNDED_METRIC, Flag, TrialResult
+from exhume.trials.gain import Gain, Level, gain
 
-__all__ = ["Finding", "Flags", "Reached", "findings", "verdict"]
+__all__ = ["Finding", "Flags", "Reached", "findings", "gains", "verdict"]
 
 Flags = Mapping[str, tuple[Flag, ...]]
-Level = Literal["leak", "slight", "chance", "open"]
 
-#: An attack that keeps more than half of the baseline's error learned little;
-#: the boundary is a convention and only chooses the words.
-_SLIGHT = 0.5
+_WORDS: dict[Level, str] = {
+    "leak": "leak",
+    "slight": "nearer than a guess",
+    "unsure": "perhaps nearer than a guess",
+    "chance": "no better than a guess",
+    "open": "no guess to compare with",
+}
 
 #: flags under which a failed attack says nothing about the defense
 _WEAK = ("under-optimised", "non-adaptive")
@@ -61,12 +63,14 @@ class Finding:
 
     Attributes:
         defense: the defense.
-        attack: label of the attack with the smallest median error, or "" if none ended.
+        attack: label of the attack that gains most over guessing (the smallest median
+            error, where nothing was guessed), or "" if none ended.
         error: its median error over examples, of the headline of the data.
         reached: the same in words, in dB for a squared error of data with a range.
         baseline: the chance level with the least error on the same seeds, or "".
         guessed: the baseline's median error in words, or None.
-        level: how the error compares with that guess.
+        gain: of the attack over the guesses; None where nothing was guessed.
+        recognises: the attack answers with public examples.
     """
 
     defense: Defended
@@ -75,47 +79,105 @@ class Finding:
     reached: Reached | None = None
     baseline: str = ""
     guessed: Reached | None = None
-    level: Level = "open"
+    gain: Gain | None = None
+    recognises: bool = False
+
+    @property
+    def level(self) -> Level:
+        """The gain in one word."""
+        return "open" if self.gain is None else self.gain.level
+
+    @property
+    def word(self) -> str:
+        """The verdict in a cell of a table."""
+        if not self.attack:
+            return "no attack finished"
+        return _WORDS[self.level]
+
+    @property
+    def share(self) -> str:
+        """Recovered examples in words: ``4 of 6``."""
+        if self.gain is None:
+            return "–"
+        return f"{self.gain.recovered} of {self.gain.examples}"
+
+    @property
+    def interval(self) -> str:
+        """95 % interval of the share of recovered examples: ``22 to 96 %``."""
+        if self.gain is None:
+            return "–"
+        low, high = self.gain.interval
+        return f"{100 * low:.0f} to {100 * high:.0f} %"
 
 
 def findings(scenario: Scenario) -> list[Finding]:
     """Find the strongest attack under every defense that some attack was tried on."""
+    found = gains(scenario)
     return [
-        _finding(scenario, defense)
+        _finding(scenario, defense, found)
         for defense in scenario.defenses
         if any((defense.label, a) in scenario.trials for a in scenario.contenders)
     ]
 
 
-def _finding(scenario: Scenario, defense: Defended) -> Finding:
+def gains(scenario: Scenario) -> dict[tuple[str, str], Gain]:
+    """Return what every attack gains under every defense, by their labels."""
+    cells = {
+        (defense.label, attack): (defense, done)
+        for defense in scenario.defenses
+        for attack in scenario.contenders
+        if (done := scenario.done(defense, attack))
+    }
+    found = {}
+    for (label, attack), (defense, done) in cells.items():
+        seeds = [r.spec.seed for r in done]
+        guesses = [scenario.chance(b, defense, seeds) for b in scenario.baselines]
+        placebos = scenario.placebos.get((label, attack), [])
+        own = gain(done, guesses, placebos=placebos, tests=len(cells))
+        if own is not None:
+            found[label, attack] = own
+    return found
+
+
+def _finding(
+    scenario: Scenario, defense: Defended, found: Mapping[tuple[str, str], Gain]
+) -> Finding:
     metric = scenario.headline
-    attacks = [(name, scenario.done(defense, name)) for name in scenario.contenders]
-    best = _least(attacks, metric)
-    if best is None:
+    tried = {a: scenario.done(defense, a) for a in scenario.contenders}
+    own = {a: found[defense.label, a] for a in tried if (defense.label, a) in found}
+    if own:
+        attack = min(own, key=lambda a: (own[a].order, a))
+    elif (best := _least(tried, metric)) is not None:
+        attack = best[1]
+    else:
         return Finding(defense)
-    error, attack, results = best
-    seeds, names = [r.spec.seed for r in results], sorted(scenario.baselines)
-    guess = _least([(b, scenario.chance(b, defense, seeds)) for b in names], metric)
-    reached = _in_words(results, metric)
-    if guess is None:
-        return Finding(defense, attack, error, reached, level="leak")
-    chance, baseline, guesses = guess
-    level: Level = "leak"
-    if error > _SLIGHT * chance:
-        level = "chance" if error >= chance else "slight"
-    guessed = _in_words(guesses, metric)
-    return Finding(defense, attack, error, reached, baseline, guessed, level)
+    results = tried[attack]
+    seeds = [r.spec.seed for r in results]
+    guess = _least(
+        {b: scenario.chance(b, defense, seeds) for b in sorted(scenario.baselines)},
+        metric,
+    )
+    return Finding(
+        defense,
+        attack,
+        median(values(results, metric)),
+        _in_words(results, metric),
+        baseline="" if guess is None else guess[1],
+        guessed=None if guess is None else _in_words(guess[2], metric),
+        gain=own.get(attack),
+        recognises=any(r.recognises for r in results),
+    )
 
 
 def _least(
-    candidates: Sequence[tuple[str, list[TrialResult]]], metric: str
+    candidates: Mapping[str, list[TrialResult]], metric: str
 ) -> tuple[float, str, list[TrialResult]] | None:
     ranked = [
         (error, name, results)
-        for name, results in candidates
+        for name, results in candidates.items()
         if (error := median(values(results, metric))) is not None
     ]
-    return min(ranked, key=itemgetter(0), default=None)
+    return min(ranked, key=lambda entry: entry[0], default=None)
 
 
 def _in_words(results: Sequence[TrialResult], metric: str) -> Reached:
@@ -131,71 +193,133 @@ def verdict(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> str:
     """Say in one paragraph what leaked, and how far the numbers can be trusted."""
     if not found:
         return "No attack was run, so nothing can be said about what leaks."
-    sentences = [_undefended(scenario, f) for f in found if f.defense.is_none]
-    sentences += _defended([f for f in found if not f.defense.is_none])
-    return " ".join(sentences + _caveats(scenario, found, flags))
-
-
-def _undefended(scenario: Scenario, finding: Finding) -> str:
-    name = scenario.spec.data["name"]
-    examples = f"the {name}" if name.endswith("s") else f"the {name} examples"
-    guess = f" (guessing, {finding.baseline}: {finding.guessed})"
-    match finding.level:
-        case "open":
-            return "Without a defense, no attack finished."
-        case "chance":
-            return f"Even without a defense, no attack is better than guessing{guess}."
-        case "slight":
-            how = f"gets little more of {examples} than a guess: {finding.reached}"
-        case "leak":
-            how = f"recovers {examples} {_median(finding.reached)}"
-    return (
-        f"Without a defense, {finding.attack} {how}{guess if finding.baseline else ''}."
+    return " ".join(
+        [
+            *(_undefended(scenario, f) for f in found if f.defense.is_none),
+            *_defended([f for f in found if not f.defense.is_none]),
+            *_caveats(scenario, found, flags),
+        ]
     )
 
 
-def _median(reached: Reached | None) -> str:
-    assert reached is not None  # an attack has finished
-    if not reached.quantity:
-        return f"at a median of {reached.measured}"
-    return f"with a median {reached.quantity} of {reached.measured}"
+def _examples(scenario: Scenario) -> str:
+    name = scenario.spec.data["name"]
+    return name if name.endswith("s") else f"{name} examples"
+
+
+def _undefended(scenario: Scenario, finding: Finding) -> str:
+    examples, own = _examples(scenario), finding.gain
+    guess = f"guessing, {finding.baseline}: {finding.guessed}"
+    if not finding.attack:
+        return "Without a defense, no attack finished."
+    if own is None:
+        return (
+            f"Without a defense, {finding.attack} reaches {finding.reached}; what a "
+            f"guess reaches is not known."
+        )
+    match own.level:
+        case "leak" if own.recovered:
+            how = (
+                f"{_verb(finding)} {finding.share} {examples} (95 % interval of the "
+                f"share {finding.interval}); the median example is at "
+                f"{finding.reached} ({guess})"
+            )
+        case "leak" | "slight":
+            how = (
+                f"recovers none of {own.examples} {examples}, but comes "
+                f"{'much' if own.level == 'leak' else 'a little'} nearer than a "
+                f"guess: {finding.reached} ({guess})"
+            )
+        case "unsure":
+            return f"Without a defense, {_unsure(finding)} ({guess})."
+        case _:
+            return (
+                f"Even without a defense, no attack is better than guessing "
+                f"({finding.baseline}: {finding.guessed}; none of {own.examples} "
+                f"recovered, so at most {100 * own.interval[1]:.0f} % are, with 95 % "
+                f"confidence)."
+            )
+    return f"Without a defense, {finding.attack} {how}."
+
+
+def _verb(finding: Finding) -> str:
+    return "recognises among the public examples" if finding.recognises else "recovers"
+
+
+def _unsure(finding: Finding) -> str:
+    """Say that an attack came nearer, and what else may explain it."""
+    own = finding.gain
+    assert own is not None
+    if own.placebos:
+        why = "but as near without their release (placebo): it is a good guess"
+    elif len(set(own.seeds)) < 2:
+        why = "which one seed cannot tell from chance: run more"
+    else:
+        why = "which chance may explain: run more seeds"
+    return f"{finding.attack} comes nearer than guessing ({finding.reached}), {why}"
 
 
 def _defended(found: Sequence[Finding]) -> list[str]:
-    levels: dict[Level, list[Finding]] = {}
-    for finding in found:
-        levels.setdefault(finding.level, []).append(finding)
+    leaking, slight, unsure, chance, unfinished = (
+        [f for f in found if f.level == level]
+        for level in ("leak", "slight", "unsure", "chance", "open")
+    )
     sentences = []
-    if "leak" in levels:
+    if leaking:
+        attacks = dict.fromkeys(f.attack for f in leaking)
         parts = []
-        for attack in dict.fromkeys([f.attack for f in levels["leak"]]):
-            groups = _families(levels["leak"], attack)
-            reached = [f"{_span(group)} with {_names(group)}" for group in groups]
-            parts.append(f"{attack} still reaches {several(reached)}")
+        for attack in attacks:
+            own = [f for f in leaking if f.attack == attack]
+            verb = "recognises" if own[0].recognises else "recovers"
+            reached = [_reach(group) for group in _families(own)]
+            parts.append(f"{attack} still {verb} {several(reached)}")
         sentences.append(f"With a defense, {'; '.join(parts)}.")
-    if "slight" in levels:
-        groups = _families(levels["slight"])
-        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in groups]
-        sentences.append(f"Little more than a guess is left with {also(parts)}.")
-    if "chance" in levels:
-        names = also([_names(g) for g in _families(levels["chance"])])
-        guesses = several(sorted({f.baseline for f in levels["chance"]}), "or")
+    if slight:
+        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in _families(slight)]
+        sentences.append(f"A little more than a guess is left with {also(parts)}.")
+    if unsure:
+        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in _families(unsure)]
+        placebo = all(f.gain is not None and f.gain.placebos for f in unsure)
+        why = "as near without the release, by its placebo" if placebo else ""
         sentences.append(
-            f"With {names}, no attack is better than guessing ({guesses})."
+            f"With {also(parts)}, an attack comes nearer than guessing, "
+            f"{why or 'which chance may explain: run more seeds'}."
         )
-    if "open" in levels:
-        names = also([_names(g) for g in _families(levels["open"])])
-        sentences.append(f"No attack finished with {names}.")
+    if chance:
+        guesses = several(sorted({f.baseline for f in chance}), "or")
+        most = max(f.gain.interval[1] for f in chance if f.gain is not None)
+        sentences.append(
+            f"With {also([_names(g) for g in _families(chance)])}, no attack is better "
+            f"than guessing ({guesses}; at most {100 * most:.0f} % of the examples are "
+            f"recovered, with 95 % confidence)."
+        )
+    if unfinished:
+        ended = [g for g in _families(unfinished) if g[0].attack]
+        if ended:
+            parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in ended]
+            sentences.append(f"What a guess reaches is not known with {also(parts)}.")
+        failed = [g for g in _families(unfinished) if not g[0].attack]
+        if failed:
+            sentences.append(
+                f"No attack finished with {also(list(map(_names, failed)))}."
+            )
     return sentences
 
 
-def _families(found: Sequence[Finding], attack: str = "") -> list[list[Finding]]:
+def _families(found: Sequence[Finding]) -> list[list[Finding]]:
     """Put findings of one family together, weak to strong."""
     families: dict[str, list[Finding]] = {}
     for finding in found:
-        if not attack or finding.attack == attack:
-            families.setdefault(finding.defense.family, []).append(finding)
+        families.setdefault(finding.defense.family, []).append(finding)
     return list(families.values())
+
+
+def _reach(group: Sequence[Finding]) -> str:
+    """Say what is recovered with defenses of one family, and how well."""
+    counts = sorted({f.gain.recovered for f in group if f.gain is not None})
+    examples = group[0].gain.examples if group[0].gain is not None else 0
+    span = "–".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))
+    return f"{span} of {examples} with {_names(group)} (median {_span(group)})"
 
 
 def _span(group: Sequence[Finding]) -> str:
@@ -217,7 +341,7 @@ def _names(group: Sequence[Finding]) -> str:
 
 def _caveats(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> list[str]:
     sentences = []
-    held = [f.defense for f in found if f.level in {"chance", "slight"}]
+    held = [f.defense for f in found if f.level in {"chance", "unsure", "slight"}]
     runs = [r for d in held for a in scenario.contenders for r in scenario.done(d, a)]
     weak = [r for r in runs if any(f.kind in _WEAK for f in flags.get(r.spec.id, ()))]
     if weak:
@@ -237,6 +361,10 @@ def _caveats(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> list
             f"{count(len(alarms), 'result').capitalize()} {raised}: read the flags "
             f"before quoting a number."
         )
-    if not [f for f in found if f.baseline]:
-        sentences.append("No baseline finished, so the chance level is not known.")
+    bare = sorted({f.attack for f in found if f.gain and f.gain.needs_placebo})
+    if bare:
+        sentences.append(
+            f"No placebo was run for {several(bare)}, which may know more than the "
+            f"guesses do beside what was released."
+        )
     return sentences
