@@ -15,9 +15,9 @@ from exhume.attacks.engine.projection_descent import (
     explain,
 )
 from exhume.attacks.engine.tangent_features import PlainFeatures, TangentFeatures
-from exhume.attacks.engine.tangent_newton import half_residual
 from exhume.attacks.engine.tangent_splitting import split_apart, splitting_matrix
 from exhume.attacks.engine.tangent_view import TangentView, tangent_view
+from exhume.attacks.engine.variable_projection import half_residual
 from exhume.attacks.relaxations.identity import InUnits
 from exhume.attacks.unknowns import Unknowns
 from exhume.attacks.weights.splitting import smallest_eigenpair

@@ -14,12 +14,6 @@ from exhume.attacks.engine.discrepancy import (
     squared_euclidean,
 )
 from exhume.attacks.engine.epochs import fuse_epochs, order_invariance
-from exhume.attacks.engine.input_span import (
-    decayed_change,
-    input_span,
-    noise_edge,
-    pull_of_decay,
-)
 from exhume.attacks.engine.local_steps import small_step_rate
 from exhume.attacks.engine.surrogate import (
     bending,
@@ -32,13 +26,19 @@ from exhume.attacks.engine.tangent_features import (
     layered_moment,
     make_features,
 )
-from exhume.attacks.engine.tangent_newton import half_residual
+from exhume.attacks.engine.tangent_view import sharpness_schedule
 from exhume.attacks.engine.update_labels import total_step
 from exhume.attacks.engine.variable_projection import (
     explained_residual,
     feature_weights,
+    half_residual,
     projected_loss,
-    sharpness_schedule,
+)
+from exhume.attacks.relaxations.span import (
+    decayed_change,
+    input_span,
+    noise_edge,
+    pull_of_decay,
 )
 from exhume.observations.fine_tuning import (
     FineTuning,

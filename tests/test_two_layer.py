@@ -30,7 +30,13 @@ from exhume.attacks.two_layer.decomposition import (
     symmetric_cubes,
 )
 from exhume.attacks.two_layer.features import recover_features
-from exhume.attacks.two_layer.fit import Neurons, misfit, predicted, residuals
+from exhume.attacks.two_layer.fit import (
+    Neurons,
+    gauss_newton_step,
+    misfit,
+    predicted,
+    residuals,
+)
 from exhume.attacks.two_layer.implied import implied_targets
 from exhume.attacks.two_layer.joint_signs import joint_signs
 from exhume.attacks.two_layer.locate import locate
@@ -43,7 +49,6 @@ from exhume.attacks.two_layer.moments import (
     third_from_hidden,
     third_moment,
 )
-from exhume.attacks.two_layer.polish import gauss_newton_step
 from exhume.attacks.two_layer.recovery import TwoLayerView, recover_inputs
 from exhume.attacks.two_layer.search import span_confidence
 from exhume.attacks.two_layer.signs import bias_factors, consistent_norms, softmax_sign

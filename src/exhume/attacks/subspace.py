@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from exhume.attacks.engine.input_span import decayed_change
 from exhume.attacks.engine.start import centre, placeholder_targets
-from exhume.attacks.relaxations.span import shown_span
+from exhume.attacks.relaxations.span import decayed_change, shown_span
 from exhume.config import build
 from exhume.errors import InvalidInput, Unsuited
 from exhume.observations.update import Update

@@ -14,14 +14,13 @@ from exhume.attacks.engine.candidates import (
     weighted_mean,
 )
 from exhume.attacks.engine.tangent_features import TangentFeatures
-from exhume.attacks.engine.tangent_newton import gauss_newton
-from exhume.attacks.engine.tangent_view import TangentView
+from exhume.attacks.engine.tangent_view import TangentView, sharpness_schedule
 from exhume.attacks.engine.variable_projection import (
     explained_residual,
     feature_weights,
+    gauss_newton,
     projected_loss,
     self_blocks,
-    sharpness_schedule,
 )
 from exhume.attacks.unknowns import Unknowns
 from exhume.problem.reconstruction import Stopwatch, TracePoint

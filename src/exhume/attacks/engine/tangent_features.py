@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from exhume.attacks.engine.dense_layers import dense_layers
-from exhume.attacks.engine.linear_layer import LinearLayer
+from exhume.attacks.engine.linear_layer import LinearLayer, dense_layers
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.observations.fine_tuning import tangent_features

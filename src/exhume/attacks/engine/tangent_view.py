@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exhume.attacks.engine.linear_layer import entry_weights
 from exhume.attacks.engine.tangent_features import TangentFeatures, make_features
-from exhume.attacks.engine.variable_projection import softened
 from exhume.errors import InvalidInput
+from exhume.formula import formula
 from exhume.observations.fine_tuning import FineTuning, regression_targets
 from exhume.observations.update import Update
 from exhume.problem.event import EventSpec
@@ -19,7 +20,7 @@ from exhume.problem.observation import ObservationModel
 from exhume.problem.task import Task
 from exhume.problem.tree import Tree, add, scale
 
-__all__ = ["TangentView", "along", "tangent_view"]
+__all__ = ["TangentView", "along", "sharpness_schedule", "softened", "tangent_view"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,3 +194,55 @@ def _without_decay(
     if pull is None:
         return observed, ("Weight decay could not be taken out of the update.",)
     return add(observed, scale(1 - pull, start)), ()
+
+
+class _Soft(nn.Module):
+    """a z + (1 − a) log(1 + exp(βz)) / β, which tends to the leaky ReLU."""
+
+    def __init__(self, sharpness: float, leak: float) -> None:
+        super().__init__()
+        self.sharpness, self.leak = sharpness, leak
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply it elementwise."""
+        soft = nn.functional.softplus(z, beta=self.sharpness)
+        return self.leak * z + (1 - self.leak) * soft
+
+
+def softened(task: Task, sharpness: float) -> Task | None:
+    """Return a copy of a task whose ReLUs are smooth; None if it has none.
+
+    The features of a ReLU network are piecewise constant in the first layer's slopes,
+    so that descent on them does not see which neurons an input switches on.
+
+    Args:
+        task: it is not changed; activations must be modules to be found.
+        sharpness: β > 0 of the softplus that takes their place.
+    """
+    kinds = (nn.ReLU, nn.LeakyReLU)
+    if not any(isinstance(m, kinds) for m in task.model.modules()):
+        return None
+    if isinstance(task.model, kinds):
+        return None
+    model = copy.deepcopy(task.model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, kinds):
+                leak = getattr(child, "negative_slope", 0.0)
+                setattr(parent, name, _Soft(sharpness, leak))
+    return task.with_model(model)
+
+
+@formula(
+    r"\beta_s = \beta_0 (\beta_1/\beta_0)^{\min(1,\, s/0.9)}",
+    reference="annealing of softplus as in Loo et al., ICLR 2024; geometric: ours",
+)
+def sharpness_schedule(share: float, start: float, end: float) -> float:
+    """Return the sharpness β of the softplus at a share of the run.
+
+    Args:
+        share: s in [0, 1].
+        start: β₀ > 0.
+        end: β₁, reached after nine tenths.
+    """
+    return start * (end / start) ** min(1.0, share / 0.9)

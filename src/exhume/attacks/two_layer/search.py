@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exhume.attacks.two_layer.contraction import contracted_tensors, principal_axes
 from exhume.attacks.two_layer.decomposition import symmetric_cubes
-from exhume.attacks.two_layer.fit import Fitted, Neurons, fit_inputs
-from exhume.attacks.two_layer.polish import polished
+from exhume.attacks.two_layer.fit import Fitted, Neurons, fit_inputs, polished
+from exhume.attacks.two_layer.moments import contracted_tensors, principal_axes
 from exhume.attacks.two_layer.subspace import Subspace
 from exhume.formula import formula
 from exhume.keys import generator

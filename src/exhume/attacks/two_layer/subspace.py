@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exhume.attacks.two_layer.checks import Weights
-from exhume.attacks.two_layer.contraction import channel_weights
+from exhume.attacks.two_layer.moments import channel_weights
 from exhume.attacks.two_layer.view import Rows, TwoLayerView
 from exhume.errors import InvalidInput
 from exhume.formula import formula
