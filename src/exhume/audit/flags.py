@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from exhume.audit.report.grouping import grouped
+from exhume.audit.settings import READS_SCALE
 from exhume.problem.presets import PRESETS
 from exhume.runs.records import (
     Flag,
@@ -38,9 +39,6 @@ _UNTRAINED = {"training_loss": 1e-3, "stationarity": 0.1}
 _TAIL = 0.00135
 #: defended error over undefended error, closed-form error over iterated error
 _CLEARLY_BELOW = 0.5
-
-#: the attack on noise whose scale depends on the private data
-_READS_SCALE = "covariance-aware"
 
 _Found = dict[str, tuple[Flag, ...]]
 
@@ -126,7 +124,7 @@ def _settings(
             _raise(found, iterated, _MASKING)
         # This attack only ever answers where the variance depends on the data.
         own = [
-            r for r in contenders if (r.spec.attack or {}).get("name") == _READS_SCALE
+            r for r in contenders if (r.spec.attack or {}).get("name") == READS_SCALE
         ]
         others = [r for r in contenders if r not in own]
         if _clearly_better(own, others) and min(map(_error, own)) < level:
@@ -248,6 +246,8 @@ def _bound(result: TrialResult) -> dict[str, Any]:
     assert result.bound is not None
     return result.bound
 
+
+# --- sentences ------------------------------------------------------------------------
 
 #: a prior fits if held-out examples are as far from its mean as its draws, within this
 _FIT = 0.1

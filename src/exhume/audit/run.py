@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exhume.audit.settings import AuditSettings
+from exhume.audit.settings import AuditSettings, expand
 from exhume.runs.carry_out import FixedPlan, Progress, carry_out, silent
 from exhume.runs.records import SettingSpec, TrialResult, TrialSpec
 from exhume.runs.settings import made, write_text
@@ -59,7 +59,6 @@ def run(
         InvalidInput: something is wrong with the settings or the data; nothing ran.
         KeyboardInterrupt: after the report of what had finished was written.
     """
-    from exhume.audit.settings import expand
     from exhume.runs.settings import to_toml
     from exhume.runs.store import Store
 

@@ -19,6 +19,7 @@ from exhume.runs.settings import RunSettings, check_least
 
 __all__ = [
     "BASELINES",
+    "READS_SCALE",
     "AuditSettings",
     "Checked",
     "as_options",
@@ -104,13 +105,15 @@ def as_options(value: Options | str) -> dict[str, Any]:
     return {"name": value} if isinstance(value, str) else dict(value)
 
 
+# --- the trials of a sweep ------------------------------------------------------------
+
 #: that every sweep runs beside its attacks: chance levels, and recognition
 BASELINES = ("prior-mean", "public-centres", "nearest-public")
 
 Stack = tuple[Options, ...]
 
-# The attack that reads private scales.
-_READS_SCALE = "covariance-aware"
+#: the attack on noise whose scale depends on the private data
+READS_SCALE = "covariance-aware"
 
 
 def example_names() -> list[str]:
@@ -176,8 +179,8 @@ def expand(
     ]
     # Where the noise itself tells, the attack that reads it is always tried.
     private = [s for s in stacks if "private" in [o.get("scale_source") for o in s]]
-    wanted = private and _READS_SCALE not in [o.get("name") for o in attacks]
-    reads_scale = [checked.options("attack", _READS_SCALE)] if wanted else []
+    wanted = private and READS_SCALE not in [o.get("name") for o in attacks]
+    reads_scale = [checked.options("attack", READS_SCALE)] if wanted else []
     common = _common(settings, checked)
     with checked.gathered():
         ThreatModel(settings.threat)

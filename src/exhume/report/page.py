@@ -36,6 +36,8 @@ def render(package: str, template: str, view: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(view)
 
 
+# --- citations ------------------------------------------------------------------------
+
 _START = re.compile(r"^\s*(?=@\w+\s*\{)", re.MULTILINE)
 _KEY = re.compile(r"@\w+\s*\{\s*([^,\s]+)\s*,")
 _NOT_IMPORTED = "% {} is an own module, which is not imported for a page"

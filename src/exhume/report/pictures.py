@@ -139,6 +139,8 @@ def polyline(values: np.ndarray, low: float, high: float, name: str) -> str:
     return f'<polyline class="{name}" points="{points}"/>'
 
 
+# --- figures --------------------------------------------------------------------------
+
 # Placeholders: matplotlib draws with them, the page replaces them by its own colours,
 # so that one SVG serves the light and the dark scheme.
 INK, MUTED = "#010101", "#020202"

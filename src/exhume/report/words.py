@@ -108,6 +108,8 @@ def median(values: Iterable[float | None]) -> float | None:
     return low if math.isfinite(low) else high
 
 
+# --- names ----------------------------------------------------------------------------
+
 _NOBODY = "no defense"
 # Options that read as an adjective before the name, with the default of the class.
 _ADJECTIVES = {"pruning": ("kind", "magnitude"), "quantisation": ("kind", "sign")}

@@ -149,6 +149,8 @@ def _ratio(scenario: Scenario, defense: Defended, bound: float | None) -> str:
     return f"{number(least)} ({attack}), {number(least / bound, 2)} × the bound"
 
 
+# --- ε beside the reconstruction floor ------------------------------------------------
+
 # Tiers of Ponomareva et al., How to DP-fy ML, JAIR 2023, section 5.2.
 _STRONG, _REASONABLE = 1.0, 10.0
 #: a floor below this share of the error without the release protects nothing
@@ -188,13 +190,12 @@ def promises(scenario: Scenario) -> list[Promise]:
 def _promise(
     scenario: Scenario, defense: Defended, floor: BoundRow | None
 ) -> Promise | None:
-    results = [
-        r
-        for (d, _), cell in scenario.trials.items()
-        if d == defense.label
+    accounts = [
+        r.privacy
+        for (label, _), cell in scenario.trials.items()
         for r in cell
+        if label == defense.label and r.privacy is not None
     ]
-    accounts = [r.privacy for r in results if r.privacy is not None]
     if not accounts and floor is None:
         return None
     worst = worst_account(accounts)
@@ -275,6 +276,8 @@ def _held(floor: float | None, guess: float | None, *, promised: bool) -> str:
         return f"and the bound ({number(floor)}, {part}) protects nothing"
     return f"{join} {below}, {part}"
 
+
+# --- who is most exposed --------------------------------------------------------------
 
 #: examples of one batch that are listed under each defense; the others are counted
 _LISTED = 8

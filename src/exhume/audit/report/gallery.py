@@ -226,6 +226,8 @@ def hero(gallery: Gallery, found: Sequence[Finding]) -> list[tuple[str, Picture]
     return [("original", row.truth) for row in rows[:1] if shown] + shown
 
 
+# --- maps of bounds -------------------------------------------------------------------
+
 # Matplotlib's perceptually uniform scale; readers of every colour vision can order it.
 _PALETTE = "viridis"
 _STOPS = 9

@@ -27,7 +27,7 @@ from exhume.audit.report.memory import Memory, memory
 from exhume.audit.report.plots import convergence, error_plots, legend
 from exhume.audit.report.tables import ResultRow, flag_groups, result_rows
 from exhume.audit.report.verdict import Finding, Flags, findings, verdict
-from exhume.audit.settings import AuditSettings
+from exhume.audit.settings import AuditSettings, expand
 from exhume.errors import ExhumeError, UnknownName
 from exhume.problem.presets import PRESETS
 from exhume.registry import find
@@ -108,8 +108,6 @@ def page(settings: AuditSettings, results: Sequence[TrialResult], flags: Flags) 
 
 def _unfinished(settings: AuditSettings, results: Sequence[TrialResult]) -> str:
     """Say how much of the audit has ended, or "" if all of it (or nobody knows)."""
-    from exhume.audit.settings import expand
-
     try:
         recorded = [result.spec for result in results]
         planned = {spec.id for spec in expand(settings, recorded=recorded)}
@@ -240,6 +238,8 @@ def _versions(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
             found.setdefault(package, set()).add(version)
     return [(package, ", ".join(sorted(v))) for package, v in sorted(found.items())]
 
+
+# --- cost and failures ----------------------------------------------------------------
 
 # Facts of the answer of one attack: a median over attacks would mean nothing.
 _OF_ATTACKS = ("recovered_", "held_out", "null_level", "ordered_mse")

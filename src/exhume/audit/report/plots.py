@@ -256,6 +256,9 @@ def _level(points: Sequence[tuple[float, float]]) -> tuple[Sequence[float], ...]
     return x, y
 
 
+# --- convergence ----------------------------------------------------------------------
+
+
 def convergence(scenario: Scenario, name: str) -> tuple[str, list[Plot]]:
     """Draw the course of every attack in one setting.
 

@@ -148,6 +148,8 @@ def _chips(results: Sequence[TrialResult], flags: Flags) -> tuple[Chip, ...]:
     return tuple(chips)
 
 
+# --- flags ----------------------------------------------------------------------------
+
 #: attack or bound → defense → trials
 _Places = dict[str, Counter[str]]
 
