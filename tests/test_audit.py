@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from exhume.audit import AuditSettings, TrialSpec, run, run_trial
-from exhume.audit.report.grouping import scenarios
+from exhume.audit.report.results import scenarios
 from exhume.audit.report.verdict import findings
 from exhume.audit.settings import (
     example_names,

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import exhume
-from exhume.audit.report.grouping import scenarios
+from exhume.audit.report.results import scenarios
 from exhume.audit.settings import AuditSettings, Checked
 from exhume.cli import app
 from exhume.compare import CompareSettings, load, run

@@ -13,10 +13,9 @@ from audit_lab.ragged import Ragged
 from exhume import Batch, EventSpec, NotApplicable, audit, score
 from exhume.audit import AuditSettings
 from exhume.audit.flags import find_flags
-from exhume.audit.report.described import drawing, event_of
 from exhume.audit.report.gallery import gallery
-from exhume.audit.report.grouping import scenarios
 from exhume.audit.report.plots import error_plots, legend
+from exhume.audit.report.results import drawing, event_of, scenarios
 from exhume.audit.report.verdict import findings, verdict
 from exhume.compare.wording import parse_error
 from exhume.config import build

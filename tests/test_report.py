@@ -17,9 +17,9 @@ from PIL import Image
 from exhume.audit.report import page as pages
 from exhume.audit.report.export import write_report
 from exhume.audit.report.gallery import gallery
-from exhume.audit.report.grouping import labels, scenarios
 from exhume.audit.report.page import _threat
 from exhume.audit.report.plots import BOUND_LABEL, error_plots
+from exhume.audit.report.results import labels, scenarios
 from exhume.audit.report.tables import result_rows
 from exhume.audit.report.verdict import findings, verdict
 from exhume.audit.settings import AuditSettings

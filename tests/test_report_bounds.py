@@ -16,8 +16,8 @@ from PIL import Image
 from exhume.audit import AuditSettings, run
 from exhume.audit.report.bounds import exposure, promises
 from exhume.audit.report.gallery import bound_maps, gallery
-from exhume.audit.report.grouping import scenarios
 from exhume.audit.report.plots import error_plots, legend
+from exhume.audit.report.results import scenarios
 from exhume.cli.tables import other_bounds, tables
 from exhume.problem.bound import Binds, BoundValue, RiskValue
 from exhume.runs.records import Level, binds_every_attack, level

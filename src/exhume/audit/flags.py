@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from exhume.audit.report.grouping import grouped
+from exhume.audit.report.results import grouped
 from exhume.audit.settings import READS_SCALE
 from exhume.problem.presets import PRESETS
 from exhume.runs.records import (

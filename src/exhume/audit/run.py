@@ -124,7 +124,7 @@ def _placebos(
 
     Which attacks these are is known only when all trials have ended.
     """
-    from exhume.audit.report.grouping import scenarios
+    from exhume.audit.report.results import scenarios
     from exhume.audit.report.verdict import gains
 
     results = [r for spec in specs if (r := store.get(spec.id)) is not None]

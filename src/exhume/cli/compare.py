@@ -57,7 +57,7 @@ def compare(
 
 def show(done: Comparison) -> None:
     """Print the leaderboards, what is missing from them, and recommendations."""
-    from exhume.audit.report.described import described
+    from exhume.audit.report.results import described
     from exhume.compare.leaderboard import boards, undefended_row
     from exhume.compare.remarks import dropped
     from exhume.compare.report.page import recommendations

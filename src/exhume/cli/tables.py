@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from exhume.audit.report.grouping import Scenario
+    from exhume.audit.report.results import Scenario
     from exhume.audit.settings import AuditSettings
     from exhume.runs.records import TrialResult
 
@@ -26,8 +26,7 @@ def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Tabl
     right or wrong, so theirs is the share that is right. Rows of chance levels are
     marked: an attack that is no better has read nothing that is private.
     """
-    from exhume.audit.report.described import metrics_of
-    from exhume.audit.report.grouping import scenarios
+    from exhume.audit.report.results import metrics_of, scenarios
 
     # PSNR and SSIM of vectors are not defined: no column of dashes for them.
     scored = {metric for result in results for metric in result.scores}
@@ -46,7 +45,7 @@ def other_bounds(settings: AuditSettings, results: Sequence[TrialResult]) -> lis
     whom it binds and what it is on.
     """
     from exhume.audit.report.bounds import bound_rows, promises
-    from exhume.audit.report.grouping import scenarios
+    from exhume.audit.report.results import scenarios
 
     lines, terms = list[str](), dict[str, None]()
     missing: dict[tuple[str, str], dict[str, None]] = {}
@@ -91,7 +90,7 @@ def _findings(scenario: Scenario) -> Table:
 
 def _table(scenario: Scenario, metrics: list[str]) -> Table:
     from exhume.audit.report.bounds import promises, tightest
-    from exhume.audit.report.described import described
+    from exhume.audit.report.results import described
     from exhume.audit.report.tables import result_rows
 
     shares = ", labels are the share that is right" * ("label-accuracy" in metrics)

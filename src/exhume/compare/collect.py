@@ -9,8 +9,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from exhume.audit.report.bounds import worst_account
-from exhume.audit.report.described import described
-from exhume.audit.report.grouping import Scenario, scenarios
+from exhume.audit.report.results import Scenario, described, scenarios
 from exhume.audit.settings import AuditSettings
 from exhume.compare.calibration import Step
 from exhume.compare.findings import Comparison

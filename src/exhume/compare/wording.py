@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from exhume.audit.report.described import described
+from exhume.audit.report.results import described
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.report.words import number

@@ -135,7 +135,7 @@ def _compared(
 
 
 def _units(comparison: Comparison) -> str:
-    from exhume.audit.report.described import described
+    from exhume.audit.report.results import described
     from exhume.runs.records import BOUNDED_METRIC
 
     if comparison.metric == BOUNDED_METRIC:

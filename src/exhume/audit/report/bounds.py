@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.audit.report.results import Defended, Scenario, values
 from exhume.report.words import finite, median, number
 from exhume.runs.records import (
     BOUNDED_METRIC,

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from exhume.audit.flags import find_flags
-from exhume.audit.report.described import metrics_of
-from exhume.audit.report.grouping import ordered
 from exhume.audit.report.page import page
+from exhume.audit.report.results import metrics_of, ordered
 from exhume.audit.report.verdict import Flags
 from exhume.audit.settings import AuditSettings
 from exhume.report.words import defense_family, defense_label, defense_strength

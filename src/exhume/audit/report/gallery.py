@@ -9,8 +9,7 @@ from operator import attrgetter, itemgetter
 
 import numpy as np
 
-from exhume.audit.report.described import described, drawing, event_of
-from exhume.audit.report.grouping import Defended, Scenario
+from exhume.audit.report.results import Defended, Scenario, described, drawing, event_of
 from exhume.audit.report.verdict import Finding
 from exhume.report.pictures import Picture, png
 from exhume.report.words import number, score

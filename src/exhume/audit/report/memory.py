@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exhume.audit.report.described import drawing, examples_of
-from exhume.audit.report.grouping import Defended, Scenario
+from exhume.audit.report.results import Defended, Scenario, drawing, examples_of
 from exhume.report.pictures import Picture
 from exhume.report.words import finite, median, number
 from exhume.runs.records import TrialResult

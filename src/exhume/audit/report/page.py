@@ -15,16 +15,17 @@ from exhume.audit.report.bounds import (
     exposure,
     promises,
 )
-from exhume.audit.report.described import (
+from exhume.audit.report.gallery import Gallery, gallery, hero
+from exhume.audit.report.memory import Memory, memory
+from exhume.audit.report.plots import convergence, error_plots, legend
+from exhume.audit.report.results import (
+    Scenario,
     described,
     examples_of,
     headline,
     metrics_of,
+    scenarios,
 )
-from exhume.audit.report.gallery import Gallery, gallery, hero
-from exhume.audit.report.grouping import Scenario, scenarios
-from exhume.audit.report.memory import Memory, memory
-from exhume.audit.report.plots import convergence, error_plots, legend
 from exhume.audit.report.tables import ResultRow, flag_groups, result_rows
 from exhume.audit.report.verdict import Finding, Flags, findings, verdict
 from exhume.audit.settings import AuditSettings, expand

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exhume.audit.report.bounds import bound_rows
-from exhume.audit.report.described import described
-from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.audit.report.results import Defended, Scenario, described, values
 from exhume.report.pictures import (
     INK,
     MUTED,

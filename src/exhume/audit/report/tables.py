@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from exhume.audit.report.described import described
-from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.audit.report.results import Defended, Scenario, described, values
 from exhume.audit.report.verdict import Flags
 from exhume.report.words import count, finite, median, number, score
 from exhume.runs.records import Flag, TrialResult

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from exhume.audit.report.described import described
-from exhume.audit.report.grouping import Defended, Scenario, values
+from exhume.audit.report.results import Defended, Scenario, described, values
 from exhume.report.words import also, count, median, score, several
 from exhume.runs.records import BOUNDED_METRIC, Flag, TrialResult
 from exhume.trials.gain import Gain, Level, gain

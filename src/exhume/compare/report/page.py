@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from exhume.audit.report.described import described
+from exhume.audit.report.results import described
 from exhume.compare.findings import ATTACKS, Comparison
 from exhume.compare.leaderboard import boards, undefended_row
 from exhume.compare.places import at_budget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exhume.audit.report.described import described
+from exhume.audit.report.results import described
 from exhume.compare.findings import Comparison
 from exhume.compare.frontier import Frontier, Point
 from exhume.compare.wording import AXIS, shown
