@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.closeness import assert_close_to_scale
 from engine_worlds import make_problem, make_world, network, tree
 from exhume.attacks.engine.adam import cosine_decay, step_decay
 from exhume.attacks.engine.discrepancy import (
@@ -19,6 +20,7 @@ from exhume.attacks.engine.discrepancy import (
     laplace_likelihood,
     layerwise_euclidean,
     likelihood_precision,
+    make_discrepancy,
     squared_euclidean,
 )
 from exhume.attacks.engine.group import (
@@ -28,7 +30,9 @@ from exhume.attacks.engine.group import (
     translation,
 )
 from exhume.attacks.engine.start import _in_order, initial, initial_with_note
-from exhume.errors import InvalidInput, MissingKnowledge
+from exhume.attacks.inverting_gradients import InvertingGradients
+from exhume.config import build, describe
+from exhume.errors import InvalidInput, MissingKnowledge, UnknownName
 from exhume.keys import generator
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
@@ -205,3 +209,38 @@ def test_translations_are_estimated_and_undone():
     means = consensus([a, moved], leader=0, labels=None, align=True)
     assert torch.allclose(means[0], a)
     assert torch.allclose(means[1], moved)
+
+
+def test_a_discrepancy_of_one_s_own_takes_the_place_of_ours():
+    problem, few = make_problem(make_world(dtype=torch.float64)), {"iterations": 5}
+    ours = InvertingGradients(**few)
+    own = InvertingGradients(**few, discrepancy="audit_lab.distances:one_minus_cosine")
+    # Another order of sums: the signs of five steps agree nevertheless.
+    one, other = ours(problem, key=0), own(problem, key=0)
+    assert_close_to_scale(other.inputs, one.inputs, 1e-9)
+    assert other.objective == pytest.approx(one.objective, rel=1e-9)
+    assert describe(own)["discrepancy"] == own.discrepancy
+    assert "discrepancy" not in describe(ours)  # stored trials keep their ids
+
+
+def test_a_discrepancy_of_one_s_own_is_taken_between_whitened_updates():
+    update, seen = tree([1.0, 2.0], [3.0]), tree([1.5, 1.0], [2.0])
+    law = Law(variance={"t0": torch.tensor(0.25), "t1": torch.tensor(4.0)})
+    name = "audit_lab.distances:weighted"
+    plain = make_discrepancy(name, seen, None, torch.float64)
+    assert float(plain(update)) == pytest.approx(0.25 + 1 + 2 * 1)
+    noisy = make_discrepancy(name, seen, law, torch.float64)
+    assert float(noisy(update)) == pytest.approx((0.25 + 1) / 0.25 + 2 * 1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("cosin", "did you mean 'cosine'"),
+        ("audit_lab.distances:nothing", "has no function 'nothing'"),
+        ("no_such_lab:distance", "cannot be imported"),
+    ],
+)
+def test_an_unknown_discrepancy_is_told_when_the_attack_is_made(name, sentence):
+    with pytest.raises(UnknownName, match=sentence):
+        build("attack", {"name": "inverting-gradients", "discrepancy": name})

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import MISSING, Field, asdict, field, fields
 from typing import Any
 
 from exhume.errors import ExhumeError, InvalidInput, shown
 from exhume.registry import OwnModules, find, own_modules, registered_name
 
-__all__ = ["build", "chosen", "default_options", "describe"]
+__all__ = ["build", "chosen", "default_options", "describe", "later"]
+
+
+def later(default: Any) -> Any:
+    """Return a field that a class got after specs with it had been stored.
+
+    It is left out of records at its default, so that those specs keep their ids.
+    """
+    return field(default=default, metadata={"later": True})
 
 
 def chosen(kind: str, *, formerly: str = "") -> Mapping[str, Any]:
@@ -124,16 +132,17 @@ def describe(value: Any) -> dict[str, Any]:
     Raises:
         InvalidInput: an option is an object without a name.
     """
-    choices = {f.name: f for f, choice in _choices(value) if _named(f, choice)}
+    choices = {f.name for f, choice in _choices(value) if _named(f, choice)}
     record: dict[str, Any] = {"name": registered_name(type(value))}
-    for name, option in asdict(value).items():
-        f = choices.get(name)
-        if f is None:
-            record[name] = option
-            continue
-        former, choice = f.metadata["formerly"], _complete(f, option)
-        if former or choice != _complete(f, f.default):
-            record[former or name] = choice
+    options = asdict(value)
+    for f in fields(value):
+        option, former = options[f.name], f.metadata.get("formerly", "")
+        if f.name in choices:
+            option, usual = _complete(f, option), _complete(f, f.default)
+            if former or option != usual:
+                record[former or f.name] = option
+        elif option != f.default or "later" not in f.metadata:
+            record[f.name] = option
     return record
 
 

@@ -23,7 +23,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ __all__ = [
     "entries",
     "entry",
     "find",
+    "function_named",
     "located",
     "member_node",
     "names",
@@ -295,25 +296,43 @@ def _class_of_function(
     kind: str, base: type[Any], name: str, rule: OwnModules
 ) -> type[Any]:
     """Return the class that stands for a function of the user's own."""
-    module, _, function = name.partition(":")
     if not hasattr(base, "of_function"):
         msg = (
             f"{shown(name)} is a function; an own {kind} is a class, named by the "
             f"dotted path of its module"
         )
         raise UnknownName(msg)
-    found = getattr(_own_module(kind, module, rule), function, None)
+    return base.of_function(name, function_named(kind, name, own=rule))
+
+
+def function_named(
+    what: str, name: str, *, own: OwnModules = "import"
+) -> Callable[..., Any]:
+    """Import a function of the user's own.
+
+    Args:
+        what: what it serves as, for messages.
+        name: ``module:function``.
+        own: what is done for the module, unless :func:`own_modules` is stricter.
+
+    Raises:
+        UnknownName: no such module or function.
+        NotImported: the module is not imported, and ``own`` forbids to.
+    """
+    module, _, function = name.partition(":")
+    found = getattr(_own_module(what, module, _stricter(own)), function, None)
     if not callable(found):
         msg = f"the module {shown(module)} has no function {shown(function)}"
         raise UnknownName(msg)
-    return base.of_function(name, found)
+    return found
 
 
 def _own_module(kind: str, name: str, rule: OwnModules) -> ModuleType:
     if rule == "refused":
+        known = f" ({', '.join(names(kind))})" if kind in KINDS else ""
         msg = (
             f"{shown(name)} is a module, and none is imported for a file; write a "
-            f"registered {kind} ({', '.join(names(kind))}), or pass your own in Python"
+            f"registered {kind}{known}, or pass your own in Python"
         )
         raise NotImported(msg)
     if rule == "loaded":

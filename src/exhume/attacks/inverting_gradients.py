@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from exhume.attacks.engine.adam import Adam
+from exhume.attacks.engine.discrepancy import distance_named
 from exhume.attacks.engine.driver import Design, Limits, MatchingAttack
 from exhume.attacks.engine.objective import make_objective, mean_total_variation
 from exhume.attacks.engine.start import StartKind
 from exhume.attacks.unknowns import InferredLabels, RelaxationChoice, fit_relaxation
-from exhume.config import chosen
+from exhume.config import chosen, later
 from exhume.problem.attack import check_options
 from exhume.problem.knowledge import Fact, Problem
 from exhume.problem.relaxation import Units
@@ -50,6 +51,8 @@ class InvertingGradients(MatchingAttack):
         total_variation: α, weight of the total variation; 0 leaves it out.
         step_size: of Adam, in normalised units.
         signed: take the sign of the gradient.
+        discrepancy: ``cosine`` (published), ``cosine-and-length``, ``euclidean``,
+            ``layerwise-euclidean``, ``absolute``, or ``module:function`` of your own.
         patience: iterations without progress that end a restart after the last decay.
         stall: progress lowers the objective by more than this fraction.
     """
@@ -65,6 +68,7 @@ class InvertingGradients(MatchingAttack):
     total_variation: float = 0.2
     step_size: float = 0.1
     signed: bool = True
+    discrepancy: str = later("cosine")
     patience: int = 500
     stall: float = 1e-4
 
@@ -80,6 +84,7 @@ class InvertingGradients(MatchingAttack):
 """
 
     def __post_init__(self) -> None:
+        distance_named(self.discrepancy)
         check_options(
             at_least_one={
                 "iterations": self.iterations,
@@ -100,7 +105,7 @@ class InvertingGradients(MatchingAttack):
         units = Units.standard(problem.require(Fact.WEIGHTS), problem.spec)
         priors, notes = mean_total_variation(problem, self.total_variation)
         return Design(
-            objective=make_objective(problem, "cosine", priors=priors),
+            objective=make_objective(problem, self.discrepancy, priors=priors),
             relaxation=fit_relaxation(self.relaxation, problem, units),
             solver=Adam(step_size=self.step_size, schedule="steps", signed=self.signed),
             limits=Limits(

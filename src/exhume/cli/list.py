@@ -144,10 +144,12 @@ def read_class(member: Entry) -> tuple[str, list[Option]]:
 
 
 def _default(value: ast.expr) -> str:
-    """Write a default, which ``field(default=…)`` may hold."""
+    """Write a default, which ``field(default=…)`` or ``later(…)`` may hold."""
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
         own = {k.arg: k.value for k in value.keywords}
         value = own.get("default", value)
+    elif isinstance(value, ast.Call) and ast.unparse(value.func) == "later":
+        value = value.args[0]
     return ast.unparse(value)
 
 

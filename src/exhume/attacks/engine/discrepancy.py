@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from exhume.errors import UnknownName
 from exhume.formula import formula
 from exhume.problem.law import Law, Whitener
 from exhume.problem.tree import Tree, flatten, subtract
+from exhume.registry import did_you_mean, function_named
 
 __all__ = [
     "Discrepancy",
@@ -19,6 +21,7 @@ __all__ = [
     "absolute_deviation",
     "angle_and_length",
     "cosine_distance",
+    "distance_named",
     "gaussian_likelihood",
     "laplace_likelihood",
     "layerwise_euclidean",
@@ -180,6 +183,25 @@ _PLAIN: dict[str, Callable[[Tree, Tree], Tensor]] = {
     "cosine-and-length": angle_and_length,
 }
 
+
+def distance_named(name: str) -> Callable[[Tree, Tree], Tensor]:
+    """Return a distance (F(x), O) ↦ d ≥ 0, of ours or the user's own.
+
+    Args:
+        name: a name in ``DiscrepancyName``, or ``module:function``; the function is
+            differentiable in its first argument.
+
+    Raises:
+        UnknownName: there is none; the message lists the known ones.
+        NotImported: its module may not be imported here.
+    """
+    if name in _PLAIN:
+        return _PLAIN[name]
+    if ":" in name:
+        return function_named("discrepancy", name)
+    raise UnknownName(did_you_mean("discrepancy", name, list(_PLAIN)))
+
+
 # Distances between directions: noise whitens their arguments and leaves them as they
 # are, where it turns the others into its likelihood.
 _DIRECTIONS = {"cosine", "cosine-and-length"}
@@ -191,18 +213,19 @@ class Discrepancy:
 
     With a declared law the update first passes h (clipping, masks), void coordinates
     count nowhere, and declared noise weighs every coordinate: distances become the
-    likelihood of the noise, the cosine is taken between whitened vectors. Without a law
+    likelihood of the noise, the cosine is taken between whitened vectors, and so is a
+    distance of the user's own. Without a law
     every coordinate of F(x) is compared with O as it is, zeros of an undeclared mask
     included: that is what it means not to know the defense.
 
     Attributes:
-        name: a name in ``DiscrepancyName``.
+        name: see :func:`distance_named`.
         observed: O, void coordinates at zero.
         law: the declared law, or the identity.
         whiten: t ↦ Σ^{-1/2} t if the law is noisy, else None.
     """
 
-    name: DiscrepancyName
+    name: str
     observed: Tree
     law: Law
     whiten: Whitener | None
@@ -210,11 +233,12 @@ class Discrepancy:
     def __call__(self, update: Tree) -> Tensor:
         """Return the distance of F(x) from O, a scalar."""
         mean = self.law.mean(update)
+        distance = distance_named(self.name)
         if self.whiten is None:
-            return _PLAIN[self.name](mean, self.observed)
+            return distance(mean, self.observed)
         mean, observed = self.whiten(mean), self.whiten(self.observed)
-        if self.name in _DIRECTIONS:
-            return _PLAIN[self.name](mean, observed)
+        if self.name in _DIRECTIONS or self.name not in _PLAIN:
+            return distance(mean, observed)
         if self.law.family == "laplace":
             return laplace_likelihood(mean, observed)
         return gaussian_likelihood(mean, observed)
@@ -223,7 +247,7 @@ class Discrepancy:
     def floor(self) -> float:
         """What rounding alone makes of the distance at the exact answer."""
         unit = 16 * torch.finfo(next(iter(self.observed.values())).dtype).eps
-        if self.whiten is not None:
+        if self.whiten is not None or self.name not in _PLAIN:
             return 0.0
         if self.name in _DIRECTIONS:
             return unit**2
@@ -235,7 +259,7 @@ class Discrepancy:
 
 
 def make_discrepancy(
-    name: DiscrepancyName,
+    name: str,
     observed: Mapping[str, Tensor],
     law: Law | None,
     dtype: torch.dtype,
@@ -243,7 +267,7 @@ def make_discrepancy(
     """Fit a discrepancy to an observation.
 
     Args:
-        name: the published distance; a noisy law replaces it (see ``Discrepancy``).
+        name: see :func:`distance_named`; a noisy law replaces it (see ``Discrepancy``).
         observed: O by name.
         law: p(O | S), or None if the attacker does not know it.
         dtype: precision of the computation.

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from exhume.attacks.engine.discrepancy import (
     Discrepancy,
-    DiscrepancyName,
     make_discrepancy,
 )
 from exhume.priors.total_variation import TotalVariationDensity
@@ -101,7 +100,7 @@ class Objective:
 
 def make_objective(
     problem: Problem,
-    discrepancy: DiscrepancyName,
+    discrepancy: str,
     *,
     weight: float = 1.0,
     priors: tuple[Density, ...] = (),
@@ -111,7 +110,7 @@ def make_objective(
 
     Args:
         problem: with weights and local schedule; its law is used if it is known.
-        discrepancy: a name in ``DiscrepancyName``.
+        discrepancy: a name in ``DiscrepancyName``, or ``module:function``.
         weight: of the discrepancy.
         priors: densities of the inputs.
         kind: of the objective; a subclass has further unknowns.
