@@ -27,8 +27,8 @@ from exhume.bounds.fisher import (
     information_map,
     mean_map,
 )
-from exhume.bounds.mean_information import _inverted
-from exhume.bounds.regularity import information_maps
+from exhume.bounds.mean_information import InformationSums
+from exhume.bounds.regularity import information_map_at
 from exhume.keys import generator
 from exhume.observations.gradient import Gradient
 from exhume.priors.gaussian import GaussianDensity
@@ -145,12 +145,14 @@ def exact() -> None:
 def rounding(world: exhume.World, prior: GaussianDensity) -> None:
     """Print how far float32 moves the bound of two draws, and what its check says."""
     draws = [prior.sample(1, key).double() for key in range(2)]
-    maps = information_maps(world, draws, 0)
-    assert not isinstance(maps, exhume.NotApplicable)
-    own = prior.information()
-    single, double = (
-        _inverted(maps, draws, own, 0, single=single) for single in (True, False)
-    )
+    at = information_map_at(world, draws, 0)
+    assert not isinstance(at, exhume.NotApplicable)
+    sums = [
+        InformationSums(prior.information(), at, single) for single in (True, False)
+    ]
+    for one in sums:
+        one.add(draws)
+    single, double = (one.inverse(0) for one in sums)
     moved = float(single.diagonal.sum() / double.diagonal.sum()) - 1
     print(
         f"float32 moves the bound of two draws by {abs(moved):.1g} of it; its check "

@@ -113,7 +113,7 @@ def test_trace_bound_is_ordered_below_the_others(std):
 
 def test_trace_bound_states_its_error():
     setting = world(GaussianNoise(std=0.05))
-    many = value(BayesianTrace(draws=200, probes=8)(setting))
+    many = value(BayesianTrace(draws=2048, probes=8)(setting))
     few = [value(BayesianTrace(draws=6, probes=2)(setting, key=k)) for k in range(1, 9)]
     errors = torch.tensor([b.total - many.total for b in few])
     stated = torch.tensor([b.standard_error for b in few]).square().mean().sqrt()

@@ -11,6 +11,7 @@ from torch import nn
 
 import exhume
 from conformance.worlds import gaussian_prior, network_world, normal
+from exhume.bounds import held_out
 from exhume.bounds.bayesian_cramer_rao import BayesianCramerRao
 from exhume.bounds.cramer_rao import CramerRao
 from exhume.bounds.fisher import fisher_information
@@ -21,12 +22,11 @@ from exhume.bounds.fisher_information_leakage import (
 )
 from exhume.bounds.inequalities import (
     bayesian_cramer_rao_bound,
-    jackknife,
-    jackknifed_diagonal,
     trace_bound,
     trace_of_inverse,
     unbiased_cramer_rao_bound,
 )
+from exhume.bounds.monte_carlo import jackknife, jackknifed_diagonal
 from exhume.bounds.regularity import information_maps
 from exhume.defenses.clipping import Clipping
 from exhume.defenses.gaussian_noise import GaussianNoise
@@ -234,10 +234,10 @@ def test_the_largest_eigenvalue_needs_no_matrix(monkeypatch):
 def test_leakage_is_evaluated_at_public_examples_without_a_prior():
     world = replace(network_world(GaussianNoise(std=0.05)), prior=None)
     assert "nowhere to evaluate" in refusal(leakage()(world))
-    inputs = normal(5, 6, key=1).float()
+    inputs = normal(1, 6, key=1).float() + 0.01 * normal(5, 6, key=2).float()
     public = Batch(inputs, torch.zeros(5, dtype=torch.long), world.batch.spec)
     found = value(leakage()(replace(world, public=public)))
-    assert found.details["draws"] == 4
+    assert found.details["draws"] == 5
     other = value(leakage()(replace(world, public=public.select(torch.arange(2)))))
     assert other.details["draws"] == 2
 
@@ -302,9 +302,10 @@ def test_the_map_of_the_bayesian_bound_sums_to_its_total():
         assert float(found.per_coordinate.min()) >= 0
 
 
-def test_few_draws_agree_with_many_within_the_stated_error():
+def test_few_draws_agree_with_many_within_the_stated_error(monkeypatch):
     world = network_world(GaussianNoise(std=0.05))
-    many = value(BayesianCramerRao(draws=60)(world))
+    many = value(BayesianCramerRao(draws=4096)(world))
+    monkeypatch.setattr(held_out, "AFFORDABLE", 0)
     few = [value(BayesianCramerRao(draws=8)(world, key=k)) for k in range(1, 7)]
     assert many.standard_error < few[0].standard_error
     plug_in = [b.total + b.details["monte_carlo_bias"] - many.total for b in few]

@@ -18,7 +18,6 @@ from exhume.bounds.evaluation_points import evaluation_points
 from exhume.bounds.fisher import fisher_information
 from exhume.bounds.inequalities import (
     diagonal_and_factor,
-    jackknifed_trace_bound,
     trace_bound,
     unbiased_cramer_rao_bound,
 )
@@ -27,7 +26,8 @@ from exhume.bounds.mean_information import (
     rounding_of_trace,
     summed,
 )
-from exhume.bounds.regularity import information_maps
+from exhume.bounds.monte_carlo import jackknifed_trace_bound
+from exhume.bounds.regularity import information_map_at
 from exhume.defenses.gaussian_noise import GaussianNoise
 from exhume.errors import InvalidInput
 from exhume.keys import generator
@@ -89,9 +89,9 @@ def value(found):
     return found
 
 
-def points_and_maps(world, count, key=0):
+def points_and_map(world, count, key=0):
     points = evaluation_points(world, None, count, key)
-    return points, information_maps(world, points, key)
+    return points, information_map_at(world, points, key)
 
 
 # --- unbiased attacks ----------------------------------------------------------------
@@ -128,17 +128,16 @@ def test_least_squares_attains_the_bound_and_shrinkage_falls_below():
 
 
 def test_the_bound_is_the_mean_over_draws_of_the_trace_of_the_inverse():
-    world = network_world(0.05)
+    world = network_world(0.05, prior_std=0.05)
     found = value(CramerRao(draws=5)(world))
-    points, maps = points_and_maps(world, 5)
+    count = int(found.details["draws"])
+    points, at = points_and_map(world, count)
     totals = torch.stack(
-        [
-            torch.linalg.inv(fisher_information(whitened, None, x)).trace()
-            for whitened, x in zip(maps, points, strict=True)
-        ]
+        [torch.linalg.inv(fisher_information(at(x), None, x)).trace() for x in points]
     )
     assert found.total == pytest.approx(float(totals.mean()), rel=1e-9)
-    assert found.standard_error == pytest.approx(float(totals.std()) / 5**0.5)
+    plain = float(totals.std()) / count**0.5
+    assert plain < found.standard_error < 1.5 * plain
     assert found.details["median"] == pytest.approx(float(totals.median()))
     assert float(found.per_coordinate.sum()) == pytest.approx(found.total)
 
@@ -159,7 +158,8 @@ def test_public_examples_serve_where_no_prior_can_be_sampled():
     found = CramerRao()(world)
     assert isinstance(found, NotApplicable)
     assert "nowhere to evaluate" in found.reason
-    public = Batch(normal(3, DIMENSION, key=1), torch.zeros(3).long(), world.batch.spec)
+    near = normal(1, DIMENSION, key=2) + 0.01 * normal(3, DIMENSION, key=1)
+    public = Batch(near, torch.zeros(3).long(), world.batch.spec)
     assert value(CramerRao()(replace(world, public=public))).details["draws"] == 3
     with pytest.raises(InvalidInput, match="draws is 1"):
         exhume.bound("cramer-rao", draws=1)
@@ -171,14 +171,12 @@ def test_public_examples_serve_where_no_prior_can_be_sampled():
 def test_the_weaker_bound_beneath_the_matrix_is_without_bias_as_well():
     # Of one unknown both bounds are one number, so that neither may hold the other up.
     world = network_world(4.0, dimension=1, prior_std=1.0)
-    for key in range(5):
+    for key in range(2):
         found = value(BayesianCramerRao(draws=4)(world, key=key))
-        points, maps = points_and_maps(world, 4, key)
-        traces = [
-            float(fisher_information(whitened, None, x))
-            for whitened, x in zip(maps, points, strict=True)
-        ]
-        plug_in = trace_bound(sum(traces) / 4, 1.0, 1)
+        count = int(found.details["draws"])
+        points, at = points_and_map(world, count, key)
+        traces = [float(fisher_information(at(x), None, x)) for x in points]
+        plug_in = trace_bound(sum(traces) / count, 1.0, 1)
         bias = found.details["monte_carlo_bias"]
         assert bias > 1e-4 * plug_in
         assert found.total == pytest.approx(plug_in - bias, rel=1e-9)
@@ -193,9 +191,9 @@ def test_the_jackknife_of_the_trace_bound_removes_its_bias():
     assert float(plug_in.mean()) > truth + 4.5 * float(plug_in.std()) / 4000**0.5
     left = abs(float(found[:, 0].mean()) - truth)
     assert left < 0.35 * (float(plug_in.mean()) - truth)
-    world = network_world(0.05)
+    world = network_world(0.05, prior_std=0.2)
     matrix = value(BayesianCramerRao(draws=6)(world))
-    trace = value(BayesianTrace(draws=6, probes=4000)(world))
+    trace = value(BayesianTrace(draws=6, probes=200)(world))
     assert matrix.details["trace_bound"] == pytest.approx(trace.total, rel=0.02)
 
 
@@ -206,11 +204,11 @@ def rounded_inverse(size, monkeypatch):
     """Return the inverse with and without float32 for a network, and its exact one."""
     monkeypatch.setattr(mean_information, "_LARGE", 0)
     world = network_world(0.05, dimension=size)
-    points, maps = points_and_maps(world, 3)
+    points, at = points_and_map(world, 3)
     prior = world.prior.information()
-    quick = invert_mean_information(maps, points, prior, 0)
+    quick = invert_mean_information(at, points, prior, 0)[1]
     monkeypatch.setattr(mean_information, "_SINGLE", 0.0)
-    return quick, invert_mean_information(maps, points, prior, 0)
+    return quick, invert_mean_information(at, points, prior, 0)[1]
 
 
 @pytest.mark.parametrize("size", [4, 20])
@@ -234,13 +232,13 @@ def test_what_float32_cannot_resolve_is_left_to_float64(monkeypatch):
     matrix = MATRIX * torch.logspace(0, -5, DIMENSION).double() @ turn
     world = linear_world(1e-3, matrix=matrix)
     prior = world.prior.information()
-    points, maps = points_and_maps(world, 2)
-    found = invert_mean_information(maps, points, prior, 0)
+    points, at = points_and_map(world, 2)
+    found = invert_mean_information(at, points, prior, 0)[1]
     assert found.rounding == 0
     inverse = torch.linalg.inv(matrix.T @ matrix / 1e-6 + prior)
     assert_close_to_scale(found.diagonal, inverse.diagonal(), 1e-6)
     monkeypatch.setattr(mean_information, "_SINGLE", float("inf"))
-    quick = invert_mean_information(maps, points, prior, 0)
+    quick = invert_mean_information(at, points, prior, 0)[1]
     assert abs(float(quick.diagonal.sum() / found.diagonal.sum()) - 1) > 1e-3
 
 

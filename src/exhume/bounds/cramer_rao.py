@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from exhume.bounds.evaluation_points import evaluation_points
 from exhume.bounds.fisher import fisher_information
 from exhume.bounds.inequalities import unbiased_cramer_rao_bound
-from exhume.bounds.regularity import information_maps
+from exhume.bounds.monte_carlo import average, average_until_settled
+from exhume.bounds.regularity import information_map_at
 from exhume.errors import InvalidInput
 from exhume.problem.bound import Binds, Bound, BoundValue, NotApplicable
 from exhume.problem.prior import Density
@@ -76,45 +78,60 @@ class CramerRao(Bound):
             The bound, or the reason why there is none.
         """
         density = world.prior if prior is None else prior
-        batches = evaluation_points(world, density, self.draws, key)
-        if isinstance(batches, NotApplicable):
-            return batches
-        maps = information_maps(world, batches, key, density)
-        if isinstance(maps, NotApplicable):
-            return maps
-        try:
+        points = evaluation_points(world, density, 2, key)
+        if isinstance(points, NotApplicable):
+            return points
+        at = information_map_at(world, points, key, density)
+        if isinstance(at, NotApplicable):
+            return at
+        variances: list[Tensor] = []
+
+        def estimate(count: int) -> BoundValue:
+            batches = evaluation_points(world, density, count, key)
+            assert not isinstance(batches, NotApplicable)  # there were two
             # One after the other: only the diagonals are kept.
-            variances = torch.stack(
-                [
-                    unbiased_cramer_rao_bound(fisher_information(whitened, None, x))
-                    for whitened, x in zip(maps, batches, strict=True)
-                ]
-            )
+            for x in batches[len(variances) :]:
+                fisher = fisher_information(at(x), None, x)
+                variances.append(unbiased_cramer_rao_bound(fisher))
+            return _value(torch.stack(variances), points[0].shape)
+
+        try:
+            return average_until_settled(self.draws, estimate)
         except InvalidInput:
             return NotApplicable(
                 "the Fisher information is singular in float64: the release hides some "
                 "direction of the data, so no attack is unbiased there"
             )
-        totals, n, size = variances.sum(dim=1), len(batches), len(world.batch)
-        return BoundValue(
-            name="cramer-rao",
-            total=float(totals.mean()),
-            standard_error=float(totals.std()) / n**0.5,
-            unknowns=variances.shape[1],
-            batch_size=size,
-            assumptions=(
-                "The attack is unbiased at every input. Attacks that shrink towards a "
-                "mean or use a prior are not, and beat it; no attack beats the "
-                "Bayesian Cramér-Rao bound.",
-                "The labels, the weights and the defense are known to the attacker.",
-                "The mean of the release is a continuous function of the data and "
-                "differentiable almost everywhere (checked between the points of "
-                "evaluation).",
-                "It is an average over draws of the prior or over public examples; a "
-                "few of them, where the release says little, may make most of it.",
-            ),
-            reference="Cramér 1946; Rao 1945",
-            binds=Binds.UNBIASED_ATTACKS,
-            details={"draws": float(n), "median": float(totals.median())},
-            per_coordinate=variances.mean(dim=0).reshape(batches[0].shape),
-        )
+
+
+def _value(variances: Tensor, shape: torch.Size) -> BoundValue:
+    """Average over the points.
+
+    Args:
+        variances: diagonal of J_F⁻¹ at every point, shape [n, q].
+        shape: of the inputs, [B, *event].
+    """
+    totals = variances.sum(dim=1).cpu()
+    mean, error = average(totals)
+    return BoundValue(
+        name="cramer-rao",
+        total=mean,
+        standard_error=error,
+        unknowns=variances.shape[1],
+        batch_size=shape[0],
+        assumptions=(
+            "The attack is unbiased at every input. Attacks that shrink towards a "
+            "mean or use a prior are not, and beat it; no attack beats the "
+            "Bayesian Cramér-Rao bound.",
+            "The labels, the weights and the defense are known to the attacker.",
+            "The mean of the release is a continuous function of the data and "
+            "differentiable almost everywhere (checked between the points of "
+            "evaluation).",
+            "It is an average over draws of the prior or over public examples; a "
+            "few of them, where the release says little, may make most of it.",
+        ),
+        reference="Cramér 1946; Rao 1945",
+        binds=Binds.UNBIASED_ATTACKS,
+        details={"draws": float(len(totals)), "median": float(totals.median())},
+        per_coordinate=variances.mean(dim=0).reshape(shape),
+    )

@@ -19,6 +19,7 @@ from exhume.problem.tree import Tree, detached, flatten, scale, size
 __all__ = [
     "MeanMap",
     "TraceEstimate",
+    "deflated_powers",
     "fisher_information",
     "fisher_trace",
     "gaussian_fisher_information",
@@ -333,21 +334,38 @@ def fisher_trace(
         msg = f"the trace was to be estimated from {probes} probe(s); use 2 or more"
         raise InvalidInput(msg)
     inputs = inputs.detach().float() if single else inputs.detach().double()
-    value, pull, *_ = torch.func.vjp(lambda x: flatten(mean(x)), inputs)
-    weights = torch.ones_like(value)
-    if precision is not None:
-        weights = flatten(_weights(mean, precision, inputs))
-    slope = pull(weights * value)[0]
-    slope = slope / slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
     source = generator(key, "fisher-trace")
     signs = 2 * torch.randint(0, 2, (probes, *inputs.shape), generator=source) - 1
-    signs = signs.to(inputs)
+    weights = None
+    if precision is not None:
+        weights = flatten(_weights(mean, precision, inputs))
+    powers = deflated_powers(mean, inputs, signs.to(inputs), weights)
+    error = float(powers[1:].std()) / probes**0.5
+    return TraceEstimate(float(powers[0] + powers[1:].mean()), error)
+
+
+def deflated_powers(
+    mean: MeanMap, inputs: Tensor, signs: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Return ‖R v‖² and every ‖R (I − v vᵀ) z‖² of :func:`fisher_trace`.
+
+    Args:
+        mean: g = h∘F.
+        inputs: x, shape [B, *event].
+        signs: z, shape [K, B, *event].
+        weights: Σ⁻¹, flattened; None if ``mean`` is whitened already.
+
+    Returns:
+        shape [1 + K]; the first and the mean of the others sum to the trace.
+    """
+    value, pull, *_ = torch.func.vjp(lambda x: flatten(mean(x)), inputs)
+    scale = torch.ones_like(value) if weights is None else weights
+    slope = pull(scale * value)[0]
+    slope = slope / slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
     overlap = torch.tensordot(signs, slope, dims=inputs.dim())
     rest = signs - overlap.reshape(-1, *[1] * inputs.dim()) * slope
     seen = images(pushforward(mean, inputs), torch.cat([slope.unsqueeze(0), rest]))
-    powers = seen.square() @ weights
-    error = float(powers[1:].std()) / probes**0.5
-    return TraceEstimate(float(powers[0] + powers[1:].mean()), error)
+    return seen.square() @ scale
 
 
 def _weights(mean: MeanMap, precision: Tree | None, inputs: Tensor) -> Tree:

@@ -16,8 +16,12 @@ from exhume.bounds.fisher import (
     fisher_trace,
     information_product,
 )
-from exhume.bounds.inequalities import jackknife
-from exhume.bounds.regularity import information_maps
+from exhume.bounds.monte_carlo import (
+    average_until_settled,
+    covering,
+    jackknifed_trace_bound,
+)
+from exhume.bounds.regularity import information_map_at
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold, generator
@@ -147,49 +151,59 @@ class FisherInformationLeakage(Bound):
             key: calibrates the defenses as ``world.observe(key)`` does, and draws.
         """
         density = world.prior if prior is None else prior
-        batches = evaluation_points(world, density, self.draws, key)
-        if isinstance(batches, NotApplicable):
-            return batches
-        maps = information_maps(world, batches, key, density)
-        if isinstance(maps, NotApplicable):
-            return maps
-        pairs = [
-            _trace_and_norm(whitened, x, fold(key, "sketch", i))
-            for i, (whitened, x) in enumerate(zip(maps, batches, strict=True))
-        ]
-        if not min(trace for trace, _ in pairs) > 0:
-            return NotApplicable("the release says nothing about the data")
-        return _value(world, pairs)
+        points = evaluation_points(world, density, 2, key)
+        if isinstance(points, NotApplicable):
+            return points
+        at = information_map_at(world, points, key, density)
+        if isinstance(at, NotApplicable):
+            return at
+        pairs: list[tuple[float, float]] = []
+
+        def estimate(count: int) -> BoundValue:
+            batches = evaluation_points(world, density, count, key)
+            assert not isinstance(batches, NotApplicable)  # there were two
+            for x in batches[len(pairs) :]:
+                sketch = fold(key, "sketch", len(pairs))
+                pairs.append(_trace_and_norm(at(x), x, sketch))
+            return _value(pairs, points[0].shape)
+
+        try:
+            return average_until_settled(self.draws, estimate)
+        except InvalidInput as error:
+            return NotApplicable(str(error))
 
 
 def _trace_and_norm(whitened: MeanMap, x: Tensor, key: int) -> tuple[float, float]:
     if x.numel() <= _DENSE:
         fisher = fisher_information(whitened, None, x)
-        return float(fisher.trace()), float(torch.linalg.eigvalsh(fisher)[-1])
-    trace = fisher_trace(whitened, None, x, probes=_PROBES, key=key).value
-    return trace, fisher_spectral_norm(whitened, x, key)
+        found = float(fisher.trace()), float(torch.linalg.eigvalsh(fisher)[-1])
+    else:
+        trace = fisher_trace(whitened, None, x, probes=_PROBES, key=key).value
+        found = trace, fisher_spectral_norm(whitened, x, key)
+    if not found[0] > 0:
+        msg = "the release says nothing about the data"
+        raise InvalidInput(msg)
+    return found
 
 
-def _value(world: World, pairs: list[tuple[float, float]]) -> BoundValue:
-    """Average over the draws; E 1/tr ≥ 1/E tr, so the average bounds the average."""
+def _value(pairs: list[tuple[float, float]], shape: torch.Size) -> BoundValue:
+    """Average over the draws; E 1/tr ≥ 1/E tr, so the average bounds the average.
+
+    Args:
+        pairs: trace and norm of J_F at every point.
+        shape: of the inputs, [B, *event].
+    """
     traces, norms = torch.tensor(pairs, dtype=torch.float64).T
-    n, size = len(traces), len(world.batch)
-    unknowns = size * world.batch.spec.dimension
-
-    def total(trace: float) -> float:
-        loss = diagonal_fisher_information_loss(trace, unknowns)
-        return unknowns / loss**2
-
-    without = (traces.sum() - traces) / (n - 1)
-    leave_one_out = torch.tensor([total(t) for t in without.tolist()]).double()
-    plug_in = total(float(traces.mean()))
+    unknowns = shape.numel()
+    # The bound is q / dFIL² = q² / tr, the trace bound without a prior.
+    total, error = jackknifed_trace_bound(traces, 0.0, unknowns)
     eta = fisher_information_loss(float(norms.mean()))
     return BoundValue(
         name="fisher-information-leakage",
-        total=plug_in,
-        standard_error=jackknife(plug_in, leave_one_out)[1],
+        total=max(total, 0.0),
+        standard_error=covering(error, len(traces)),
         unknowns=unknowns,
-        batch_size=size,
+        batch_size=shape[0],
         assumptions=(
             "The attack is unbiased at every input. Attacks that shrink towards a "
             "mean are not, and beat it; no attack beats the Bayesian Cramér-Rao bound.",
@@ -204,6 +218,6 @@ def _value(world: World, pairs: list[tuple[float, float]]) -> BoundValue:
             "dfil": diagonal_fisher_information_loss(float(traces.mean()), unknowns),
             "fil": eta,
             "variance_of_any_attribute": 1 / eta**2,
-            "draws": float(n),
+            "draws": float(len(traces)),
         },
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,18 +12,54 @@ from exhume.problem.bound import NotApplicable
 from exhume.problem.prior import Density
 from exhume.problem.world import World
 
-__all__ = ["assumptions", "fit_detail", "prior_draws"]
+__all__ = ["PriorSetting", "assumptions", "fit_detail", "prior_setting"]
 
 
-def prior_draws(
-    world: World, prior: Density | None, count: int, key: int
-) -> tuple[Density, list[Tensor]] | NotApplicable:
-    """Return the prior and batches drawn from it, or why there is no average.
+@dataclass(frozen=True, eq=False)
+class PriorSetting:
+    """A prior of the private batch, with its draws.
+
+    Attributes:
+        density: of one example.
+        shape: of the batch, [B, *event].
+        key: randomness of the draws.
+        device: where the draws lie.
+    """
+
+    density: Density
+    shape: torch.Size
+    key: int
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.shape[0]
+
+    def batches(self, count: int) -> list[Tensor]:
+        """Return the first draws, each of shape [B, *event], float64."""
+        keys = [fold(self.key, "bound", draw) for draw in range(count)]
+        return [self.sample(1, key)[0] for key in keys]
+
+    def sample(self, count: int, key: int) -> Tensor:
+        """Return other draws, shape [count, B, *event], float64."""
+        drawn = self.density.sample(count * self.size, key)
+        drawn = drawn.to(device=self.device, dtype=torch.float64)
+        return drawn.reshape(count, self.size, *drawn.shape[1:])
+
+    def information(self) -> Tensor:
+        """Return J_P of one example, shape [d, d], float64."""
+        return self.density.information().to(device=self.device, dtype=torch.float64)
+
+
+def prior_setting(
+    world: World, prior: Density | None, key: int
+) -> PriorSetting | NotApplicable:
+    """Return the prior with its draws, or why there is no average.
 
     Args:
         world: gives batch size, device and, if ``prior`` is None, the prior.
         prior: density of one example.
-        count: number of batches, each of shape [B, *event], float64.
         key: randomness of the draws.
     """
     opaque = world.mechanism.observation.opaque
@@ -36,13 +74,8 @@ def prior_draws(
             f"the prior {density.name!r} has no {' and no '.join(sorted(missing))};"
             f" the prior 'gaussian' has"
         )
-    batches = [
-        density.sample(len(world.batch), fold(key, "bound", draw)).to(
-            device=world.task.device, dtype=torch.float64
-        )
-        for draw in range(count)
-    ]
-    return density, batches
+    shape = world.batch.inputs.shape
+    return PriorSetting(density, shape, key, world.task.device)
 
 
 def assumptions(density: Density, batch_size: int) -> tuple[str, ...]:

@@ -12,9 +12,6 @@ __all__ = [
     "bayesian_cramer_rao_bound",
     "diagonal_and_factor",
     "diagonal_of_inverse",
-    "jackknife",
-    "jackknifed_diagonal",
-    "jackknifed_trace_bound",
     "trace_bound",
     "trace_of_inverse",
     "unbiased_cramer_rao_bound",
@@ -77,73 +74,6 @@ def unbiased_cramer_rao_bound(fisher: Tensor) -> Tensor:
         InvalidInput: the information is singular: no unbiased attack exists.
     """
     return diagonal_of_inverse(fisher.double())
-
-
-@formula(
-    r"\hat\theta = n \theta_n - (n - 1) \bar\theta_{-k},\quad "
-    r"\mathrm{se}^2 = \tfrac{n - 1}{n} \textstyle\sum_k "
-    r"(\theta_{-k} - \bar\theta_{-k})^2",
-    reference="Efron and Stein 1981; Quenouille 1956",
-)
-def jackknife(whole: float, without: Tensor) -> tuple[float, float]:
-    """Remove the first-order bias of a function of a mean, and find its error.
-
-    The inverse is convex, so an average over few draws overstates the bound.
-
-    Args:
-        whole: the function of the mean of n draws.
-        without: the same leaving out one draw at a time, shape [n], n ≥ 2.
-
-    Returns:
-        The corrected value and its standard error.
-    """
-    n = len(without)
-    shift = without - without.mean()
-    error = float(((n - 1) / n * shift.square().sum()).sqrt())
-    return n * whole - (n - 1) * float(without.mean()), error
-
-
-def jackknifed_trace_bound(
-    traces: Tensor, prior_trace: float, unknowns: int
-) -> tuple[float, float]:
-    """Return the trace bound without its Monte-Carlo bias, and its standard error.
-
-    Args:
-        traces: tr J_F at every draw, shape [n], n ≥ 2.
-        prior_trace: tr J_P of the whole batch.
-        unknowns: q.
-    """
-    others = (traces.sum() - traces) / (len(traces) - 1)
-    without = [trace_bound(t, prior_trace, unknowns) for t in others.tolist()]
-    plug_in = trace_bound(float(traces.mean()), prior_trace, unknowns)
-    return jackknife(plug_in, torch.tensor(without, dtype=torch.float64))
-
-
-@formula(
-    r"\hat v_i = \max(n v_i - (n - 1) \bar v_{i,-k},\, 0) \cdot c,\quad "
-    r"c : \textstyle\sum_i \hat v_i = t",
-    reference="Quenouille 1956, for every coordinate; scaled to the total t",
-)
-def jackknifed_diagonal(whole: Tensor, without: Tensor, total: float) -> Tensor:
-    """Remove the first-order bias of the bound on every coordinate.
-
-    The factor c is 1 but where the total is not the sum of the jackknifed coordinates:
-    where one came out negative, or where a bound on the trace alone is larger.
-
-    Args:
-        whole: v of the mean of n draws, shape [q], ≥ 0, not all zero.
-        without: the same leaving out one draw at a time, shape [n, q], n ≥ 2.
-        total: t ≥ 0.
-
-    Returns:
-        The corrected values, shape [q], ≥ 0, which sum to the total.
-    """
-    n, plain = len(without), whole.double()
-    corrected = n * plain - (n - 1) * without.double().mean(dim=0)
-    positive = corrected.clamp(min=0)
-    # Draws so few that nothing is left: the uncorrected shares are all there is.
-    chosen = positive if bool(positive.any()) else plain
-    return chosen * (total / chosen.sum())
 
 
 def trace_of_inverse(information: Tensor) -> float:

@@ -13,6 +13,7 @@ from exhume.bounds.accounting import (
     guarantee_of,
     training_assumptions,
 )
+from exhume.bounds.monte_carlo import average
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import fold
@@ -120,8 +121,7 @@ class NoPriorGaussian(Bound):
             )
         # A client's secret is its whole batch, clipped and inverted as one vector.
         together = len(world.batch) if found.unit == "client" else 1
-        norm = float(squares.mean()) * together
-        spread = float(squares.std()) * together / len(squares) ** 0.5
+        norm, spread = (together * v for v in average(squares))
         per_norm = mean_estimation_error(found.multiplier / self.steps**0.5, 1.0)
         return self._value(found, world, per_norm * norm, per_norm * spread)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from exhume.problem.prior import Density
 from exhume.problem.tree import Tree, detached
 from exhume.problem.world import World
 
-__all__ = ["information_maps"]
+__all__ = ["information_map_at", "information_maps"]
 
 # Standard deviations of the noise by which a release may jump along one ellipse, which
 # is twice there and back over 1.25 standard deviations of the prior or more. Such jumps
@@ -44,10 +45,10 @@ _JUMPS = (
 )
 
 
-def information_maps(
+def information_map_at(
     world: World, batches: list[Tensor], key: int, density: Density | None = None
-) -> list[MeanMap] | NotApplicable:
-    """Return one map per batch whose Jacobian R there has RᵀR = J_F.
+) -> Callable[[Tensor], MeanMap] | NotApplicable:
+    """Return x ↦ a map whose Jacobian R at x has RᵀR = J_F.
 
     Args:
         world: task, mechanism and labels; its private inputs are not used.
@@ -57,7 +58,7 @@ def information_maps(
             fresh ones, and elsewhere between the batches.
 
     Returns:
-        The maps, or why the release has no finite Fisher information.
+        The function, or why the release has no finite Fisher information.
     """
     opaque = world.mechanism.observation.opaque
     if opaque is not None:
@@ -77,7 +78,18 @@ def information_maps(
     if refusal is not None:
         return NotApplicable(refusal)
     variance = variance_map(induced.task, induced.model, law, targets)
-    return [information_map(mean, law, x, variance) for x in batches]
+    if variance is not None:
+        return lambda x: information_map(mean, law, x, variance)
+    everywhere = information_map(mean, law, batches[0])
+    return lambda x: everywhere
+
+
+def information_maps(
+    world: World, batches: list[Tensor], key: int, density: Density | None = None
+) -> list[MeanMap] | NotApplicable:
+    """Return one map per batch, see :func:`information_map_at`."""
+    at = information_map_at(world, batches, key, density)
+    return at if isinstance(at, NotApplicable) else [at(x) for x in batches]
 
 
 def _refusal(law: Law, like: Tree) -> str | None:
