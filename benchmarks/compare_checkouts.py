@@ -41,7 +41,7 @@ Row = dict[str, Any]
 PLACES = {
     "run_trial": ("exhume.audit",),
     "TrialSpec": ("exhume.audit",),
-    "Checked": ("exhume.runs.options", "exhume.audit.settings"),
+    "Checked": ("exhume.audit.settings", "exhume.audit.sweep"),
     "UtilitySpec": ("exhume.trials.utility", "exhume.compare.utility"),
     "measure": ("exhume.trials.utility", "exhume.compare.utility"),
     "PointSpec": ("exhume.theory.point",),

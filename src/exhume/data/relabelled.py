@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +43,7 @@ class Relabelled(DataSource):
     licence: ClassVar[str] = "that of the source"
 
     def __post_init__(self) -> None:
-        listed = [c for group in self.classes for c in group]
+        listed = list(chain.from_iterable(self.classes))
         if len(set(listed)) < len(listed):
             twice = sorted({c for c in listed if listed.count(c) > 1})
             msg = f"class {twice[0]} is in two groups of classes; each has one label"

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import repeat
 from typing import Any, Literal, TypedDict
 
@@ -83,7 +84,7 @@ class SettingSpec:
     mode: Literal["eval", "train"] = "eval"
     dtype: Literal["float32", "float64"] = "float32"
     classes: int = 0
-    observation: Options = field(default_factory=lambda: {"name": "gradient"})
+    observation: Options = field(default_factory=partial(dict, name="gradient"))
     batch_size: int = 1
     seed: int = 0
     defenses: tuple[Options, ...] = ()
