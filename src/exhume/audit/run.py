@@ -158,7 +158,7 @@ def _report(
 ) -> AuditRun:
     from exhume.audit.report.export import write_report
 
-    asked = [*specs, *(replace(spec, placebo=True) for spec in specs if spec.attack)]
-    found = [store.get(spec.id) for spec in asked]
-    results = [result for result in found if result is not None]
+    placebos = [replace(spec, placebo=True) for spec in specs if spec.attack]
+    asked = [*specs, *placebos]
+    results = [r for spec in asked if (r := store.get(spec.id)) is not None]
     return AuditRun(folder, tuple(results), write_report(settings, results, folder))

@@ -74,19 +74,12 @@ def citations(used: Iterable[Method]) -> str:
             continue
         except UnknownName:  # of another version of exhume
             continue
-        for entry in _START.split(_bibtex(cls, options)):
+        # The entries of the method, and of the variant that its options choose.
+        variants = getattr(cls, "variant_bibtex", {})
+        chosen = [variants[o].get(v, "") for o, v in options.items() if o in variants]
+        bibtex = "\n".join([getattr(cls, "bibtex", ""), *chosen])
+        for entry in _START.split(bibtex):
             if found := _KEY.match(entry):
                 entries.setdefault(found[1], entry.strip())
     listed = [entries[key] for key in sorted(entries)]
     return "\n\n".join([*listed, *dict.fromkeys(comments)])
-
-
-def _bibtex(cls: type[Any], options: Options) -> str:
-    """Return the entries of a method and of the variant that its options choose."""
-    variants = getattr(cls, "variant_bibtex", {})
-    chosen = [
-        variants.get(option, {}).get(value, "")
-        for option, value in options.items()
-        if option in variants
-    ]
-    return "\n".join([getattr(cls, "bibtex", ""), *chosen])

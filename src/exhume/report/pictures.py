@@ -145,12 +145,16 @@ def polyline(values: np.ndarray, low: float, high: float, name: str) -> str:
 # so that one SVG serves the light and the dark scheme.
 INK, MUTED = "#010101", "#020202"
 #: colour and marker of the attacks, in order; the page holds the colours
-SERIES = tuple((f"#0300{i:02x}", marker) for i, marker in enumerate("osD^vPX*"))
-_VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    **{colour: f"var(--series-{i})" for i, (colour, _) in enumerate(SERIES)},
-}
+SERIES = (
+    ("#030000", "o"),
+    ("#030001", "s"),
+    ("#030002", "D"),
+    ("#030003", "^"),
+    ("#030004", "v"),
+    ("#030005", "P"),
+    ("#030006", "X"),
+    ("#030007", "*"),
+)
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -253,6 +257,7 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    for placeholder, variable in _VARIABLES.items():
-        text = text.replace(placeholder, variable)
+    text = text.replace(INK, "var(--ink)").replace(MUTED, "var(--muted)")
+    for i, (colour, _) in enumerate(SERIES):
+        text = text.replace(colour, f"var(--series-{i})")
     return text.replace("<svg ", '<svg class="plot" aria-hidden="true" ', 1)

@@ -347,8 +347,8 @@ def metrics_of(results: Sequence[TrialResult]) -> list[str]:
     scored = set[str]().union(*(r.scores for r in results))
     known = scored.union(*(r.not_applicable for r in results))
     first = dict.fromkeys([*(r.headline for r in results if r.scores), *_ORDER])
-    asked = {options["name"] for r in results for options in r.spec.metrics}
-    others = scored | {metric for metric in known if metric.partition("(")[0] in asked}
+    asked = [options["name"] for r in results for options in r.spec.metrics]
+    others = scored.union([m for m in known if m.partition("(")[0] in asked])
     return [m for m in first if m in known] + sorted(others.difference(first))
 
 

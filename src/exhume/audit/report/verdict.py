@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,62 +122,61 @@ def findings(scenario: Scenario) -> list[Finding]:
 
 def gains(scenario: Scenario) -> dict[tuple[str, str], Gain]:
     """Return what every attack gains under every defense, by their labels."""
-    cells = {
-        (defense.label, attack): (defense, done)
+    cells = [
+        (defense, attack, done)
         for defense in scenario.defenses
         for attack in scenario.contenders
         if (done := scenario.done(defense, attack))
-    }
+    ]
     found = {}
-    for (label, attack), (defense, done) in cells.items():
+    for defense, attack, done in cells:
         seeds = [r.spec.seed for r in done]
         guesses = [scenario.chance(b, defense, seeds) for b in scenario.baselines]
-        placebos = scenario.placebos.get((label, attack), [])
+        placebos = scenario.placebos.get((defense.label, attack), [])
         own = gain(done, guesses, placebos=placebos, tests=len(cells))
         if own is not None:
-            found[label, attack] = own
+            found[defense.label, attack] = own
     return found
 
 
 def _finding(
     scenario: Scenario, defense: Defended, found: Mapping[tuple[str, str], Gain]
 ) -> Finding:
-    metric = scenario.headline
-    tried = {a: scenario.done(defense, a) for a in scenario.contenders}
-    own = {a: found[defense.label, a] for a in tried if (defense.label, a) in found}
-    if own:
-        attack = min(own, key=lambda a: (own[a].order, a))
-    elif (best := _least(tried, metric)) is not None:
-        attack = best[1]
+    metric, label = scenario.headline, defense.label
+    tried = [(name, scenario.done(defense, name)) for name in scenario.contenders]
+    gaining = [(found[label, a].order, a) for a, _ in tried if (label, a) in found]
+    best = _least(tried, metric)
+    if gaining:
+        _, attack = min(gaining)
+    elif best is not None:
+        attack = best[0]
     else:
         return Finding(defense)
-    results = tried[attack]
-    seeds = [r.spec.seed for r in results]
-    guess = _least(
-        {b: scenario.chance(b, defense, seeds) for b in sorted(scenario.baselines)},
-        metric,
-    )
+    results = scenario.done(defense, attack)
+    seeds, names = [r.spec.seed for r in results], sorted(scenario.baselines)
+    guess = _least([(b, scenario.chance(b, defense, seeds)) for b in names], metric)
     return Finding(
         defense,
         attack,
         median(values(results, metric)),
         _in_words(results, metric),
-        baseline="" if guess is None else guess[1],
-        guessed=None if guess is None else _in_words(guess[2], metric),
-        gain=own.get(attack),
+        baseline="" if guess is None else guess[0],
+        guessed=None if guess is None else _in_words(guess[1], metric),
+        gain=found.get((label, attack)),
         recognises=any(r.recognises for r in results),
     )
 
 
 def _least(
-    candidates: Mapping[str, list[TrialResult]], metric: str
-) -> tuple[float, str, list[TrialResult]] | None:
-    ranked = [
-        (error, name, results)
-        for name, results in candidates.items()
-        if (error := median(values(results, metric))) is not None
-    ]
-    return min(ranked, key=lambda entry: entry[0], default=None)
+    candidates: Sequence[tuple[str, list[TrialResult]]], metric: str
+) -> tuple[str, list[TrialResult]] | None:
+    """Return the first candidate with the smallest median error, if any has one."""
+    least, best = math.inf, None
+    for name, results in candidates:
+        error = median(values(results, metric))
+        if error is not None and (best is None or error < least):
+            least, best = error, (name, results)
+    return best
 
 
 def _in_words(results: Sequence[TrialResult], metric: str) -> Reached:
@@ -192,13 +192,9 @@ def verdict(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> str:
     """Say in one paragraph what leaked, and how far the numbers can be trusted."""
     if not found:
         return "No attack was run, so nothing can be said about what leaks."
-    return " ".join(
-        [
-            *(_undefended(scenario, f) for f in found if f.defense.is_none),
-            *_defended([f for f in found if not f.defense.is_none]),
-            *_caveats(scenario, found, flags),
-        ]
-    )
+    sentences = [_undefended(scenario, f) for f in found if f.defense.is_none]
+    sentences += _defended([f for f in found if not f.defense.is_none])
+    return " ".join(sentences + _caveats(scenario, found, flags))
 
 
 def _examples(scenario: Scenario) -> str:
@@ -259,50 +255,48 @@ def _unsure(finding: Finding) -> str:
 
 
 def _defended(found: Sequence[Finding]) -> list[str]:
-    leaking, slight, unsure, chance, unfinished = (
-        [f for f in found if f.level == level]
-        for level in ("leak", "slight", "unsure", "chance", "open")
-    )
+    levels: dict[Level, list[Finding]] = {}
+    for finding in found:
+        levels.setdefault(finding.level, []).append(finding)
     sentences = []
-    if leaking:
-        attacks = dict.fromkeys(f.attack for f in leaking)
+    if leaking := levels.get("leak"):
         parts = []
-        for attack in attacks:
+        for attack in dict.fromkeys([f.attack for f in leaking]):
             own = [f for f in leaking if f.attack == attack]
             verb = "recognises" if own[0].recognises else "recovers"
             reached = [_reach(group) for group in _families(own)]
             parts.append(f"{attack} still {verb} {several(reached)}")
         sentences.append(f"With a defense, {'; '.join(parts)}.")
-    if slight:
-        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in _families(slight)]
-        sentences.append(f"A little more than a guess is left with {also(parts)}.")
-    if unsure:
-        parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in _families(unsure)]
+    if slight := levels.get("slight"):
+        parts = also([_nearest(group) for group in _families(slight)])
+        sentences.append(f"A little more than a guess is left with {parts}.")
+    if unsure := levels.get("unsure"):
+        parts = also([_nearest(group) for group in _families(unsure)])
         placebo = all(f.gain is not None and f.gain.placebos for f in unsure)
         why = "as near without the release, by its placebo" if placebo else ""
         sentences.append(
-            f"With {also(parts)}, an attack comes nearer than guessing, "
+            f"With {parts}, an attack comes nearer than guessing, "
             f"{why or 'which chance may explain: run more seeds'}."
         )
-    if chance:
+    if chance := levels.get("chance"):
         guesses = several(sorted({f.baseline for f in chance}), "or")
-        most = max(f.gain.interval[1] for f in chance if f.gain is not None)
+        most = max([f.gain.interval[1] for f in chance if f.gain is not None])
         sentences.append(
             f"With {also([_names(g) for g in _families(chance)])}, no attack is better "
             f"than guessing ({guesses}; at most {100 * most:.0f} % of the examples are "
             f"recovered, with 95 % confidence)."
         )
-    if unfinished:
-        ended = [g for g in _families(unfinished) if g[0].attack]
-        if ended:
-            parts = [f"{_names(g)} ({g[-1].attack}: {_span(g)})" for g in ended]
-            sentences.append(f"What a guess reaches is not known with {also(parts)}.")
-        failed = [g for g in _families(unfinished) if not g[0].attack]
-        if failed:
-            sentences.append(
-                f"No attack finished with {also(list(map(_names, failed)))}."
-            )
+    groups = _families(levels.get("open", ()))
+    if ended := [_nearest(group) for group in groups if group[0].attack]:
+        sentences.append(f"What a guess reaches is not known with {also(ended)}.")
+    if failed := [_names(group) for group in groups if not group[0].attack]:
+        sentences.append(f"No attack finished with {also(failed)}.")
     return sentences
+
+
+def _nearest(group: Sequence[Finding]) -> str:
+    """Name defenses of one family with the attack that comes nearest, and how near."""
+    return f"{_names(group)} ({group[-1].attack}: {_span(group)})"
 
 
 def _families(found: Sequence[Finding]) -> list[list[Finding]]:
@@ -360,10 +354,10 @@ def _caveats(scenario: Scenario, found: Sequence[Finding], flags: Flags) -> list
             f"{count(len(alarms), 'result').capitalize()} {raised}: read the flags "
             f"before quoting a number."
         )
-    bare = sorted({f.attack for f in found if f.gain and f.gain.needs_placebo})
+    bare = [f.attack for f in found if f.gain and f.gain.needs_placebo]
     if bare:
         sentences.append(
-            f"No placebo was run for {several(bare)}, which may know more than the "
-            f"guesses do beside what was released."
+            f"No placebo was run for {several(sorted(set(bare)))}, which may know more "
+            f"than the guesses do beside what was released."
         )
     return sentences
