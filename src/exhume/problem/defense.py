@@ -75,8 +75,13 @@ class Defense(Member, ABC):
         if not self.only:
             msg = "`only` is empty, so nothing is defended; ('*',) covers all tensors"
             raise InvalidInput(msg)
+        touched = dict.fromkeys(parameters, False)
         for pattern in self.only:
-            if not any(fnmatchcase(name, pattern) for name in parameters):
+            matches = False
+            for name in parameters:
+                if fnmatchcase(name, pattern):
+                    touched[name] = matches = True
+            if not matches:
                 msg = (
                     f"the pattern {pattern!r} matches no tensor; the update has "
                     f"{', '.join(parameters)}"
@@ -85,8 +90,7 @@ class Defense(Member, ABC):
         return tuple(
             name
             for name, tensor in parameters.items()
-            if tensor.is_floating_point()
-            and any(fnmatchcase(name, pattern) for pattern in self.only)
+            if touched[name] and tensor.is_floating_point()
         )
 
     @abstractmethod

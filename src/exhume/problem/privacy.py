@@ -269,8 +269,11 @@ class Guarantee:
 
     @property
     def _unbounded(self) -> list[str]:
-        inside = frozenset[str]().union(*(s.names for s in self.bounded))
-        return [n for n in self.shapes if n not in inside and self._released(n)]
+        free = dict.fromkeys(self.shapes)
+        for group in self.bounded:
+            for name in group.names:
+                free.pop(name, None)
+        return list(filter(self._released, free))
 
     def _released(self, name: str) -> int:
         """Count the coordinates that no public mask removed."""

@@ -97,6 +97,7 @@ class Task:
     )
     _tied: bool = field(init=False, repr=False)
     _recurrent: bool = field(init=False, repr=False)
+    _normalised: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -110,17 +111,19 @@ class Task:
         if self.mode not in ("eval", "train"):
             msg = f"the mode is {self.mode!r}; expected 'eval' or 'train'"
             raise InvalidInput(msg)
-        running = {
-            name: (_value(module.running_mean), _value(module.running_var))
-            for name, module in self.model.named_modules()
-            if isinstance(module, _BatchNorm) and module.running_mean is not None
-        }
+        running: dict[str, tuple[Tensor, Tensor]] = {}
+        recurrent = normalised = False
+        for name, module in self.model.named_modules():
+            recurrent |= isinstance(module, nn.LSTM)
+            normalised |= isinstance(module, _BatchNorm)
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                running[name] = _value(module.running_mean), _value(module.running_var)
         object.__setattr__(self, "running_statistics", running)
         object.__setattr__(self, "model", _snapshot(self.model, self.mode))
         # Not in every call of the model, where looking costs as much as a layer.
         object.__setattr__(self, "_tied", _has_tied_tensors(self.model))
-        recurrent = any(isinstance(m, nn.LSTM) for m in self.model.modules())
         object.__setattr__(self, "_recurrent", recurrent)
+        object.__setattr__(self, "_normalised", normalised)
         if not self.parameters():
             msg = "the model has no trainable parameters, so there is no gradient"
             raise InvalidInput(msg)
@@ -270,7 +273,7 @@ class Task:
         Returns:
             name of the layer → (mean [C], variance [C]).
         """
-        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+        if not self._normalised:
             return {}
         with self._recorded_statistics() as statistics:
             self.predict(inputs, detached(self.parameters()))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import lru_cache
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from types import NoneType, TracebackType, UnionType
 from typing import (
@@ -99,10 +99,6 @@ class ResultFile(AbstractContextManager, Generic[Result]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; what was put stays."""
         self._db.close()
 
     def put(self, result: Result) -> None:
@@ -147,7 +143,7 @@ class ResultFile(AbstractContextManager, Generic[Result]):
         """
         query = f"SELECT id FROM {self.table} WHERE status != 'failed'"
         with self._explained():
-            return {row[0] for row in self._db.execute(query)}
+            return set(chain.from_iterable(self._db.execute(query)))
 
     def runs(self) -> dict[str, int]:
         """Say for each id how often a result was put."""
