@@ -99,6 +99,10 @@ class ResultFile(AbstractContextManager, Generic[Result]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was put stays."""
         self._db.close()
 
     def put(self, result: Result) -> None:
