@@ -245,7 +245,7 @@ def test_a_run_of_an_own_attack_is_read_again_without_importing_it(here):
     assert "own2025" not in again
     assert "% lab.mod is an own module, which is not imported for a page" in again
     for text in (live, again):
-        assert "<dt>trials finished</dt><dd>3</dd>" in text
+        assert "<dt>trials finished</dt><dd>4</dd>" in text
         assert "not finished" not in text
     settings = replace(TINY, attacks=[own])
     recorded = [result.spec for result in done.results]
