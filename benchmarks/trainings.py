@@ -45,7 +45,11 @@ class Counted:
 def measured(name: str, folder: Path) -> str:
     """Run the audit here, and say what it took."""
     import exhume
-    from exhume.audit.settings import example_settings
+
+    try:
+        from exhume.audit.settings import example_settings
+    except ImportError:  # a checkout before sweep and settings became one file
+        from exhume.audit.sweep import example_settings
 
     counters = []
     for module in map(importlib.import_module, OBSERVED):

@@ -104,6 +104,31 @@ def test_each_bound_stands_with_its_quantity_and_whom_it_binds(tmp_path):
     assert "No noise." in found["bayes-security"][7]
 
 
+def of_two(attack, mse, ordered=None, **changes):
+    """A trial of a batch of two, with its error in the order of the labels."""
+    facts = {} if ordered is None else {"ordered_mse": ordered}
+    return trial(attack, mse, size=2, facts=facts, defenses=NOISE, **changes)
+
+
+@pytest.mark.parametrize(
+    ("ordered", "ratio", "mean"),
+    [
+        ((0.03, 0.05), "0.04 (dlg), 4 × the bound", "0.04"),
+        ((0.03, None), "– (labels do not tell the examples apart, and the", "–"),
+    ],
+)
+def test_only_errors_in_order_stand_beside_a_bound(tmp_path, ordered, ratio, mean):
+    """Matched to the truth an error of 0.005 is no contradiction to a bound of 0.01."""
+    results = [of_two("dlg", 0.005, o, seed=s) for s, o in enumerate(ordered)]
+    results += [bound(0.01, seed=s, size=2) for s in range(2)]
+    page, _ = written(tmp_path, results)
+    (rows,) = (t for t in page.tables if "Bound" in t[0])
+    assert flat(rows[1][6]).startswith(ratio)
+    _, table = tables(SETTINGS, results)
+    (column,) = (c for c in table.columns if c.header == "mean MSE")
+    assert next(iter(column.cells)) == mean
+
+
 def test_only_bounds_on_the_error_of_every_attack_are_drawn():
     drawn = only(several_bounds())
     (plot,) = error_plots(drawn, "p")

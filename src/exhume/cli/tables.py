@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from exhume.audit.report.results import Scenario
+    from exhume.audit.report.tables import ResultRow
     from exhume.audit.settings import AuditSettings
     from exhume.runs.records import TrialResult
 
@@ -22,9 +23,9 @@ def tables(settings: AuditSettings, results: Sequence[TrialResult]) -> list[Tabl
     """Make two tables per data source: what leaked, and the medians behind it.
 
     The first has the strongest attack on each defense, and how many examples it
-    recovers. The second has medians over examples, beside the bound and ε; labels are
-    right or wrong, so theirs is the share that is right. Rows of chance levels are
-    marked: an attack that is no better has read nothing that is private.
+    recovers. The second has medians over examples, beside the bound, the mean that it
+    bounds, and ε; labels are right or wrong, so theirs is the share that is right. Rows
+    of chance levels are marked: an attack that is no better has read nothing private.
     """
     from exhume.audit.report.results import metrics_of, scenarios
 
@@ -95,8 +96,8 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
 
     shares = ", labels are the share that is right" * ("label-accuracy" in metrics)
     table = Table(
-        title=f"{scenario.name}: medians over examples (the bound is on the mean"
-        f"{shares})",
+        title=f"{scenario.name}: medians over examples (the bound is on the mean in "
+        f"order{shares})",
         box=None,
         pad_edge=False,
     )
@@ -105,10 +106,13 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
     for metric in metrics:
         heading = _SHORT.get(metric, described(metric).label)
         table.add_column(heading, justify="right", no_wrap=True)
+    strict = tightest(scenario)
+    if strict:
+        table.add_column("mean MSE", justify="right", no_wrap=True)
     table.add_column("MSE bound", justify="right", no_wrap=True)
     promised = {row.defense: row.epsilon for row in promises(scenario)}
     table.add_column("ε", justify="right", no_wrap=True)
-    bounds = {defense: row.value for defense, row in tightest(scenario).items()}
+    bounds = {defense: row.value for defense, row in strict.items()}
     previous = None
     for row in result_rows(scenario, {}, metrics):
         first = row.defense != previous
@@ -118,9 +122,18 @@ def _table(scenario: Scenario, metrics: list[str]) -> Table:
             row.defense if first else "",
             f"{row.attack} (chance)" if row.baseline else row.attack,
             *(number.text for number in row.scores),
+            *([_mean(scenario, row)] if strict else []),
             bounds.get(row.defense, "–") if first else "",
             promised.get(row.defense, "–") if first else "",
             style="dim" if row.baseline else None,
         )
         previous = row.defense
     return table
+
+
+def _mean(scenario: Scenario, row: ResultRow) -> str:
+    """Write the mean that a bound is about; – where labels do not order a batch."""
+    from exhume.audit.report.bounds import mean_in_order
+    from exhume.report.words import number
+
+    return number(mean_in_order(scenario, scenario.defenses[row.place], row.attack))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "Promise",
     "bound_rows",
     "exposure",
+    "mean_in_order",
     "promises",
     "tightest",
     "told_epsilon",
@@ -128,23 +130,30 @@ def _bound_row(scenario: Scenario, defense: Defended, bound: str) -> BoundRow:
     )
 
 
-def _ratio(scenario: Scenario, defense: Defended, bound: float | None) -> str:
-    """Say how many times the bound the smallest average error of an attack is.
+def mean_in_order(scenario: Scenario, defense: Defended, attack: str) -> float | None:
+    """Return the mean squared error of examples in a known order, as bounds have it.
 
-    A bound holds for examples in a known order, so errors are paired by label where
-    that is possible, and matched elsewhere.
+    The best assignment looks at the truth, so its error may lie below a bound. None
+    where the labels of some batch do not tell the examples apart.
     """
-    means = []
-    for attack in scenario.contenders:
-        done = scenario.done(defense, attack)
-        in_order = finite(r.facts.get("ordered_mse") for r in done)
-        errors = (
-            in_order if len(in_order) == len(done) else values(done, BOUNDED_METRIC)
-        )
-        if errors:
-            means.append((sum(errors) / len(errors), attack))
-    if not means or not bound:
+    done = scenario.done(defense, attack)
+    errors = finite(r.facts.get("ordered_mse") for r in done)
+    if scenario.spec.batch_size == 1:
+        errors = values(done, BOUNDED_METRIC)
+    return fmean(errors) if errors and len(errors) >= len(done) else None
+
+
+def _ratio(scenario: Scenario, defense: Defended, bound: float | None) -> str:
+    """Say how many times the bound the smallest average error of an attack is."""
+    means = [
+        (mean, attack)
+        for attack in scenario.contenders
+        if (mean := mean_in_order(scenario, defense, attack)) is not None
+    ]
+    if not bound or not scenario.contenders:
         return ""
+    if not means:
+        return "– (labels do not tell the examples apart, and the bound is in order)"
     least, attack = min(means)
     return f"{number(least)} ({attack}), {number(least / bound, 2)} × the bound"
 
