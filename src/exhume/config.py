@@ -55,9 +55,9 @@ def build(
     if not (isinstance(given, Mapping) and isinstance(given.get("name"), str)):
         msg = f"a {kind} is given by its name and options, got {shown(given)}"
         raise InvalidInput(msg)
+    rest = dict(given)
     with own_modules(own):
-        cls = find(kind, given["name"])
-        rest = {option: value for option, value in given.items() if option != "name"}
+        cls = find(kind, rest.pop("name"))
         return validate(cls, rest, what=f"{kind} {registered_name(cls)!r}")
 
 
@@ -73,8 +73,9 @@ def validate(cls: type[Any], given: Mapping[str, Any], *, what: str) -> Any:
         raise InvalidInput(msg)
     try:
         made = TypeAdapter(cls).validate_python(given)
-        for f, choice in _choices(made):
-            if isinstance(choice, str | Mapping):
+        for f in fields(cls):
+            choice = getattr(made, f.name)
+            if "kind" in f.metadata and isinstance(choice, str | Mapping):
                 build(f.metadata["kind"], choice)
         return made
     except ValidationError as error:
@@ -102,11 +103,6 @@ def _renamed(cls: type[Any], given: Mapping[str, Any], what: str) -> dict[str, A
     return found
 
 
-def _choices(value: Any) -> list[tuple[Field[Any], Any]]:
-    """List the fields that name other registered objects, with their values."""
-    return [(f, getattr(value, f.name)) for f in fields(value) if "kind" in f.metadata]
-
-
 def _no_option(unknown: list[str], known: list[str]) -> str:
     near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
     hints = [repr(match) for found in near for match in found]
@@ -132,17 +128,19 @@ def describe(value: Any) -> dict[str, Any]:
     Raises:
         InvalidInput: an option is an object without a name.
     """
-    choices = {f.name for f, choice in _choices(value) if _named(f, choice)}
+    options = {
+        f.name: _complete(f, getattr(value, f.name))
+        for f in fields(value)
+        if "kind" in f.metadata
+    }
+    options = asdict(value) | options
     record: dict[str, Any] = {"name": registered_name(type(value))}
-    options = asdict(value)
     for f in fields(value):
         option, former = options[f.name], f.metadata.get("formerly", "")
-        if f.name in choices:
-            option, usual = _complete(f, option), _complete(f, f.default)
-            if former or option != usual:
-                record[former or f.name] = option
-        elif option != f.default or "later" not in f.metadata:
-            record[f.name] = option
+        usual = _complete(f, f.default) if "kind" in f.metadata else f.default
+        came_later = "later" in f.metadata or "kind" in f.metadata
+        if former or not came_later or option != usual:
+            record[former or f.name] = option
     return record
 
 
@@ -155,20 +153,17 @@ def default_options(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-def _named(f: Field[Any], choice: Any) -> bool:
-    if choice is None or isinstance(choice, str | Mapping):
-        return True
-    msg = (
-        f"{f.name} is an object of the class {type(choice).__name__}, which cannot be "
-        f"written down; name a registered {f.metadata['kind']}, or a module of your own"
-    )
-    raise InvalidInput(msg)
-
-
 def _complete(f: Field[Any], choice: Any) -> Any:
     """Return a choice with all its options; by the name alone if it has none."""
     if choice is None:
         return None
+    if not isinstance(choice, str | Mapping):
+        msg = (
+            f"{f.name} is an object of the class {type(choice).__name__}, which cannot "
+            f"be written down; name a registered {f.metadata['kind']}, or a module of "
+            f"your own"
+        )
+        raise InvalidInput(msg)
     name = choice if isinstance(choice, str) else choice["name"]
     record = {**describe(build(f.metadata["kind"], choice)), "name": name}
     return record if len(record) > 1 else name

@@ -82,6 +82,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+#: packages that hold members of ours, and the names of their folders
+_PACKAGES = {package for package, _, _ in KINDS.values()}
+_ROOMS = {package.rpartition(".")[2] for package in _PACKAGES}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered name: its kind, the file that defines it and one line about it."""
@@ -93,9 +98,19 @@ class Entry:
 
 
 def _files(kind: str) -> dict[str, tuple[str, Path]]:
-    """Map the names of a kind to module and file."""
+    """Map the names of a kind to module and file; ours come before installed ones."""
+    package = KINDS[kind][0]
+    # find_spec imports the parent package only, never the modules.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:  # pragma: no cover
+        msg = f"the package {package} is missing from this installation"
+        raise UnknownName(msg)
+    folders = [(package, Path(folder)) for folder in spec.submodule_search_locations]
+    room = package.rpartition(".")[2]
+    for own, folder in _installed(tuple(sys.path)).items():
+        folders.append((f"{own}.{room}", folder / room))
     found: dict[str, tuple[str, Path]] = {}
-    for package, folder in _rooms(kind):
+    for package, folder in folders:
         for path in sorted(folder.glob("*.py")):
             if path.stem.startswith("_") or not _defines_member(kind, path):
                 continue
@@ -104,29 +119,18 @@ def _files(kind: str) -> dict[str, tuple[str, Path]]:
     return found
 
 
-def _rooms(kind: str) -> list[tuple[str, Path]]:
-    """List the packages that hold members of a kind, ours first, with their folders."""
-    package = KINDS[kind][0]
-    # find_spec imports the parent package only, never the modules.
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.submodule_search_locations is None:  # pragma: no cover
-        msg = f"the package {package} is missing from this installation"
-        raise UnknownName(msg)
-    ours = [(package, Path(folder)) for folder in spec.submodule_search_locations]
-    room = package.rpartition(".")[2]
-    others = _installed(tuple(sys.path))
-    return ours + [(f"{own}.{room}", folder / room) for own, folder in others]
-
-
 @lru_cache(maxsize=8)
-def _installed(path: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """List the packages that installed distributions add, with their folders."""
+def _installed(path: tuple[str, ...]) -> dict[str, Path]:
+    """Map the packages that installed distributions add to their folders, sorted."""
     del path  # where they are looked for: another one is another answer
     from importlib.metadata import entry_points
 
-    packages = sorted({point.module for point in entry_points(group="exhume")})
-    found = [(package, located(package)) for package in packages]
-    return [(package, at) for package, at in found if at is not None and at.is_dir()]
+    found: dict[str, Path] = {}
+    for point in entry_points(group="exhume"):
+        folder = located(point.module)
+        if folder is not None and folder.is_dir():
+            found[point.module] = folder
+    return dict(sorted(found.items()))
 
 
 def located(name: str) -> Path | None:
@@ -201,10 +205,11 @@ def entry(kind: str, name: str) -> Entry:
         UnknownName: there is no such name, or no such module, or it defines no member.
     """
     if not re.search("[.:]", name):
-        known = {one.name: one for one in entries(kind)}
-        if name not in known:
-            raise UnknownName(did_you_mean(kind, name, sorted(known)))
-        return known[name]
+        files = _files(_known(kind))
+        if name not in files:
+            raise UnknownName(did_you_mean(kind, name, sorted(files)))
+        path = files[name][1]
+        return Entry(kind, name, path, _summary(path))
     module, _, function = name.partition(":")
     path = located(module) if _is_module(module) else None
     if path is not None and path.is_dir():
@@ -239,16 +244,13 @@ def own_modules(rule: OwnModules) -> Iterator[None]:
 
     It holds for objects that look up others by name, too.
     """
-    token = _rule.set(_stricter(rule))
+    outer = _rule.get()
+    stricter = _STRICTNESS.index(rule) > _STRICTNESS.index(outer)
+    token = _rule.set(rule if stricter else outer)
     try:
         yield
     finally:
         _rule.reset(token)
-
-
-def _stricter(rule: OwnModules) -> OwnModules:
-    outer = _rule.get()
-    return max((outer, rule), key=_STRICTNESS.index)
 
 
 def find(kind: str, name: str, *, own: OwnModules = "import") -> type[Any]:
@@ -268,9 +270,9 @@ def find(kind: str, name: str, *, own: OwnModules = "import") -> type[Any]:
     _, base_module, base_name = KINDS[_known(kind)]
     base = getattr(importlib.import_module(base_module), base_name)
     if ":" in name:
-        return _class_of_function(kind, base, name, _stricter(own))
+        return _class_of_function(kind, base, name, own)
     if "." in name:
-        module = _own_module(kind, name, _stricter(own))
+        module = _own_module(kind, name, own)
     elif name in (files := _files(kind)):
         module = importlib.import_module(files[name][0])
     else:
@@ -320,14 +322,16 @@ def function_named(
         NotImported: the module is not imported, and ``own`` forbids to.
     """
     module, _, function = name.partition(":")
-    found = getattr(_own_module(what, module, _stricter(own)), function, None)
+    found = getattr(_own_module(what, module, own), function, None)
     if not callable(found):
         msg = f"the module {shown(module)} has no function {shown(function)}"
         raise UnknownName(msg)
     return found
 
 
-def _own_module(kind: str, name: str, rule: OwnModules) -> ModuleType:
+def _own_module(kind: str, name: str, own: OwnModules) -> ModuleType:
+    with own_modules(own):
+        rule = _rule.get()
     if rule == "refused":
         known = f" ({', '.join(names(kind))})" if kind in KINDS else ""
         msg = (
@@ -388,10 +392,7 @@ def registered_name(cls: type[Any]) -> str:
         return function
     package, _, stem = cls.__module__.rpartition(".")
     home, _, room = package.rpartition(".")
-    ours = {package for package, _, _ in KINDS.values()}
-    rooms = {package.rpartition(".")[2] for package in ours}
-    others = {own for own, _ in _installed(tuple(sys.path))} if room in rooms else set()
-    if package in ours or home in others:
+    if package in _PACKAGES or (room in _ROOMS and home in _installed(tuple(sys.path))):
         return stem.replace("_", "-")
     return cls.__module__
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exhume.config import default_options
 from exhume.errors import UnknownName
-from exhume.registry import entries, find, member_node
+from exhume.registry import entry, find, member_node, names
 
 if TYPE_CHECKING:
     from exhume.runs.records import Options
@@ -228,9 +228,8 @@ def _defaults(name: str) -> dict[str, Any]:
     The file is parsed, not run: naming needs no torch.
     """
     node, usual = None, dict[str, Any]()
-    for entry in entries("defense"):
-        if entry.name == name:
-            node = member_node("defense", entry.path)
+    if name in names("defense"):
+        node = member_node("defense", entry("defense", name).path)
     for line in node.body if node else ():
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             with suppress(ValueError):
