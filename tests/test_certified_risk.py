@@ -253,7 +253,7 @@ def test_the_radius_of_a_success_sets_the_chance():
     assert exact < found.details["chance"] < 5 * exact
     expected = stats.norm.cdf(stats.norm.ppf(found.details["chance"]) + 1)
     assert found.value == pytest.approx(expected)
-    assert found.binds is Binds.EVERY_ATTACK
+    assert found.binds is Binds.KNOWN_CHANCE
     # A density of low rank has the same chance as the full one that it stands for.
     basis, variances = torch.eye(3).double()[:, :1], torch.tensor([1.0]).double()
     low_rank = GaussianDensity(torch.zeros(3).double(), basis, variances, 1.0)

@@ -8,11 +8,23 @@ import torch
 from torch import Tensor
 
 from exhume.keys import fold
+from exhume.priors.class_means import GivenLabels
+from exhume.priors.gaussian import GaussianDensity
 from exhume.problem.bound import NotApplicable
 from exhume.problem.prior import Density
 from exhume.problem.world import World
 
-__all__ = ["PriorSetting", "assumptions", "fit_detail", "prior_setting"]
+__all__ = [
+    "SIGNIFICANT",
+    "PriorSetting",
+    "assumptions",
+    "fit_detail",
+    "given_labels",
+    "prior_setting",
+]
+
+#: p-value below which held-out public examples contradict a prior
+SIGNIFICANT = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +87,54 @@ def prior_setting(
             f" the prior 'gaussian' has"
         )
     shape = world.batch.inputs.shape
-    return PriorSetting(density, shape, key, world.task.device)
+    known = given_labels(density, world)
+    return PriorSetting(
+        density if known is None else known, shape, key, world.task.device
+    )
+
+
+def given_labels(density: Density | None, world: World) -> GivenLabels | None:
+    """Return p(x | y) of a world's batch where the prior knows its classes, or None."""
+    if not isinstance(density, GaussianDensity):
+        return None
+    return density.given(world.batch.targets)
+
+
+def _p_values(density: Density) -> tuple[float, float] | None:
+    """Return the p-values of what a bound uses; None if it was not tested."""
+    if isinstance(density, GivenLabels):
+        return density.p_values
+    # With means of classes, these were tested, and not the Gaussian of all classes.
+    if isinstance(density, GaussianDensity) and density.classes is None:
+        return density.p_values
+    return None
+
+
+def _prior_assumption(density: Density) -> str:
+    """Say what the data have to follow, and whether public examples do."""
+    if not isinstance(density, (GaussianDensity, GivenLabels)):
+        return f"The data follow the prior {density.name!r}."
+    means = "the means of their classes and one covariance"
+    kind = means if isinstance(density, GivenLabels) else "one mean for all classes"
+    sharper = (
+        "among densities of a given covariance the Gaussian has the least information, "
+        "so an attacker with a sharper prior of real data may fall below."
+    )
+    tested = _p_values(density)
+    if tested is None:
+        return f"The data follow the prior 'gaussian', with {kind}: {sharper}"
+    distances, centres = tested
+    if min(tested) >= SIGNIFICANT:
+        return (
+            f"The data follow the fitted Gaussian, with {kind}, as held-out public "
+            f"examples do not contradict (p = {distances:.2g} of their distances, "
+            f"{centres:.2g} of the means of classes)."
+        )
+    return (
+        f"It holds for data that follow the fitted Gaussian, with {kind}, and "
+        f"held-out public examples do not (p = {distances:.1g} of their distances, "
+        f"{centres:.1g} of the means of classes): {sharper}"
+    )
 
 
 def assumptions(density: Density, batch_size: int) -> tuple[str, ...]:
@@ -86,9 +145,7 @@ def assumptions(density: Density, batch_size: int) -> tuple[str, ...]:
         batch_size: B.
     """
     sentences = [
-        f"The data follow the prior {density.name!r}: among densities of a given "
-        f"covariance the Gaussian has the least information, so an attacker with a "
-        f"sharper prior of real data may fall below.",
+        _prior_assumption(density),
         "It bounds the mean over draws of data from the prior and over the noise, not "
         "the error on one fixed batch; draws may leave the range of real data.",
         "The labels, the weights and the defense are known to the attacker, and "
@@ -105,9 +162,14 @@ def assumptions(density: Density, batch_size: int) -> tuple[str, ...]:
 
 
 def fit_detail(density: Density) -> dict[str, float]:
-    """Return the check of the prior on held-out examples as a detail, if it was made.
+    """Return the checks of the prior on held-out examples as details, if made.
 
     Args:
         density: the prior.
     """
-    return {} if density.fit_check is None else {"prior_fit": density.fit_check}
+    found = {} if density.fit_check is None else {"prior_fit": density.fit_check}
+    tested = _p_values(density)
+    if tested is not None:
+        found["prior_p_value"] = min(tested)
+        found["prior_has_class_means"] = float(isinstance(density, GivenLabels))
+    return found

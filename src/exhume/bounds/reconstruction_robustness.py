@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from exhume.bounds.accounting import (
@@ -19,20 +20,29 @@ from exhume.bounds.accounting import (
 )
 from exhume.errors import InvalidInput
 from exhume.formula import formula
+from exhume.keys import generator
 from exhume.priors.gaussian import GaussianDensity
-from exhume.problem.bound import Bound, NotApplicable, RiskValue
+from exhume.problem.batch import Batch
+from exhume.problem.bound import Binds, Bound, NotApplicable, RiskValue
 from exhume.problem.prior import Density
 from exhume.problem.privacy import Guarantee
 from exhume.problem.world import World
 
 __all__ = [
     "ReconstructionRobustness",
+    "chance_of_public_guess",
     "gaussian_reconstruction_risk",
     "log_chance_of_gaussian",
 ]
 
 # Smallest probability that the trade-off curve is asked for; it rises with κ.
 _LEAST = 1e-300
+_PUBLIC = 2000  # public examples that guesses are made from
+_KNOWLEDGE = (
+    "κ has to include all that the attacker knows besides the release: labels, "
+    "weights, public data, other pictures of the same person or a near copy. One who "
+    "knows more than κ includes may succeed more often."
+)
 
 
 @formula(
@@ -91,13 +101,42 @@ def log_chance_of_gaussian(
     return min(0.0, best * budget - float(logs.sum()) / 2)
 
 
+@formula(
+    r"\kappa \ge \sum_k \tfrac{n_k}{n} \max_{i \in k} \tfrac{1}{n_k - 1} "
+    r"\#\{ j \in k,\, j \ne i : \tfrac1d \| x_i - x_j \|^2 \le \eta \}",
+    reference="definition, of guesses among n public examples with the label k known",
+)
+def chance_of_public_guess(public: Batch, radius: float) -> float:
+    """Return how often the best public example of a class comes close to the others.
+
+    Args:
+        public: examples; without classes all are of one.
+        radius: η, mean squared error that counts as a success.
+    """
+    order = torch.randperm(len(public), generator=generator(0, "public-guess"))
+    public = public.select(order[:_PUBLIC])
+    targets, flat = public.targets, public.inputs.double().flatten(1)
+    unlabelled = targets.is_floating_point() or targets.dim() > 1
+    labels = torch.zeros(len(public)) if unlabelled else targets
+    found = 0
+    for label in labels.unique():
+        own = flat[labels == label]
+        close = torch.cdist(own, own).square() <= radius * own.shape[1]
+        if len(own) > 1:
+            best = int(close.sum(dim=1).max()) - 1
+            found += len(own) * best / (len(own) - 1)
+    return found / len(public)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionRobustness(Bound):
-    """No attack succeeds with a probability above γ = 1 − f(κ).
+    """Attacks succeed with a probability of at most γ = 1 − f(κ).
 
-    κ is the probability that the best guess without the release succeeds, and f the
-    trade-off curve of the mechanism. Success may be anything; with ``radius`` it is a
-    mean squared error of at most η, and κ is bounded for draws of the Gaussian prior.
+    κ is the probability that the best guess without the release succeeds, by all that
+    the attacker knows besides, and f the trade-off curve of the mechanism. Whoever
+    knows more than κ includes may succeed more often. Success may be anything; with
+    ``radius`` it is a mean squared error of at most η, and κ the larger of two: that of
+    the Gaussian prior, given the labels, and that of guesses among public examples.
 
     Attributes:
         chance: κ in (0, 1); not used if ``radius`` is given.
@@ -167,7 +206,7 @@ class ReconstructionRobustness(Bound):
         if isinstance(found, NotApplicable):
             return found
         density = world.prior if prior is None else prior
-        log_chance = self._log_chance(density)
+        log_chance = self._log_chance(density, world)
         if isinstance(log_chance, NotApplicable):
             return log_chance
         closed = found.family == "gaussian" and self.sampling_rate == 1
@@ -181,8 +220,10 @@ class ReconstructionRobustness(Bound):
             assumptions=(
                 *training_assumptions(found, self.steps, self.sampling_rate),
                 self._success(density),
+                _KNOWLEDGE,
             ),
             reference="Hayes, Mahloujifar and Balle, NeurIPS 2023",
+            binds=Binds.KNOWN_CHANCE,
             details={
                 "chance": math.exp(log_chance),
                 "log10_chance": log_chance / math.log(10),
@@ -193,7 +234,9 @@ class ReconstructionRobustness(Bound):
             },
         )
 
-    def _log_chance(self, density: Density | None) -> float | NotApplicable:
+    def _log_chance(
+        self, density: Density | None, world: World
+    ) -> float | NotApplicable:
         if self.radius is None:
             return math.log(self.chance)
         if not isinstance(density, GaussianDensity):
@@ -201,12 +244,19 @@ class ReconstructionRobustness(Bound):
                 "the chance of a guess within the radius is known for the prior "
                 "'gaussian' only; use it, or give the option chance"
             )
-        outside = density.location.numel() - len(density.variances)
-        variances = [*density.variances.tolist(), density.floor]
-        counts = [*[1.0] * len(density.variances), float(outside)]
-        return log_chance_of_gaussian(
+        # The labels are known to the attacker: the spread within a class is left.
+        labelled = density.given(world.batch.targets) is not None
+        spread = density.within if labelled and density.within else density
+        outside = spread.location.numel() - len(spread.variances)
+        variances = [*spread.variances.tolist(), spread.floor]
+        counts = [*[1.0] * len(spread.variances), float(outside)]
+        found = log_chance_of_gaussian(
             np.asarray(variances), np.asarray(counts), self.radius
         )
+        if world.public is None or len(world.public) < 2:
+            return found
+        guess = chance_of_public_guess(world.public, self.radius)
+        return max(found, math.log(guess)) if guess > 0 else found
 
     def _risk(self, found: Guarantee, log_chance: float, *, closed: bool) -> float:
         if closed:
@@ -227,6 +277,8 @@ class ReconstructionRobustness(Bound):
                 f"{self.chance:g}; that depends on the data and on what is a success."
             )
         return (
-            f"An example is a draw of the prior {density.name!r}, and a mean squared "
-            f"error of {self.radius:g} or less is a success; κ is an upper bound."
+            f"A mean squared error of {self.radius:g} or less is a success. κ is the "
+            f"larger of two chances: of the best guess for draws of the prior "
+            f"{density.name!r} given the labels, from above, and of the best public "
+            f"example for another of its class."
         )

@@ -13,6 +13,11 @@ from torch import Tensor
 from exhume.errors import InvalidInput
 from exhume.formula import formula
 from exhume.keys import generator
+from exhume.priors.class_means import (
+    ClassMeans,
+    GivenLabels,
+    held_out_p_values,
+)
 from exhume.problem.batch import Batch
 from exhume.problem.prior import Density, Prior
 from exhume.problem.task import Task
@@ -199,6 +204,10 @@ class GaussianDensity(Density):
         dtype: precision of :meth:`mean` and :meth:`sample`.
         fit_check: :func:`mahalanobis_per_dimension` of held-out public examples (≈ 1 if
             they look like draws), or None if the density was not fitted.
+        classes: means of classes, or None if it has none.
+        within: density of x − μ_y, of one covariance for all classes; with ``classes``.
+        p_values: of held-out public examples, see ``held_out_p_values``; None
+            if they were not tested.
     """
 
     name: ClassVar[str] = "gaussian"
@@ -211,6 +220,9 @@ class GaussianDensity(Density):
     floor: float
     dtype: torch.dtype = torch.float64
     fit_check: float | None = None
+    classes: ClassMeans | None = None
+    within: GaussianDensity | None = None
+    p_values: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if float(self.variances.min()) <= 0 or self.floor <= 0:
@@ -226,6 +238,20 @@ class GaussianDensity(Density):
         variances, basis = torch.linalg.eigh(covariance.double())
         floor = float(variances[0])
         return cls(mean.double(), basis, variances, floor, mean.dtype)
+
+    def given(self, targets: Tensor) -> GivenLabels | None:
+        """Return the density p(x | y) of a batch, or None if a class has no mean.
+
+        Args:
+            targets: y, shape [B].
+        """
+        if self.classes is None or self.within is None:
+            return None
+        rows = self.classes.rows(targets)
+        if rows is None:
+            return None
+        means = self.classes.means[rows]
+        return GivenLabels(means, self.within, self.fit_check, self.p_values)
 
     def energy(self, inputs: Tensor) -> Tensor:
         """Return ½ Σᵢ (xᵢ − μ)ᵀ P (xᵢ − μ), a scalar of the inputs' type."""
@@ -364,7 +390,15 @@ class Gaussian(Prior):
             raise InvalidInput(msg)
         shrinkage = self._likeliest(public) if self.covariance == "shrinkage" else None
         density = self._fit(public.inputs, shrinkage)
-        return replace(density, fit_check=self._cross_validate(public, shrinkage))
+        means, within = self._within_classes(public, shrinkage)
+        several = len(means.labels) > 1
+        return replace(
+            density,
+            fit_check=self._cross_validate(public, shrinkage),
+            classes=means if several else None,
+            within=within if several else None,
+            p_values=self._tested(public, shrinkage),
+        )
 
     def _fit(self, inputs: Tensor, shrinkage: float | None) -> GaussianDensity:
         flat = inputs.detach().reshape(len(inputs), -1).double()
@@ -380,6 +414,30 @@ class Gaussian(Prior):
             floor + added,
             inputs.dtype,
         )
+
+    def _within_classes(
+        self, public: Batch, shrinkage: float | None
+    ) -> tuple[ClassMeans, GaussianDensity]:
+        """Fit the means of classes, and one covariance within all of them."""
+        means = ClassMeans.of(public)
+        rows = means.rows(public.targets)
+        assert rows is not None  # they are its own
+        lost = len(public) - len(means.labels)
+        residuals = means.residuals(public, rows) * (len(public) / lost) ** 0.5
+        within = self._fit(residuals.to(public.inputs.dtype), shrinkage)
+        return means, replace(within, location=torch.zeros_like(within.location))
+
+    def _tested(
+        self, public: Batch, shrinkage: float | None
+    ) -> tuple[float, float] | None:
+        """Test the fit to four fifths of the examples on the others."""
+        local = generator(0, "gaussian", "test")
+        order = torch.randperm(len(public), generator=local)
+        fifth = len(public) // _FOLDS
+        held_out, rest = public.select(order[:fifth]), public.select(order[fifth:])
+        means, within = self._within_classes(rest, shrinkage)
+        freedom = len(rest) - len(means.labels)
+        return held_out_p_values(means, within._weigh, held_out, freedom)
 
     def _spectrum(
         self, centred: Tensor, mean_variance: float, shrinkage: float | None

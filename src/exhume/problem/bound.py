@@ -25,6 +25,7 @@ class Binds(StrEnum):
     EVERY_ATTACK = "every attack"
     UNBIASED_ATTACKS = "unbiased attacks only: any attack with a prior may beat it"
     NO_PRIOR = "attacks without a prior only"
+    KNOWN_CHANCE = "attacks whose knowledge the chance κ includes, and no others"
     NOBODY = "nobody strictly: it is an approximation"
 
 
