@@ -184,7 +184,7 @@ def held_out_p_values(
     residuals = means.residuals(held_out, rows).flatten(1)
     seen = rows.unique()
     centres = torch.stack([residuals[rows == k].mean(dim=0) for k in seen])
-    distances, between = ((r * weigh(r)).sum(dim=1) for r in (residuals, centres))
+    distances, between = ((r * weigh(r)).sum(dim=1).cpu() for r in (residuals, centres))
     dimension = residuals.shape[1]
     numbers = torch.stack([(rows == k).sum() for k in seen])
     return (
