@@ -599,7 +599,7 @@ def test_advice_is_the_least_loss_that_reaches_the_error():
     assert "use Gaussian noise, std 0.316" in text
     # A number between two bounds is not one.
     assert "bounds interpolate to 0.00894, which itself bounds nothing;" in text
-    assert "no attack can go below" not in text
+    assert "no attack goes below" not in text
     assert "5.5 % of accuracy lost" in text
     assert "interpolated between std 0.1 and std 1" in text
     assert "which includes errors below what you ask" in text
@@ -608,7 +608,9 @@ def test_advice_is_the_least_loss_that_reaches_the_error():
 def test_advice_at_a_measured_point_is_not_called_interpolated():
     text = str(ask(0.01, 0.02))
     assert "use Gaussian noise, std 0.1 (" in text
-    assert "on average over the prior, no attack can go below 0.004;" in text
+    assert (
+        "on data that follow the prior no attack goes below 0.004 on average;" in text
+    )
     assert "interpolated" not in text
 
 

@@ -347,8 +347,8 @@ def test_epsilon_and_the_floor_stand_side_by_side(tmp_path):
     row = promised(0.03)
     assert (row.epsilon, row.floor, row.guess) == ("91", "0.03", "0.09")
     assert row.words == (
-        "ε = 91 says nothing; yet no attack gets below a mean squared error of 0.03 on "
-        "average, 33 % of the error without the release."
+        "ε = 91 says nothing; yet on data that follow the prior no attack gets below a "
+        "mean squared error of 0.03 on average, 33 % of the error without the release."
     )
     assert row.terms == (
         "δ = 1×10⁻⁵, one example added or removed, one release, no sampling"
@@ -367,15 +367,19 @@ def test_epsilon_and_the_floor_stand_side_by_side(tmp_path):
         (
             {"epsilon": math.inf, "unit": None, "reasons": ["no clipping"]},
             "∞",
-            "ε = ∞ says nothing (no clipping); yet no attack gets below",
+            "ε = ∞ says nothing (no clipping); yet on data that follow",
         ),
         (
             {"epsilon": None, "reasons": ["needs dp-accounting"]},
             "not accounted",
-            "ε is not accounted (needs dp-accounting); yet no attack gets below",
+            "ε is not accounted (needs dp-accounting); yet on data that follow",
         ),
-        ({"epsilon": 0.5}, "0.5", "ε = 0.5 is a strong promise; and no attack gets"),
-        ({"epsilon": 3.0}, "3", "ε = 3 is a moderate promise; and no attack gets"),
+        (
+            {"epsilon": 0.5},
+            "0.5",
+            "ε = 0.5 is a strong promise; and on data that follow",
+        ),
+        ({"epsilon": 3.0}, "3", "ε = 3 is a moderate promise; and on data that follow"),
     ],
 )
 def test_what_epsilon_promises_is_in_words(changes, epsilon, words):

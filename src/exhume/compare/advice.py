@@ -208,7 +208,8 @@ def _recommended(
         )
     elif place.floor is not None:
         floor = (
-            f"on average over the prior, no attack can go below {number(place.floor)}"
+            f"on data that follow the prior no attack goes below {number(place.floor)} "
+            f"on average"
         )
     reached = [p.strongest for p in place.points if p.strongest is not None]
     names = list(dict.fromkeys(s.attack for s in reached))

@@ -273,10 +273,13 @@ def _said(account: dict[str, Any] | None) -> tuple[str, bool]:
 
 
 def _held(floor: float | None, guess: float | None, *, promised: bool) -> str:
-    """Go on with what no attack gets below."""
+    """Go on with what no attack gets below, if the prior is right."""
     if not floor:
         return "and no bound says that the data cannot be read"
-    below = f"no attack gets below a mean squared error of {number(floor)} on average"
+    below = (
+        f"on data that follow the prior no attack gets below a mean squared error of "
+        f"{number(floor)} on average"
+    )
     join = "and" if promised else "yet"
     if not guess:
         return f"{join} {below}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BOUND_LABEL", "Legend", "Plot", "convergence", "error_plots", "legend"]
 
-BOUND_LABEL = "no attack can do better on average over the prior"
+BOUND_LABEL = "no attack does better on average, if data follow the prior"
 
 #: the drawn spread of an error: the middle 80 % of all examples and seeds
 _SPREAD = (0.1, 0.9)

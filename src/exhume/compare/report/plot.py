@@ -45,7 +45,14 @@ def legend(comparison: Comparison) -> list[Legend]:
     if comparison.chance is not None:
         items.append(Legend("chance", 0, "", "guessing without the update"))
     if any(p.floor.value for f in comparison.frontiers for p in f.points):
-        items.append(Legend("bound", 0, "", "no attack can go below, on average"))
+        items.append(
+            Legend(
+                "bound",
+                0,
+                "",
+                "no attack goes below on average, if data follow the prior",
+            )
+        )
     return items
 
 
