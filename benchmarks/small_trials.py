@@ -187,6 +187,7 @@ ATTACKS: list[tuple[Options, tuple[str, ...]]] = [
     ({"name": "nearest-public", "gradients": 20}, ("gradient", "update", "noise")),
     ({"name": "pca"}, ("two-layer",)),
     ({"name": "prior-mean"}, ("gradient", "update", "fine-tuning", "weights")),
+    ({"name": "public-centres"}, ("gradient", "update", "fine-tuning", "weights")),
     (
         {"name": "sample-splitting", "iterations": 20, "rounds": 1, "restarts": 1},
         ("weights",),

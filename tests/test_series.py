@@ -235,6 +235,7 @@ def test_an_audit_of_series_ranks_by_the_error_of_the_field(audit):
         "gauss-newton",
         "inverting-gradients",
         "prior-mean",
+        "public-centres",
         "nearest-public",
     }
     for result in done:
