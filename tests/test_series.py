@@ -243,7 +243,8 @@ def test_an_audit_of_series_ranks_by_the_error_of_the_field(audit):
         assert result.event["kind"] == "series"
         assert 0 <= result.scores["smape"][0] <= 2
     page = audit.report.read_text(encoding="utf-8")
-    assert "recovers the ett examples with a median sMAPE of" in page
+    assert "recovers 1 of 1 ett examples" in page
+    assert "the median example is at a sMAPE of" in page
 
 
 @pytest.mark.browser
