@@ -71,6 +71,7 @@ class Finding:
         guessed: the baseline's median error in words, or None.
         gain: of the attack over the guesses; None where nothing was guessed.
         recognises: the attack answers with public examples.
+        headline: metric of the errors.
     """
 
     defense: Defended
@@ -81,6 +82,7 @@ class Finding:
     guessed: Reached | None = None
     gain: Gain | None = None
     recognises: bool = False
+    headline: str = BOUNDED_METRIC
 
     @property
     def level(self) -> Level:
@@ -100,6 +102,11 @@ class Finding:
         if self.gain is None:
             return "–"
         return f"{self.gain.recovered} of {self.gain.examples}"
+
+    @property
+    def lowest(self) -> str:
+        """Error of the headline below which a tenth of the examples lie, in print."""
+        return score(self.headline, None if self.gain is None else self.gain.lowest)
 
     @property
     def interval(self) -> str:
@@ -164,6 +171,7 @@ def _finding(
         guessed=None if guess is None else _in_words(guess[1], metric),
         gain=found.get((label, attack)),
         recognises=any(r.recognises for r in results),
+        headline=metric,
     )
 
 
