@@ -3,7 +3,8 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,12 +22,15 @@ from exhume.compare.wording import parse_error
 from exhume.config import build
 from exhume.errors import InvalidInput, NotImported, UnknownName, Unsuited
 from exhume.keys import generator
-from exhume.metrics.score import match
+from exhume.metrics.mse import Mse
+from exhume.metrics.score import apply, match
 from exhume.problem.attack import Attack
+from exhume.problem.metric import Metric
 from exhume.problem.reconstruction import Cost, Outcome, Reconstruction
 from exhume.registry import find, names
 from exhume.report.pictures import line
 from exhume.trials.memorised import nearest_candidates
+from plugin import write_package
 from report_pages import bound, trial, written
 from toys import GRAY, VECTOR, make_world, reveal
 
@@ -51,6 +55,72 @@ def test_every_door_leads_to_the_same_event():
     assert EventSpec.of_shape((4,)) == EventSpec.vector(4)
     with pytest.raises(InvalidInput, match=r"\[2, 3, 4, 5\] does not tell.*image"):
         EventSpec.of_shape((2, 3, 4, 5))
+
+
+RECORD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from exhume.problem.event import EventSpec
+
+
+@dataclass(frozen=True)
+class Aaa(EventSpec):
+    axes: ClassVar[int] = 1
+    plain: ClassVar[bool] = True
+"""
+
+
+def test_a_kind_of_a_package_does_not_take_the_arrays_of_others(tmp_path, monkeypatch):
+    write_package(tmp_path, {("event", "aaa.py"): RECORD}, name="their_lab")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "aaa" in names("event")
+    assert EventSpec.of("aaa", (4,)).kind == "aaa"
+    assert EventSpec.of_shape((4,)) == EventSpec.vector(4)
+    with pytest.raises(InvalidInput, match=r"\[28, 28\] does not tell"):
+        EventSpec.of_shape((28, 28))
+
+
+@dataclass(frozen=True)
+class Tokens(EventSpec):
+    """Sentences as rows of a vocabulary, [T, V]; a row of zeros is padding."""
+
+    axes: ClassVar[int] = 2
+
+    def mask(self, inputs):
+        return (inputs.amax(dim=2, keepdim=True) > 0.5).expand_as(inputs)
+
+    def unpadded(self, guess, truth, counts):
+        rows = counts[:, 0]
+        spec = replace(self, shape=(int(rows.sum()), self.shape[1]))
+        return guess[rows], truth[rows], spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenError(Metric):
+    """Share of the tokens that are wrong: it needs the rows, and the kind."""
+
+    higher_is_better: ClassVar[bool] = False
+
+    def __call__(self, guess, truth, spec):
+        assert isinstance(spec, Tokens)
+        assert guess.shape[1:] == spec.shape
+        return (guess.argmax(2) != truth.argmax(2)).double().mean(1)
+
+
+def test_a_metric_sees_the_rows_of_a_padded_example():
+    spec = Tokens((4, 5), 0.0, 1.0)
+    words = torch.tensor([[1, 3, 0, 0], [2, 2, 4, 0]])
+    truth = torch.nn.functional.one_hot(words, 5).float()
+    truth[0, 2:] = truth[1, 3:] = 0
+    guess = truth.clone()
+    guess[0, 2:, 3] = 9  # what an estimate holds at the padding does not matter
+    guess[1, 0] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+    found = apply(TokenError(), guess, truth, spec)
+    assert found.tolist() == pytest.approx([0, 1 / 3])
+    mask = spec.mask(truth)
+    squares = ((guess - truth) ** 2 * mask).sum((1, 2)) / mask.sum((1, 2))
+    torch.testing.assert_close(apply(Mse(), guess, truth, spec), squares.double())
 
 
 def test_records_of_files_are_written_as_ever():

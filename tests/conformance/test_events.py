@@ -57,6 +57,20 @@ def test_examples_pass_and_others_do_not(event):
 
 
 @every("event")
+def test_what_counts_of_an_example_is_an_example_with_the_same_error(event):
+    truth, guess = drawn(event, 2), drawn(event, 2, key=1)
+    counts = event.mask(truth)
+    if counts is None:
+        counts = torch.ones_like(truth, dtype=torch.bool)
+    for one, true, counted in zip(guess, truth, counts, strict=True):
+        cut, wanted, spec = event.unpadded(one, true, counted)
+        assert cut.shape == wanted.shape == spec.shape
+        spec.check(wanted[None])
+        own = ((one - true)[counted] ** 2).sum()
+        torch.testing.assert_close(((cut - wanted) ** 2).sum(), own)
+
+
+@every("event")
 def test_what_an_optimiser_found_becomes_examples(event):
     wild = 3 * torch.randn((4, *event.shape), generator=generator(0))
     hard = event.harden(wild)

@@ -29,7 +29,6 @@ class Series(EventSpec):
     """
 
     axes: ClassVar[int] = 2
-    plain: ClassVar[bool] = True
     error: ClassVar[str] = "smape"
     bibtex: ClassVar[str] = """\
 @inproceedings{meijer2025tsinverse,

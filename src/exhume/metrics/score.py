@@ -224,8 +224,8 @@ def apply(
 ) -> Tensor | NotApplicable:
     """Score matched examples by one metric; padding of the true ones is left out.
 
-    A padded example is compared as the vector of its numbers that count, so a metric
-    need not know of padding.
+    A padded example is compared by what counts of it, see :meth:`EventSpec.unpadded`,
+    so a metric need not know of padding.
 
     Args:
         metric: of inputs or targets.
@@ -244,8 +244,8 @@ def apply(
         return metric(guess, truth, spec)
     values = []
     for one, true, counts in zip(guess, truth, mask, strict=True):
-        plain = EventSpec.vector(int(counts.sum()), spec.low, spec.high)
-        value = metric(one[counts][None], true[counts][None], plain)
+        guessed, wanted, cut = spec.unpadded(one, true, counts)
+        value = metric(guessed[None], wanted[None], cut)
         if isinstance(value, NotApplicable):
             return value
         values.append(value)

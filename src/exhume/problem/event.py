@@ -184,6 +184,25 @@ class EventSpec(Member, metaclass=_ByKind):
         """
         del inputs
 
+    def unpadded(
+        self, guess: Tensor, truth: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor, EventSpec]:
+        """Cut one padded example and its estimate to what counts, for a metric.
+
+        The default forgets the shape: what counts becomes a vector. A kind whose
+        padding is whole rows returns the rows that count, as an event of its own.
+
+        Args:
+            guess: x̂, shape [*shape].
+            truth: x, shape [*shape].
+            counts: its row of :meth:`mask`, shape [*shape].
+
+        Returns:
+            guess and truth of one shape, and the event that they are examples of.
+        """
+        spec = EventSpec.vector(int(counts.sum()), self.low, self.high)
+        return guess[counts], truth[counts], spec
+
     def check(self, inputs: Tensor) -> None:
         """Raise unless these are examples of this event.
 
@@ -294,14 +313,17 @@ class EventSpec(Member, metaclass=_ByKind):
     ) -> EventSpec:
         """Describe an example of which nothing but the shape is known.
 
-        Kinds that are ``plain`` are assumed: images have three axes, vectors have one.
+        Kinds of exhume that are ``plain`` are assumed: images have three axes, vectors
+        have one. One that a package adds is named by who means it: else its presence
+        would change what the arrays of others are.
 
         Raises:
             InvalidInput: no plain kind has as many axes.
         """
         for name in names("event"):
             kind = find("event", name)
-            if kind.plain and kind.axes == len(shape):
+            ours = kind.__module__.startswith("exhume.")
+            if ours and kind.plain and kind.axes == len(shape):
                 return kind(shape, low, high)
         msg = (
             f"the shape {list(shape)} does not tell what an example is; name its kind: "
