@@ -210,6 +210,8 @@ def test_the_public_names_resolve():
     [
         ("exhume.audit.records", "exhume.runs.records", "TrialSpec"),
         ("exhume.audit.trial", "exhume.trials.trial", "run_trial"),
+        ("exhume.audit.trial", "exhume.trials.world", "make_world"),
+        ("exhume.audit.trial", "exhume.trials.setting", "prepare"),
     ],
 )
 def test_documented_modules_that_moved_keep_a_door(old, new, name):

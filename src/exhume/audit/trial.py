@@ -4,4 +4,9 @@ from __future__ import annotations
 
 from exhume.moved import door
 
-__getattr__ = door("exhume.audit.trial", "exhume.trials.trial")
+__getattr__ = door(
+    "exhume.audit.trial",
+    "exhume.trials.trial",
+    "exhume.trials.setting",
+    "exhume.trials.world",
+)
