@@ -7,6 +7,6 @@ from exhume.moved import door
 __getattr__ = door(
     "exhume.audit.trial",
     "exhume.trials.trial",
-    "exhume.trials.setting",
     "exhume.trials.world",
+    "exhume.trials.setting",
 )
