@@ -411,3 +411,38 @@ def test_answers_are_never_overwritten(here):
     before = {p.name: p.read_bytes() for p in first.iterdir()}
     assert "choose another --out" in run(*arguments, "--out", first, code=2).stderr
     assert before == {p.name: p.read_bytes() for p in first.iterdir()}
+
+
+# --- kinds of example that no shape tells --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        ("series", ""),
+        ("nonsense", "no event is called 'nonsense'; known: image, series, vector"),
+        ("vector", "an event of kind 'vector' needs 1 positive size"),
+    ],
+)
+def test_a_file_holds_examples_of_the_kind_that_is_said(here, event, told):
+    (here / "ownseries.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Linear(8, 3))\n"
+    )
+    inputs = np.random.default_rng(0).normal(size=(5, 24, 2)).astype(np.float32)
+    np.savez(here / "series.npz", inputs=inputs, targets=np.arange(5) % 3)
+    model = ("--model", "ownseries:build", "--mode", "eval", "--out", "found")
+    data = ("--data", "series.npz", "--event", event)
+    done = run("attack", "analytic-linear", *model, *data, code=2 if told else 0)
+    if told:
+        assert told in " ".join(done.stderr.split())
+    else:
+        assert "smape" in done.output
+
+
+def test_a_source_of_another_kind_is_not_renamed(here):
+    said = ("--model", "ownnet:build", "--data", "digits", "--event", "series")
+    done = run("attack", "analytic-linear", *said, "--mode", "eval", code=2)
+    told = "--event says 'series', and digits holds examples of kind 'image'"
+    assert told in " ".join(done.stderr.split())

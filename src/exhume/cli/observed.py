@@ -90,7 +90,14 @@ def observe(
         raise InvalidInput(msg)
     shared = shared and complete(shared, said)
     spec = said.facts().get("spec") if shared is None else shared.spec
-    own = None if data is None else load_batch(data, spec)
+    kind = said.event if shared is None or shared.spec is None else shared.spec.kind
+    own = None if data is None else load_batch(data, spec, kind)
+    if own is not None and said.event not in (None, own.spec.kind):
+        msg = (
+            f"--event says {said.event!r}, and {data} holds examples of kind "
+            f"{own.spec.kind!r}; leave --event out"
+        )
+        raise InvalidInput(msg)
     if shared is None:
         assert own is not None  # one of the two is given
         own = own.select(range(min(said.batch_size or 1, len(own))))
@@ -154,7 +161,7 @@ def known(
             raise InvalidInput(msg)
         return {}
     assert shared.spec is not None  # `complete` or `simulate` set it
-    examples = load_batch(public, shared.spec)
+    examples = load_batch(public, shared.spec, shared.spec.kind)
     if examples.spec.shape != shared.spec.shape:
         msg = (
             f"the public examples have shape {list(examples.spec.shape)}, the private "

@@ -89,13 +89,16 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def load_batch(where: str, like: EventSpec | None = None) -> Batch:
+def load_batch(
+    where: str, like: EventSpec | None = None, event: str | None = None
+) -> Batch:
     """Load examples from a registered source, a folder of images or an .npz file.
 
     Args:
         where: a name, a path, or name and options as in a settings file:
             ``{name = "mnist", path = "mnist"}``.
         like: one example; a folder of images is shrunk to its size.
+        event: kind of the examples of a file, where it was named.
     """
     from exhume.config import build
     from exhume.files import refuse_pickle
@@ -113,7 +116,7 @@ def load_batch(where: str, like: EventSpec | None = None) -> Batch:
             given |= {"size": grid[-1], "gray": grid[0] == 1}
     elif path.exists():
         refuse_pickle(path)
-        given = {"name": "npz", "path": where}
+        given = {"name": "npz", "path": where, "event": event}
     else:
         known = ", ".join(names("data"))
         msg = f"there is no data called {where!r}, nor a path; known names: {known}"

@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Self
 
 import numpy as np
 
+from exhume.config import later
 from exhume.data._files import (
     check_limit,
     evenly_spaced,
@@ -18,6 +19,7 @@ from exhume.errors import InvalidInput
 from exhume.problem.batch import Batch, checked_batch
 from exhume.problem.event import EventSpec
 from exhume.problem.source import DataSource
+from exhume.registry import find
 
 __all__ = ["Npz"]
 
@@ -41,6 +43,8 @@ class Npz(DataSource):
         low: least value of an input, with ``high``.
         high: greatest value of an input, with ``low``.
         limit: keep at most this many examples, evenly spaced.
+        event: kind of the examples, where their shape does not tell it: a series, or a
+            kind of one's own. Its arrays are [N, *shape].
     """
 
     path: str
@@ -49,6 +53,7 @@ class Npz(DataSource):
     low: float | None = None
     high: float | None = None
     limit: int | None = None
+    event: str | None = later(None)
 
     licence: ClassVar[str] = "as the file's owner says"
 
@@ -90,7 +95,8 @@ class Npz(DataSource):
                 f"(0 to 255) or real numbers"
             )
             raise InvalidInput(msg)
-        if inputs.ndim == 2:
+        kind = None if self.event is None else find("event", self.event)
+        if inputs.ndim == 2 or (kind is not None and not kind.plain):
             return inputs
         if inputs.ndim == 3:
             return inputs[:, None]
@@ -105,7 +111,11 @@ class Npz(DataSource):
         raise InvalidInput(msg)
 
     def _spec(self, inputs: np.ndarray) -> EventSpec:
-        spec = EventSpec.of_shape(inputs.shape[1:], self.low, self.high)
+        shape, ends = inputs.shape[1:], (self.low, self.high)
+        if self.event is None:
+            spec = EventSpec.of_shape(shape, *ends)
+        else:
+            spec = EventSpec.of(self.event, shape, *ends)
         usual = (0.0, 1.0) if inputs.dtype == np.uint8 else spec.usual
         if spec.low is None and usual is not None:
             spec = replace(spec, low=usual[0], high=usual[1])
