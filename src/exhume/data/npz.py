@@ -59,6 +59,8 @@ class Npz(DataSource):
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
+        if self.event is not None:
+            find("event", self.event)  # a wrong name is told before anything is read
         if (self.low is None) != (self.high is None):
             msg = "give both ends of the range, low and high, or neither"
             raise InvalidInput(msg)
