@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from exhume.audit import AuditSettings, TrialSpec, run, run_trial
 from exhume.audit.report.results import scenarios
@@ -18,6 +19,7 @@ from exhume.audit.settings import (
     example_settings,
     expand,
 )
+from exhume.cli import app
 from exhume.errors import InvalidInput, UnknownName
 from exhume.problem.batch import Batch
 from exhume.problem.event import EventSpec
@@ -557,6 +559,12 @@ def test_what_a_guess_might_explain_gets_a_placebo(tmp_path):
     assert found.gain is not None
     assert found.gain.recovered == 0
     assert len(found.gain.placebos) == 8
+    page = done.report.read_text(encoding="utf-8")
+    assert "No placebo was run" not in page
+    # A page that is written again from the folder says the same.
+    written = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert written.exit_code == 0, written.output
+    assert done.report.read_text(encoding="utf-8") == page
     told = []
     run(settings, out=tmp_path, progress=lambda *given: told.append(given))
     assert {(done, total) for _, done, total, *_ in told} == {(32, 32), (8, 8)}

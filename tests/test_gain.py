@@ -86,6 +86,17 @@ def test_a_better_guess_is_told_by_its_placebo():
     assert far.level == "leak"
 
 
+def test_a_placebo_explains_only_what_guesses_do_not():
+    """Where chance may explain the gain, the placebo is not to blame."""
+    random = np.random.default_rng(2)
+    errors = tuple(0.07 * np.exp(0.5 * random.normal(size=12) - 0.1))
+    found = Gain(errors, (GUESS,) * 12, tuple(range(12)), 64, errors)
+    assert found.level == "unsure"
+    assert not found.is_guess
+    near = Gain((0.03,) * 12, (GUESS,) * 12, tuple(range(12)), 64, (0.03,) * 12)
+    assert (near.level, near.is_guess) == ("unsure", True)
+
+
 def test_the_test_is_that_of_student_on_means_of_seeds():
     random = np.random.default_rng(1)
     errors, others = np.exp(random.normal(size=(2, 12)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +71,7 @@ def run(
         tell = progress or silent
         try:
             _carry_out(specs, store, folder, where=where, tell=tell)
-            if placebos := _placebos(settings, specs, store):
+            if placebos := _placebos(settings, _ended(specs, store)):
                 _carry_out(placebos, store, folder, where=where, tell=tell)
         except KeyboardInterrupt:
             _report(settings, specs, store, folder)
@@ -117,8 +117,13 @@ def _carry_out(
     carry_out(plan, trial_job(folder), store, where=where, tell=tell)
 
 
+def _ended(specs: Iterable[TrialSpec], store: Store) -> list[TrialResult]:
+    """Return the results of the trials that have ended, in their order."""
+    return [r for spec in specs if (r := store.get(spec.id)) is not None]
+
+
 def _placebos(
-    settings: AuditSettings, specs: Sequence[TrialSpec], store: Store
+    settings: AuditSettings, results: Sequence[TrialResult]
 ) -> list[TrialSpec]:
     """List the placebos of attacks that come nearer than guesses and recover nothing.
 
@@ -127,7 +132,6 @@ def _placebos(
     from exhume.audit.report.results import scenarios
     from exhume.audit.report.verdict import gains
 
-    results = [r for spec in specs if (r := store.get(spec.id)) is not None]
     return [
         replace(result.spec, placebo=True)
         for scenario in scenarios(settings, results)
@@ -159,6 +163,5 @@ def _report(
     from exhume.audit.report.export import write_report
 
     placebos = [replace(spec, placebo=True) for spec in specs if spec.attack]
-    asked = [*specs, *placebos]
-    results = [r for spec in asked if (r := store.get(spec.id)) is not None]
+    results = _ended([*specs, *placebos], store)
     return AuditRun(folder, tuple(results), write_report(settings, results, folder))

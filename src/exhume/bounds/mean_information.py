@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -192,11 +193,8 @@ def invert_mean_information(
     sums.add(batches[len(sums.batches) :])
     if not sums.single:
         return sums, sums.inverse(key)
-    try:
+    with suppress(InvalidInput):  # whether it is singular, float64 says
         quick = sums.inverse(key)
-    except InvalidInput:
-        pass  # the message belongs to float64
-    else:
         if quick.rounding < _SINGLE:
             return sums, quick
     double = InformationSums(prior, at)

@@ -95,7 +95,8 @@ def observe(
     if own is not None and said.event not in (None, own.spec.kind):
         msg = (
             f"--event says {said.event!r}, and {data} holds examples of kind "
-            f"{own.spec.kind!r}; leave --event out"
+            f"{own.spec.kind!r}; leave --event out, or give event = {said.event!r} "
+            f"among the options of the data"
         )
         raise InvalidInput(msg)
     if shared is None:

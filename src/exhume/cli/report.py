@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +72,9 @@ def _rebuild(folder: Path) -> Path:
         found = store.results()
     recorded = [result.spec for result in found]
     wanted = {spec.id for spec in expand(settings, recorded=recorded)}
-    results = [r for r in found if r.spec.id in wanted] or found
+    # A placebo belongs to the run that asked for its trial.
+    asked = [r for r in found if replace(r.spec, placebo=False).id in wanted]
+    results = asked or found
     if not results:
         msg = f"no trial has finished in {str(folder)!r}; run the audit again"
         raise InvalidInput(msg)

@@ -68,10 +68,7 @@ def seed_test(
     Returns:
         the one-sided p-value; 1 with fewer than two seeds.
     """
-    of_seed: dict[int, list[float]] = {}
-    for error, other, seed in zip(errors, others, seeds, strict=True):
-        of_seed.setdefault(seed, []).append(_log_ratio(error, other))
-    means = [fmean(logs) for logs in of_seed.values()]
+    means = _means([*map(_log_ratio, errors, others)], seeds)
     if len(means) < 2:
         return 1.0
     middle = fmean(means)
@@ -81,6 +78,14 @@ def seed_test(
     from scipy.stats import t
 
     return float(t.cdf(middle * math.sqrt(len(means)) / spread, len(means) - 1))
+
+
+def _means(values: Sequence[float], seeds: Sequence[int]) -> list[float]:
+    """Return the mean of each seed."""
+    of_seed: dict[int, list[float]] = {}
+    for value, seed in zip(values, seeds, strict=True):
+        of_seed.setdefault(seed, []).append(value)
+    return [*map(fmean, of_seed.values())]
 
 
 def _log_ratio(error: float, other: float) -> float:
@@ -118,16 +123,23 @@ class Gain:
         return len(self.errors)
 
     @cached_property
+    def ratios(self) -> list[float]:
+        """Share e / c of the guess's error that the attack keeps of every example.
+
+        A guess that is exact leaves nothing to gain: ∞.
+        """
+        pairs = zip(self.errors, self.guesses, strict=True)
+        return [e / c if c > 0 else math.inf for e, c in pairs]
+
+    @cached_property
     def recovered(self) -> int:
         """Examples with at most :func:`recovery_ratio` of the guess's error."""
         return sum(self._hits)
 
     @property
     def _hits(self) -> list[bool]:
-        ratio = recovery_ratio(self.dimension, self.examples * self.tests)
-        pairs = zip(self.errors, self.guesses, strict=True)
-        # A guess that is exact leaves nothing to gain.
-        return [e <= ratio * c and c > 0 for e, c in pairs]
+        most = recovery_ratio(self.dimension, self.examples * self.tests)
+        return [ratio <= most for ratio in self.ratios]
 
     @property
     def share(self) -> float:
@@ -145,16 +157,12 @@ class Gain:
     @property
     def worst_seed(self) -> float:
         """Share of recovered examples of the seed with the most."""
-        hits: dict[int, list[bool]] = {}
-        for seed, hit in zip(self.seeds, self._hits, strict=True):
-            hits.setdefault(seed, []).append(hit)
-        return max(fmean(of_one) for of_one in hits.values())
+        return max(_means(self._hits, self.seeds))
 
     @cached_property
     def kept(self) -> float:
         """Mean share of the guess's error that the better of the two leaves."""
-        pairs = zip(self.errors, self.guesses, strict=True)
-        return fmean(min(e / c, 1.0) if c > 0 else 1.0 for e, c in pairs)
+        return fmean(min(ratio, 1.0) for ratio in self.ratios)
 
     @property
     def lowest(self) -> float:
@@ -164,8 +172,7 @@ class Gain:
     @property
     def typical(self) -> float:
         """Median share of the guess's error that the attack keeps."""
-        pairs = zip(self.errors, self.guesses, strict=True)
-        return median(e / c if c > 0 else math.inf for e, c in pairs)
+        return median(self.ratios)
 
     @property
     def order(self) -> tuple[float, float]:
@@ -175,13 +182,19 @@ class Gain:
     @cached_property
     def certain(self) -> bool:
         """Whether chance does not explain it, nor what the attack knows anyway."""
-        level = _ALPHA / self.tests
-        if seed_test(self.errors, self.guesses, self.seeds) > level:
-            return False
+        return self._nearer(self.guesses) and not self.is_guess
+
+    @cached_property
+    def is_guess(self) -> bool:
+        """Whether it is nearer than guesses, but not for certain than its placebo."""
         return (
-            not self.placebos
-            or seed_test(self.errors, self.placebos, self.seeds) <= level
+            bool(self.placebos)
+            and self._nearer(self.guesses)
+            and not self._nearer(self.placebos)
         )
+
+    def _nearer(self, others: Sequence[float]) -> bool:
+        return seed_test(self.errors, others, self.seeds) <= _ALPHA / self.tests
 
     @property
     def level(self) -> Level:

@@ -253,7 +253,7 @@ def _unsure(finding: Finding) -> str:
     """Say that an attack came nearer, and what else may explain it."""
     own = finding.gain
     assert own is not None
-    if own.placebos:
+    if own.is_guess:
         why = "but as near without their release (placebo): it is a good guess"
     elif len(set(own.seeds)) < 2:
         why = "which one seed cannot tell from chance: run more"
@@ -280,7 +280,7 @@ def _defended(found: Sequence[Finding]) -> list[str]:
         sentences.append(f"A little more than a guess is left with {parts}.")
     if unsure := levels.get("unsure"):
         parts = also([_nearest(group) for group in _families(unsure)])
-        placebo = all(f.gain is not None and f.gain.placebos for f in unsure)
+        placebo = all(f.gain is not None and f.gain.is_guess for f in unsure)
         why = "as near without the release, by its placebo" if placebo else ""
         sentences.append(
             f"With {parts}, an attack comes nearer than guessing, "
