@@ -1,6 +1,6 @@
 """Does the interval of an advice hold, though the family was chosen for looking best?
 
-    python benchmarks/advice.py            # about two minutes
+    python benchmarks/advice.py
     python benchmarks/advice.py --runs 100
 
 Twelve families of one cost and one true error; errors are log-normal, and half of their

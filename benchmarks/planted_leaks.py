@@ -1,6 +1,6 @@
 """Does an audit call a leak a leak, and a guess a guess?
 
-    python benchmarks/planted_leaks.py             # four minutes
+    python benchmarks/planted_leaks.py
     python benchmarks/planted_leaks.py --audits 40 --pool 60
 
 Audits of 40 digits are drawn from a pool of trials. Planted are leaks: an attack that
